@@ -1,0 +1,268 @@
+"""The nouns that vNPU's processes share: what stands in etcd, as bounded msgspec types.
+
+Every struct is one JSON value under `/vnpu/v1/`; `coordinator.store.keys` names the keys and their writers.
+Bytes are ints in bytes, times are floats in seconds. Unknown fields are ignored so that a newer writer does not blind
+an older reader; a value that lacks a field, or breaks a bound, does not decode and is quarantined.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, NewType
+
+import msgspec
+
+SCHEMA = 1
+
+EngineId = NewType("EngineId", str)
+ModelId = NewType("ModelId", str)
+DeviceId = NewType("DeviceId", str)
+"""`<node>/<device>`, e.g. `local/0`."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Text = Annotated[str, msgspec.Meta(max_length=4096)]
+ByteCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
+
+
+class Phase(StrEnum):
+    """An engine's life. `stopped -> starting -> resident -> draining -> offloaded -> restoring -> resident`."""
+
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RESIDENT = "resident"
+    DRAINING = "draining"
+    OFFLOADED = "offloaded"
+    RESTORING = "restoring"
+    FAILED = "failed"
+    LOST = "lost"
+
+
+class Order(StrEnum):
+    """What a token permits its holder to do; `reclaim` is addressed to the daemon and stands in seats only."""
+
+    RESTORE = "restore"
+    OFFLOAD = "offload"
+    RECLAIM = "reclaim"
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """Base of every value in etcd."""
+
+    v: Annotated[int, msgspec.Meta(ge=1, le=SCHEMA)] = SCHEMA
+
+
+class Bytes(msgspec.Struct, frozen=True, order=True):
+    """Bytes by kind. `weights`: clean, a host master exists. `kv`: droppable or saved. `overhead`: what the runtime
+    takes and cannot be moved, measured. `cached`: pages that still hold evicted content and can be taken at once."""
+
+    weights: ByteCount = 0
+    kv: ByteCount = 0
+    overhead: ByteCount = 0
+    cached: ByteCount = 0
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.overhead + self.cached
+
+
+class Holder(msgspec.Struct, frozen=True, order=True):
+    """A process that may hold a token: engine id and the nonce of this start of it."""
+
+    engine: Name
+    nonce: Name
+
+
+class Fence(msgspec.Struct, frozen=True, order=True):
+    """(epoch, mod_revision of the seat): orders all operations on a device within one life of the store."""
+
+    epoch: Name
+    revision: Revision
+
+
+class Spec(Value, frozen=True, kw_only=True):
+    """`engines/<id>/spec`, on the engine's lease: who it is and what it needs. Footprint is per device."""
+
+    holder: Holder
+    model: Name
+    url: Text
+    devices: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
+    pid: Pid
+    boot_id: Name
+    footprint: Bytes
+    measured: bool = False
+    digest: Text = ""
+    aliases: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    capabilities: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
+    versions: dict[str, str] = {}
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step of the last operation: its name (`drain`, `enter`, `map`, `copy`, …) and seconds."""
+
+    name: Name
+    seconds: Seconds
+
+
+class Residency(Value, frozen=True, kw_only=True):
+    """`engines/<id>/residency`, on the engine's lease. `fence` is the one under which `phase` was reached; `held` are
+    the bytes the engine believes it maps (display only: the ledger charges what the daemon publishes)."""
+
+    holder: Holder
+    phase: Phase
+    fence: Fence | None = None
+    held: Bytes = Bytes()
+    steps: Annotated[tuple[Step, ...], msgspec.Meta(max_length=32)] = ()
+    restored: ByteCount = 0
+    d2h: ByteCount = 0
+    """Bytes copied out of the device for clean weights by the last offload: 0 while a host master exists."""
+    kv_saved: ByteCount = 0
+    busy: bool = False
+    error: Text = ""
+
+
+class Load(Value, frozen=True, kw_only=True):
+    """`engines/<id>/load`, on the engine's lease; on change, at most 5 a second, idle -> waiting at once."""
+
+    running: Count = 0
+    waiting: Count = 0
+    kv_use: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+
+
+class Demand(Value, frozen=True, kw_only=True):
+    """`demand/<gateway>/<model>`, on the gateway's lease: requests that wait there."""
+
+    waiting: Count
+
+
+class Owner(msgspec.Struct, frozen=True):
+    """Who holds pages of a device, as the daemon knows it. `alive` is false once death is proven but pages are not
+    back yet."""
+
+    holder: Holder
+    bytes: Bytes
+    pid: Pid = 0
+    alive: bool = True
+
+
+class Open(msgspec.Struct, frozen=True):
+    """The operation that is open on a device."""
+
+    holder: Holder
+    revision: Revision
+    order: Order
+
+
+class HostRam(msgspec.Struct, frozen=True):
+    """The node's second budget: host memory that holds masters and saved KV."""
+
+    total: ByteCount = 0
+    masters: ByteCount = 0
+    saved_kv: ByteCount = 0
+
+
+class Device(Value, frozen=True, kw_only=True):
+    """`nodes/<node>/devices/<dev>`, on the daemon's lease, written by the daemon only.
+
+    `closed` is the highest seat revision (in `epoch`) whose operation is over; `owners` are charged, nothing else, and
+    are valid exactly when `closed >= seat` (PROTOCOL rules 3 and 4).
+    """
+
+    driver: Name
+    capacity: ByteCount
+    chunk: ByteCount
+    epoch: Name
+    closed: Revision = 0
+    open: Open | None = None
+    owners: Annotated[tuple[Owner, ...], msgspec.Meta(max_length=4096)] = ()
+    host_ram: HostRam = HostRam()
+    free_measured: ByteCount = 0
+
+    @property
+    def charged(self) -> int:
+        return sum(owner.bytes.total for owner in self.owners)
+
+
+class Daemon(Value, frozen=True, kw_only=True):
+    """`nodes/<node>/daemon`, on the daemon's lease: where engines of this node find it."""
+
+    socket: Text
+    boot_id: Name
+    pid: Pid
+    version: Name
+
+
+class Token(Value, frozen=True, kw_only=True):
+    """`tokens/<node>/<dev>`, on the *holder's* lease, written by the leader: the device's memory token."""
+
+    holder: Holder
+    lease: Revision
+    order: Order
+    bytes: ByteCount
+    cause: Text = ""
+
+
+class Seat(Value, frozen=True, kw_only=True):
+    """`seats/<node>/<dev>`, no lease: what was granted last. Its mod_revision is the fence."""
+
+    holder: Holder
+    lease: Revision
+    order: Order
+    bytes: ByteCount
+    limit_s: Seconds
+
+
+class Epoch(Value, frozen=True, kw_only=True):
+    """`epoch`, no lease: random id of this store's life, created once."""
+
+    id: Name
+
+
+class Policy(Value, frozen=True, kw_only=True):
+    """`policy/<model>`, written by the admin API; None means: as configured."""
+
+    pin: bool | None = None
+    priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] | None = None
+    keep_alive: Seconds | None = None
+    min_residency: Seconds | None = None
+    max_wait: Seconds | None = None
+    drained: bool = False
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """One engine that a decision looked at: its score (lower goes first) and why, in words."""
+
+    engine: Name
+    score: float
+    why: Text
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """`decisions/<n>`, a ring: what was decided, for whom, why, and every candidate's score."""
+
+    n: Count
+    at: Seconds
+    """Unix time of the decision, for display only."""
+    order: Order
+    engine: Name
+    devices: tuple[Name, ...]
+    cause: Text
+    candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=4096)] = ()
+
+
+class Coordinator(Value, frozen=True, kw_only=True):
+    """`coordinators/<id>`, on its own lease."""
+
+    id: Name
+    admin_url: Text
+    gateway_url: Text
+    leading: bool = False
+
+
+class Heartbeat(Value, frozen=True, kw_only=True):
+    """`heartbeat`, by the leader once a second: whoever hears nothing for three doubts its watch."""
+
+    n: Count

@@ -1,0 +1,1 @@
+"""vNPU inside a vLLM engine, through vLLM's public extension points."""

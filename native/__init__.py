@@ -1,0 +1,1 @@
+"""Physical memory: drivers in C++, the node daemon that owns every page, and the client that engines hold."""
