@@ -1,6 +1,7 @@
 """Facts, in the past tense: everything that can make the scheduler think. `None` as a value means: the key is gone.
 
-`revision` is the key's mod_revision (of the deletion, where it is gone), `lease` the etcd lease that carries it (0: none).
+`revision` is the mod_revision of the key (of its deletion, where it is gone), `lease` the etcd lease that carries it
+(0: none).
 """
 
 from __future__ import annotations
