@@ -1,0 +1,245 @@
+"""`vnpu.yaml`: what a node is made of. One file, decoded by msgspec, checked whole before anything is started.
+
+`load` is the way in. The structs below are the schema; docs/configuration.md documents every key of them, and a test
+holds the two together. Keys that later versions bring to life have their names already (`LATER`) and are refused as
+not supported yet.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from coordinator import config_checks as checks
+from coordinator import document
+from coordinator.document import Document, Struct
+from coordinator.sizes import parse_duration, parse_size
+
+
+class Size(int):
+    """Bytes, written `2GiB`."""
+
+
+class Duration(float):
+    """Seconds, written `5m`."""
+
+
+class Listen(str):
+    """Where a server listens, written `host:port`; port 0 takes a free one."""
+
+    @property
+    def host(self) -> str:
+        return self.rpartition(":")[0].removeprefix("[").removesuffix("]")
+
+    @property
+    def port(self) -> int:
+        return int(self.rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        return f"http://{self}"
+
+    @property
+    def loopback(self) -> bool:
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+
+Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Priority = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
+Drivers = Literal["host", "ascend", "cuda"]
+
+
+class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One accelerator of this node. `overhead` is what the runtime takes of `capacity` and cannot give back."""
+
+    id: str | int
+    capacity: Size
+    driver: Drivers = "host"
+    overhead: Size = Size(0)
+
+    @property
+    def name(self) -> str:
+        return str(self.id)
+
+
+class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The OpenAI API. A model's queue holds `max_queue` requests, each at most `max_wait` seconds."""
+
+    listen: Listen = Listen("127.0.0.1:8080")
+    max_queue: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 512
+    max_wait: Duration = Duration(300)
+
+
+class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The operators' API, on its own port. Without `api_key` it listens on loopback only."""
+
+    listen: Listen = Listen("127.0.0.1:8081")
+    api_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Admin(listen={self.listen}, api_key={'set' if self.api_key else 'none'})"
+
+
+class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What holds for every model that does not say otherwise. `keep_alive` None: stays until memory is needed."""
+
+    keep_alive: Duration | None = None
+    min_residency: Duration = Duration(2)
+    max_wait: Duration | None = None
+    priority: Priority = 0
+    pin: bool = False
+
+
+class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order)."""
+
+    path: str
+    kv_cache: Size
+    device: int | str | list[int | str] = ""
+    engine_args: dict[str, Any] = {}
+    port: Port | None = None
+    restart: Literal["always", "never"] = "always"
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Device ids; one rank of the engine on each."""
+        listed = self.device if isinstance(self.device, list) else [self.device]
+        return tuple(str(device) for device in listed)
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How much the processes say in their log files."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A whole node. `models` have `defaults` merged in, `path` absolute and `device` filled in; `host_ram` None: as
+    much as the daemon finds sensible."""
+
+    devices: list[Device]
+    models: dict[str, Model]
+    etcd: Literal["embedded"] | list[str] = "embedded"
+    node: str = "local"
+    gateway: Gateway = Gateway()
+    admin: Admin = Admin()
+    defaults: Defaults = Defaults()
+    host_ram: Size | None = None
+    log: Log = Log()
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """The user's etcd; empty: `vnpu up` starts its own."""
+        return () if isinstance(self.etcd, str) else tuple(self.etcd)
+
+    def device(self, name: str) -> Device:
+        return next(device for device in self.devices if device.name == name)
+
+
+_VERSION = "a later version of vNPU brings it; remove the key"
+LATER: Mapping[str, Mapping[str, str]] = {
+    "": {"policy": "the policy is least recently used; remove the key"},
+    "devices": {},
+    "gateway": {"api_keys": _VERSION},
+    "admin": {"roles": _VERSION},
+    "log": {},
+    "defaults": {"ttft_objective": _VERSION},
+    "models": {
+        "ttft_objective": _VERSION,
+        "kv_keep": "written KV blocks are always kept; remove the key",
+        "aliases": _VERSION,
+        "replicas": _VERSION,
+        "roles": _VERSION,
+        "load_from": "weights are read from `path`; remove the key",
+        "start": "every model is started eagerly; remove the key",
+        "stop_after": _VERSION,
+        "sharded_linear": _VERSION,
+        "async_runner": _VERSION,
+    },
+}
+"""Keys whose names are settled and whose meaning is not there yet, by section."""
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Config:
+    """The configuration in `path`, checked against itself and against the model folders it names.
+
+    Raises ConfigError with one line that names file, key and remedy."""
+    root = document.read(path, environ)
+    root.known(Config.__struct_fields__, LATER[""])
+    defaults = root.child("defaults")
+    values: dict[str, object] = {**root.mapping(), "defaults": _section(root, "defaults", Defaults)}
+    values["gateway"] = _section(root, "gateway", Gateway)
+    values["admin"] = _with_key(_section(root, "admin", Admin), environ)
+    values["log"] = _section(root, "log", Log)
+    values["devices"] = devices = _devices(root)
+    values["models"] = {
+        name: _model(section, defaults.mapping(), devices, path.parent) for name, section in _named_models(root).items()
+    }
+    config = Document(root.file, values).decode(Config, _hook)
+    checks.check(root, config)
+    return config
+
+
+def _section(root: Document, name: str, type_: type[Struct]) -> Struct:
+    return root.child(name).decode(type_, _hook, LATER[name])
+
+
+def _with_key(admin: Admin, environ: Mapping[str, str]) -> Admin:
+    if admin.api_key:
+        return admin
+    return msgspec.structs.replace(admin, api_key=environ.get("VNPU_ADMIN_KEY", ""))
+
+
+def _devices(root: Document) -> list[Device]:
+    if not root.mapping().get("devices"):
+        raise root.error("no device is declared", "add `devices: [{id: 0, driver: host, capacity: 2GiB}]`", "devices")
+    return [section.decode(Device, _hook, LATER["devices"]) for section in root.child("devices").items()]
+
+
+def _named_models(root: Document) -> dict[str, Document]:
+    models = root.child("models")
+    if not models.mapping():
+        raise root.error("no model is named", "add a model: a name, and under it path: and kv_cache:", "models")
+    return {name: models.child(name) for name in models.mapping()}
+
+
+def _model(section: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path) -> Model:
+    section.known(Model.__struct_fields__, LATER["models"])
+    merged = Document(section.file, {**defaults, **section.mapping()}, section.path)
+    model = merged.decode(Model, _hook, LATER["models"])
+    device = model.device if model.device not in ("", []) else _only(section, devices)
+    return msgspec.structs.replace(model, path=str((folder / model.path).resolve()), device=device)
+
+
+def _only(section: Document, devices: list[Device]) -> str:
+    if len(devices) != 1:
+        raise section.error("is missing and there are several devices", "name one, as `device: 0`", "device")
+    return devices[0].name
+
+
+def _hook(type_: type, value: object) -> object:
+    """What msgspec does not know: sizes, durations, `host:port`. ValueErrors become ConfigErrors in `decode`."""
+    if type_ is Size and isinstance(value, (str, int)) and not isinstance(value, bool):
+        return Size(parse_size(value))
+    if type_ is Duration and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return Duration(parse_duration(value))
+    if type_ is Listen and isinstance(value, str):
+        return _listen(value)
+    wanted = {Size: "a size, as 64MiB", Duration: "a duration, as 5m", Listen: "host:port, as 127.0.0.1:8080"}
+    raise ValueError(f"{value!r} is not {wanted[type_]}")
+
+
+def _listen(text: str) -> Listen:
+    host, _, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    if not bare or (":" in bare) != (bare != host) or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{text!r} is not host:port; write e.g. 127.0.0.1:8080")
+    return Listen(text)

@@ -1,0 +1,141 @@
+"""What must hold between the keys of a configuration, and between it and the disk, before anything is started."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from coordinator.document import Document
+from coordinator.errors import ConfigError
+from coordinator.sizes import show_size
+from coordinator.weights import WeightsError, weight_bytes
+
+if TYPE_CHECKING:
+    from coordinator.config import Config, Model
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+LETTERS = "letters, digits, dot, dash and underscore"
+
+OURS = {
+    "model": "path",
+    "host": "port",
+    "port": "port",
+    "kv_cache_memory_bytes": "kv_cache",
+    "num_gpu_blocks_override": "kv_cache",
+    "gpu_memory_utilization": "kv_cache",
+    "tensor_parallel_size": "device",
+    "served_model_name": "the model's name",
+    "middleware": "nothing: vNPU's gate is the middleware",
+    "worker_cls": "nothing: vNPU's platform chooses the worker",
+    "enable_sleep_mode": "nothing: vNPU moves the memory",
+}
+"""vLLM's flags that vNPU sets itself, and the key that says it here."""
+
+
+def check(root: Document, config: Config) -> None:
+    """Raises ConfigError for the first thing that cannot work; `root` is the document `config` was decoded from."""
+    _names(root, config)
+    _etcd(root, config)
+    _ports(root, config)
+    _admin(root, config)
+    for name, model in config.models.items():
+        section = root.child("models").child(name)
+        _engine_args(section, model)
+        _placement(section, config, model)
+        _fits(section, config, model)
+
+
+def _names(root: Document, config: Config) -> None:
+    if not NAME.fullmatch(config.node):
+        raise root.error(f"{config.node!r} is not a node's name", f"write {LETTERS}", "node")
+    seen: set[str] = set()
+    for section, device in zip(root.child("devices").items(), config.devices, strict=True):
+        if not NAME.fullmatch(device.name):
+            raise section.error(f"{device.name!r} is not a device id", f"write a number, or {LETTERS}", "id")
+        if device.name in seen:
+            raise section.error(f"the device {device.name} is declared twice", "give each its own id", "id")
+        if device.driver != "host":
+            raise section.error(f"{device.driver} is not supported yet", "write `driver: host`", "driver")
+        if device.overhead >= device.capacity:
+            raise section.error("leaves nothing of the capacity", "make it smaller than `capacity`", "overhead")
+        seen.add(device.name)
+    for name in config.models:
+        if not MODEL_NAME.fullmatch(name):
+            raise root.child("models").error("is not a model's name", f"write {LETTERS}, colon and slash", name)
+
+
+def _etcd(root: Document, config: Config) -> None:
+    if not isinstance(config.etcd, str) and not config.etcd:
+        raise root.error("no endpoint is named", "write `embedded`, or `[http://host:2379]`", "etcd")
+    for url in config.endpoints:
+        if not url.startswith(("http://", "https://")):
+            raise root.error(f"{url!r} is not a URL", "write e.g. http://etcd:2379", "etcd")
+
+
+def _ports(root: Document, config: Config) -> None:
+    """Engines listen on 127.0.0.1 with their own ports; gateway and admin where they are told."""
+    listeners = [("gateway.listen", config.gateway.listen.port), ("admin.listen", config.admin.listen.port)]
+    engines = [(f"models.{name}.port", model.port) for name, model in config.models.items()]
+    taken: dict[int, str] = {}
+    for key, port in chain(listeners, engines):
+        if not port:
+            continue
+        if port in taken:
+            raise root.error(f"port {port} is already that of {taken[port]}", "give each its own port", key)
+        taken[port] = key
+
+
+def _admin(root: Document, config: Config) -> None:
+    if not config.admin.listen.loopback and not config.admin.api_key:
+        raise root.error(
+            f"{config.admin.listen} is reachable from other machines and no key protects it",
+            "set admin.api_key (or VNPU_ADMIN_KEY), or listen on 127.0.0.1",
+            "admin.listen",
+        )
+
+
+def _engine_args(section: Document, model: Model) -> None:
+    for key in model.engine_args:
+        plain = key.lstrip("-").replace("-", "_")
+        if plain in OURS:
+            raise section.error("is set by vNPU itself", f"use {OURS[plain]} instead", f"engine_args.{key}")
+
+
+def _placement(section: Document, config: Config, model: Model) -> None:
+    declared = [device.name for device in config.devices]
+    if model.devices == ("any",):
+        raise section.error("`any` is not supported yet", "name one device, as `device: 0`", "device")
+    for device in model.devices:
+        if device not in declared:
+            raise section.error(f"the device {device} is not declared", f"declared: {', '.join(declared)}", "device")
+    if len(set(model.devices)) != len(model.devices):
+        raise section.error("a device is named twice", "a tensor-parallel group has each device once", "device")
+
+
+def _fits(section: Document, config: Config, model: Model) -> None:
+    """Weights are split over the ranks; each rank has its own KV cache of `kv_cache` bytes."""
+    weights = _weights(section, model) // len(model.devices)
+    for name in model.devices:
+        device = config.device(name)
+        need = weights + model.kv_cache + device.overhead
+        if need > device.capacity:
+            raise section.error(
+                f"needs {show_size(need)} of device {name} (weights {show_size(weights)}, KV cache "
+                f"{show_size(model.kv_cache)}, overhead {show_size(device.overhead)}), "
+                f"{show_size(need - device.capacity)} more than its {show_size(device.capacity)}",
+                "raise the device's capacity, lower kv_cache, or take a smaller model",
+            )
+
+
+def _weights(section: Document, model: Model) -> int:
+    try:
+        return weight_bytes(Path(model.path))
+    except WeightsError as error:
+        raise _unusable(section, error) from None
+
+
+def _unusable(section: Document, error: WeightsError) -> ConfigError:
+    return section.error(error.fault, error.remedy, "path")

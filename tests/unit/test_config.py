@@ -1,0 +1,209 @@
+"""What a user can write wrong in vnpu.yaml, and the one line that tells how to mend it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from coordinator import config
+from coordinator.errors import ConfigError
+
+GOOD = """
+devices:
+  - {id: 0, driver: host, capacity: 2GiB}
+models:
+  a: {path: ./a, kv_cache: 64MiB}
+"""
+TWO_ON_NINE = """
+  b: {path: b, kv_cache: 1M, port: 9}
+  c: {path: a, kv_cache: 1M, port: 9}
+"""
+
+
+def model_folder(folder: Path, weights: int = 1000) -> Path:
+    """A folder that looks like a model of `weights` bytes; the file is sparse."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    with (folder / "model.safetensors").open("wb") as file:
+        file.truncate(weights)
+    return folder
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    model_folder(tmp_path / "a")
+    model_folder(tmp_path / "b")
+
+    def load(text: str, environ: dict[str, str] | None = None) -> config.Config:
+        (tmp_path / "vnpu.yaml").write_text(text)
+        return config.load(tmp_path / "vnpu.yaml", environ or {})
+
+    return load
+
+
+def fault(load, text: str, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, environ)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "vnpu.yaml" in message
+    assert caught.value.remedy
+    return message
+
+
+def test_the_smallest_file_is_enough_and_the_only_device_is_taken(load, tmp_path):
+    got = load(GOOD)
+    assert got.models["a"].devices == ("0",)
+    assert got.models["a"].path == str(tmp_path / "a")
+    assert got.models["a"].kv_cache == 64 << 20
+    assert got.devices[0].capacity == 2 << 30
+    assert str(got.gateway.listen) == "127.0.0.1:8080"
+    assert got.endpoints == ()
+
+
+def test_the_issues_example_means_what_it_says(load):
+    got = load(
+        """
+        etcd: [http://etcd:2379]
+        node: n1
+        devices: [{id: 0, driver: host, capacity: 2GiB, overhead: 16MiB}, {id: 1, capacity: 1073741824}]
+        gateway: {listen: "[::1]:8080", max_queue: 7, max_wait: 1m}
+        admin: {listen: 0.0.0.0:8081, api_key: "${env.VNPU_ADMIN_KEY}"}
+        defaults: {keep_alive: 5m, min_residency: 2s, pin: true}
+        host_ram: 8G
+        log: {level: debug}
+        models:
+          org/a:
+            path: ./a
+            device: [0, 1]
+            kv_cache: 64MiB
+            engine_args: {dtype: bfloat16, max_model_len: 1024, enforce_eager: true}
+            pin: false
+            priority: 3
+            port: 9001
+            restart: never
+          b: {path: b, device: 1, kv_cache: 1MiB, keep_alive: null}
+        """,
+        {"VNPU_ADMIN_KEY": "s3cret"},
+    )
+    a, b = got.models["org/a"], got.models["b"]
+    assert (a.devices, a.pin, a.priority, a.keep_alive, a.min_residency) == (("0", "1"), False, 3, 300.0, 2.0)
+    assert (b.devices, b.pin, b.keep_alive, b.port) == (("1",), True, None, None)
+    assert (got.gateway.listen.host, got.gateway.max_wait) == ("::1", 60.0)
+    assert got.admin.api_key == "s3cret"
+    assert "s3cret" not in repr(got)
+    assert (got.endpoints, got.host_ram, got.log.level) == (("http://etcd:2379",), 8 << 30, "debug")
+
+
+def test_the_admin_key_may_come_from_the_environment_alone(load):
+    assert load(GOOD, {"VNPU_ADMIN_KEY": "k"}).admin.api_key == "k"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (GOOD + "gatway: {}", ["gatway", "did you mean `gateway`"]),
+        (GOOD + "policy: {name: lru}", ["policy", "not supported yet"]),
+        (GOOD + "gateway: {api_keys: [x]}", ["gateway.api_keys", "not supported yet"]),
+        (GOOD + "admin: {roles: {}}", ["admin.roles", "not supported yet"]),
+        (GOOD + "defaults: {ttft_objective: 1s}", ["defaults.ttft_objective", "not supported yet"]),
+        (GOOD.replace("64MiB", "64MiB, load_from: peers"), ["models.a.load_from", "not supported yet"]),
+        (GOOD.replace("64MiB", "64MiB, start: lazy"), ["models.a.start", "not supported yet"]),
+        (GOOD.replace("64MiB", "64MiB, kv_cahe: 1"), ["models.a.kv_cahe", "did you mean `kv_cache`"]),
+        (GOOD.replace("64MiB", "64 bananas"), ["models.a.kv_cache", "64 bananas", "write bytes or a unit"]),
+        (GOOD.replace("64MiB", "-1"), ["models.a.kv_cache", "-1", "64MiB"]),
+        (GOOD.replace(", kv_cache: 64MiB", ""), ["models.a.kv_cache", "is missing", "add `kv_cache:`"]),
+        (GOOD.replace("2GiB", "lots"), ["devices[0].capacity", "lots", "2GiB"]),
+        (GOOD.replace("host", "hots"), ["devices[0].driver", "hots", "host or ascend or cuda"]),
+        (GOOD.replace("host", "cuda"), ["devices[0].driver", "not supported yet", "driver: host"]),
+        (GOOD.replace("2GiB", "2GiB, overhead: 2GiB"), ["devices[0].overhead", "nothing of the capacity"]),
+        (GOOD.replace("id: 0", "id: 'a:b'"), ["devices[0].id", "a:b"]),
+        (GOOD.replace("./a", "./nowhere"), ["models.a.path", "nowhere", "vnpu make-model"]),
+        (GOOD.replace("64MiB", "64MiB, device: 3"), ["models.a.device", "3 is not declared", "declared: 0"]),
+        (GOOD.replace("64MiB", "64MiB, device: any"), ["models.a.device", "not supported yet"]),
+        (GOOD.replace("64MiB", "64MiB, device: [0, 0]"), ["models.a.device", "twice"]),
+        (GOOD.replace("64MiB", "2GiB"), ["models.a:", "2.0 GiB", "KV cache", "capacity"]),
+        (GOOD.replace("64MiB", "64MiB, port: 8080"), ["models.a.port", "8080", "gateway.listen"]),
+        (GOOD + TWO_ON_NINE, ["models.c.port", "models.b.port"]),
+        (GOOD + "admin: {listen: 127.0.0.1:8080}", ["admin.listen", "8080", "gateway.listen"]),
+        (GOOD + "admin: {listen: 0.0.0.0:8081}", ["admin.listen", "no key", "admin.api_key"]),
+        (GOOD + "admin: {listen: nowhere}", ["admin.listen", "host:port"]),
+        (GOOD + "admin: {api_key: 12}", ["admin.api_key", "str"]),
+        (GOOD + "gateway: {max_wait: soon}", ["gateway.max_wait", "soon", "500ms"]),
+        (GOOD + "gateway: {max_queue: 0}", ["gateway.max_queue", ">= 1"]),
+        (GOOD + "gateway: [1]", ["gateway", "a list where a mapping belongs"]),
+        (GOOD + "etcd: []", ["etcd", "no endpoint"]),
+        (GOOD + "etcd: [etcd:2379]", ["etcd", "http://"]),
+        (GOOD + "etcd: enbedded", ["etcd", "enbedded"]),
+        (GOOD + "node: a b", ["node", "a b"]),
+        (GOOD + "1: {}", ["the key 1", "quote it"]),
+        (GOOD + "  a: {path: b, kv_cache: 1M}", ["line", "written twice"]),
+        (GOOD.replace("64MiB", "64MiB, engine_args: {port: 1}"), ["models.a.engine_args.port", "use port"]),
+        (GOOD.replace("64MiB", "64MiB, engine_args: {--tensor-parallel-size: 2}"), ["use device"]),
+        (GOOD.replace("64MiB", "64MiB, restart: sometimes"), ["models.a.restart", "always or never"]),
+        (GOOD.replace("64MiB", "64MiB, priority: 5000"), ["models.a.priority", "1000"]),
+        (GOOD.replace("  a:", "  a b:"), ["models.a b", "name"]),
+        (GOOD.replace("devices:", "devices: 3\nnode:").replace("node:\n  - {", "node: n #"), ["devices", "list"]),
+        ("models: {}", ["devices", "no device is declared"]),
+        ("devices: [{id: 0, capacity: 1G}]", ["models", "no model is named"]),
+        ("devices: [", ["line", "mend the YAML"]),
+        (GOOD.replace("./a", "'${env.NOWHERE}'"), ["models.a.path", "NOWHERE", "export"]),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_each_mistake_is_one_line_that_names_key_and_remedy(load, text, words):
+    message = fault(load, text)
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_with_two_devices_a_model_must_name_one(load):
+    text = GOOD.replace("capacity: 2GiB}", "capacity: 2GiB}\n  - {id: 1, capacity: 2GiB}")
+    assert "models.a.device: is missing" in fault(load, text)
+
+
+def test_two_devices_may_not_share_an_id(load):
+    text = GOOD.replace("capacity: 2GiB}", "capacity: 2GiB}\n  - {id: '0', capacity: 2GiB}")
+    text = text.replace("64MiB", "64MiB, device: 0")
+    assert "devices[1].id: the device 0 is declared twice" in fault(load, text)
+
+
+def test_a_model_larger_than_its_device_is_refused_and_a_group_shares_its_weights(load, tmp_path):
+    model_folder(tmp_path / "big", 3 << 30)
+    text = GOOD.replace("./a", "./big").replace("capacity: 2GiB}", "capacity: 2GiB}\n  - {id: 1, capacity: 2GiB}")
+    alone = fault(load, text.replace("64MiB", "64MiB, device: 0"))
+    assert "models.a: needs 3.1 GiB of device 0 (weights 3.0 GiB, KV cache 64 MiB, overhead 0 B)" in alone
+    assert load(text.replace("64MiB", "64MiB, device: [0, 1]")).models["a"].devices == ("0", "1")
+
+
+def test_a_model_that_fills_its_device_exactly_is_taken(load, tmp_path):
+    model_folder(tmp_path / "exact", (2 << 30) - (64 << 20))
+    assert load(GOOD.replace("./a", "./exact"))
+    model_folder(tmp_path / "over", (2 << 30) - (64 << 20) + 1)
+    assert "needs" in fault(load, GOOD.replace("./a", "./over"))
+
+
+def test_weights_are_counted_by_the_index_not_twice(load, tmp_path):
+    folder = model_folder(tmp_path / "indexed", 3 << 30)
+    (folder / "part.safetensors").write_bytes(b"x")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"w": "part.safetensors"}}')
+    assert load(GOOD.replace("./a", "./indexed"))
+    (folder / "part.safetensors").unlink()
+    assert "lacks part.safetensors" in fault(load, GOOD.replace("./a", "./indexed"))
+
+
+def test_a_folder_that_is_no_model_is_named(load, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "holds no config.json" in fault(load, GOOD.replace("./a", "./empty"))
+    (tmp_path / "empty" / "config.json").write_text("{}")
+    assert "holds no *.safetensors" in fault(load, GOOD.replace("./a", "./empty"))
+
+
+def test_a_variable_cannot_inject_yaml(load):
+    assert load(GOOD, {}).node == "local"
+    assert "node" in fault(load, GOOD + 'node: "${env.N}"', {"N": "x\ndevices: []"}).replace("\\n", "")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
+        config.load(tmp_path / "nowhere.yaml", {})
