@@ -1,0 +1,238 @@
+"""The C++ side of `native`: drivers of device memory, streaming copies, digests, and the arena that tensors live in.
+
+Addresses, sizes and offsets are plain integers, in bytes. Every call that can take longer than a few microseconds
+releases the GIL. A range is `(address, length)`. Nothing here keeps the memory behind an address alive: the caller does.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+class DriverError(RuntimeError):
+    """A driver refused a call or the system below it failed. The driver's state is what it was before the call."""
+
+    call: str
+    """What was called, e.g. `map`."""
+    code: int
+    """The system's error number (an errno on the host driver)."""
+    name: str
+    """That number's name, e.g. `EBUSY`."""
+    remedy: str
+    """One sentence that tells what to do."""
+
+@final
+class DriverStats:
+    """What one `Driver` object holds, in bytes and counts (own: created here; imported: from another process)."""
+
+    @property
+    def own_bytes(self) -> int: ...
+    @property
+    def imported_bytes(self) -> int: ...
+    @property
+    def mapped_bytes(self) -> int: ...
+    @property
+    def huge_bytes(self) -> int:
+        """Of `own_bytes`: measured, right after populating, to lie on huge pages."""
+    @property
+    def handles(self) -> int: ...
+    @property
+    def reservations(self) -> int: ...
+
+@final
+class Driver:
+    """Physical chunks and the virtual addresses they are mapped at. Thread-safe; made by `open_driver`.
+
+    Ascend's rules hold on every driver, so that code which passes on the host does not fail there: a chunk is mapped
+    whole at offset 0 and at one address only; one reservation holds only own or only imported handles; a handle is
+    exported once; a mapped handle is not destroyed; a reservation with something mapped is not released.
+
+    Dropping the object closes its descriptors but never pulls mapped memory from under a pointer: what is still mapped
+    stays so until the process ends.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def granularity(self) -> int:
+        """Sizes and addresses are multiples of this (2 MiB on the host)."""
+    @property
+    def huge(self) -> bool:
+        """Own chunks are asked for on huge pages (`stats().huge_bytes` says what the kernel gave)."""
+    @property
+    def backing(self) -> str:
+        """Where own chunks come from: `tmpfs` (private, huge pages) or `memfd` (4 KiB pages) on the host."""
+    def reserve(self, size: int, hint: int = 0) -> int:
+        """Address of `size` reserved, inaccessible bytes; exactly at `hint` (a multiple of 1 GiB) where it is not 0.
+
+        Raises:
+            DriverError: the size is no multiple of the granularity, or the hinted range is taken.
+        """
+    def release(self, va: int) -> None:
+        """Give back a reservation, by its first address; nothing may be mapped in it."""
+    def create(self, size: int) -> int:
+        """Handle of a new physical chunk of `size` bytes, populated and zero."""
+    def destroy(self, handle: int) -> None:
+        """Forget a handle that is not mapped. Pages are free when every process has let go of them."""
+    def export_handle(self, handle: int) -> int:
+        """A descriptor to send to another process (SCM_RIGHTS). It is the caller's to close, and it is given once."""
+    def import_handle(self, shareable: int, size: int) -> int:
+        """Handle of a chunk that another process exported. `shareable` stays the caller's: close it afterwards."""
+    def map(self, va: int, handle: int) -> None:
+        """Map a whole chunk, readable and writable, at `va` inside one reservation."""
+    def unmap(self, va: int) -> None:
+        """Take the chunk mapped at `va` away; the range stays reserved and faults when touched."""
+    def map_many(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """`map` for each `(va, handle)`, all or none."""
+    def unmap_many(self, vas: Sequence[int]) -> None:
+        """`unmap` for each address, all or none; neighbours go in one system call."""
+    def free_bytes(self) -> int:
+        """Bytes that `create` may still take: what the limit leaves, at most what the machine has available."""
+    def stats(self) -> DriverStats: ...
+
+def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto") -> Driver:
+    """Open a driver: `host` today; `ascend` and `cuda` are refused as not supported yet.
+
+    Args:
+        limit: bytes that own chunks may take together; 0: no limit of our own.
+        backing: host only: `auto`, `tmpfs` (fail where the system forbids it) or `memfd`.
+
+    Raises:
+        DriverError: unknown name, or what it needs is not there.
+    """
+
+def copy(
+    entries: Sequence[tuple[int, int, int]], threads: int = 1, cpus: Sequence[int] = (), kernel: str = ""
+) -> float:
+    """Copy every `(destination, source, length)` past the caches; seconds it took.
+
+    Args:
+        threads: how many work; with 1 and no `cpus` it is the calling thread.
+        cpus: where given, thread i runs on CPU `cpus[i % len(cpus)]`.
+        kernel: one of `copy_kernels()`; empty: the first.
+
+    Raises:
+        ValueError: destinations overlap each other or a source, unknown kernel, a CPU this process may not use.
+    """
+
+@final
+class CopyJob:
+    """The same copy on background threads, which take the entries in order, so that the first are ready first.
+
+    The memory must stay mapped until `done`. Dropping the job cancels it and waits for its threads.
+    """
+
+    def __init__(
+        self, entries: Sequence[tuple[int, int, int]], threads: int = 1, cpus: Sequence[int] = (), kernel: str = ""
+    ) -> None:
+        """Start at once. Arguments and errors are those of `copy`."""
+    def wait(self, entries: int | None = None, timeout_s: float = 3600.0) -> bool:
+        """Wait until the first `entries` entries (None: all) are whole; False when time is up or it was cancelled."""
+    def cancel(self) -> None:
+        """Stop after the pieces in flight (at most 1 MiB a thread) and wait for the threads."""
+    @property
+    def done(self) -> bool:
+        """All entries are whole."""
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def entries_done(self) -> int:
+        """So many entries, counted from the first without a gap, are whole and visible to the caller."""
+    @property
+    def bytes_done(self) -> int: ...
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def seconds(self) -> float:
+        """From the start until the last byte, or until now."""
+
+def copy_kernels() -> list[str]:
+    """Copy kernels this CPU runs, best first: of `avx512`, `avx2`, `neon`, `memcpy`."""
+
+def cpu_features() -> list[str]:
+    """What the dispatch found on this CPU, e.g. `["avx512f", "avx2", "sse4.2"]`."""
+
+def crc32c(address: int, length: int, init: int = 0, kernel: str = "") -> int:
+    """CRC-32C (Castagnoli, RFC 3720 B.4) of a range; `init` continues an earlier one. `kernel`: `portable` or empty."""
+
+def sample_digest(ranges: Sequence[tuple[int, int]], stride: int = 262144, width: int = 64) -> int:
+    """Canary of a restore: a 64-bit digest of samples, under 1 ms per GiB.
+
+    Of each range the first and last `width` bytes count, and `width` bytes at a pseudo-random place in each `stride`.
+    So with the default stride every 2 MiB page that a range touches is sampled at least once within that page, and a
+    page or chunk that was not restored is noticed unless it differs from the right one in none of its samples. Equal
+    lengths in equal order with equal content give equal digests, wherever they lie. Not a proof of content: for that
+    see `native.digest.content_digest`.
+
+    Raises:
+        ValueError: `stride` is over 1 MiB, or `width` is 0 or over `stride`.
+    """
+
+@final
+class Arena:
+    """First-fit allocator over one reservation whose first `capacity` bytes are mapped; book-keeping lies outside.
+
+    Blocks are whole 4 KiB pages. Thread-safe. It touches no memory itself: mapping is the caller's, and while pages
+    are away nothing may be allocated (deactivate it first); `free` is always safe.
+    """
+
+    def __init__(self, base: int, reserved: int, chunk: int = 2097152, capacity: int = 0) -> None:
+        """Manage `reserved` bytes from `base`; `chunk` is the unit of mapping, for `chunks_in_use` and `trim`."""
+    def grow(self, capacity: int) -> None:
+        """So many bytes from `base` are mapped now. Raises ValueError when it shrinks or exceeds the reservation."""
+    def trim(self) -> int:
+        """Shrink `capacity` to the chunks below `top` and return it: the chunks above may be unmapped."""
+    def allocate(self, size: int, alignment: int = 4096) -> int:
+        """Address of a block. Raises MemoryError when nothing fits, ValueError on a bad size or alignment."""
+    def free(self, address: int) -> None:
+        """Raises ValueError where no live block starts at `address`."""
+    def blocks(self) -> list[tuple[int, int]]:
+        """Live blocks as `(offset, length)`, by offset."""
+    def extents(self) -> list[tuple[int, int]]:
+        """Live blocks with neighbours merged, as `(offset, length)`, by offset."""
+    def chunks_in_use(self) -> list[int]:
+        """Indices of the chunks that hold at least one byte of a live block."""
+    @property
+    def base(self) -> int: ...
+    @property
+    def reserved(self) -> int: ...
+    @property
+    def chunk(self) -> int: ...
+    @property
+    def capacity(self) -> int:
+        """Bytes from `base` that are mapped."""
+    @property
+    def top(self) -> int:
+        """Offset just past the highest live block; 0 when there is none."""
+    @property
+    def live_bytes(self) -> int: ...
+    @property
+    def live_blocks(self) -> int: ...
+    @property
+    def peak_bytes(self) -> int:
+        """Highest `live_bytes` so far."""
+    @property
+    def spilled_bytes(self) -> int:
+        """Bytes that the hook had to take from libc because nothing here fitted (a sum, never going down)."""
+    @property
+    def spilled_blocks(self) -> int: ...
+
+def install_hook() -> int:
+    """Redirect `posix_memalign` and `free` of libc10, libtorch_cpu and vLLM's `_C*` that are loaded now.
+
+    Returns how many relocation slots lead to the hook, 0 when none of these libraries is loaded. Call again after
+    loading more of them; slots already redirected stay. Without an active arena the hook passes everything to libc.
+    """
+
+def hooked_libraries() -> list[tuple[str, int]]:
+    """Path and number of redirected slots of each library that the hook sits in."""
+
+def activate(arena: Arena | None, min_block: int = 65536) -> None:
+    """From now on hooked allocations of at least `min_block` bytes, in every thread, come from `arena`; None: stop.
+
+    An arena that was active once is known for the life of the process, so that a `free` of its blocks finds it.
+
+    Raises:
+        ValueError: its range overlaps that of another arena that was active once.
+        RuntimeError: no hook is installed, or too many arenas (16).
+    """

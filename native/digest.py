@@ -1,0 +1,60 @@
+"""Identity of content: what a host master is named by, and what two states of memory are compared by.
+
+`sha256-tree`: the concatenated ranges are cut into leaves of 1 MiB (the last may be shorter); the digest is SHA-256
+over the concatenated SHA-256 of the leaves followed by the total length as 8 bytes, little-endian. So leaves can be
+hashed in parallel, and how the bytes are cut into ranges does not matter. SHA-256 and not a faster checksum, because
+engines of different owners share a master by this name alone; it runs at about 1.7 GB/s a core with SHA instructions.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+LEAF = 1 << 20
+
+Range = tuple[int, int]
+"""Address and length of readable memory of this process, in bytes."""
+
+
+def content_digest(ranges: Sequence[Range], threads: int = 1) -> str:
+    """`sha256-tree:<64 hex digits>` of the bytes in `ranges`, in that order.
+
+    Raises:
+        ValueError: a length is negative or `threads` is under 1.
+    """
+    if any(length < 0 for _, length in ranges):
+        raise ValueError("a range has a negative length")
+    leaves = list(_leaves(ranges))
+    with ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
+        hashes = pool.map(_leaf, leaves)
+        root = hashlib.sha256(b"".join(hashes))
+    root.update(sum(length for _, length in ranges).to_bytes(8, "little"))
+    return f"sha256-tree:{root.hexdigest()}"
+
+
+def _leaves(ranges: Sequence[Range]) -> Iterator[list[Range]]:
+    """Pieces of the ranges, grouped so that each group has `LEAF` bytes."""
+    leaf: list[Range] = []
+    room = LEAF
+    for start, length in ranges:
+        address, end = start, start + length
+        while address < end:
+            size = min(room, end - address)
+            leaf.append((address, size))
+            address += size
+            room -= size
+            if not room:
+                yield leaf
+                leaf, room = [], LEAF
+    if leaf:
+        yield leaf
+
+
+def _leaf(pieces: list[Range]) -> bytes:
+    digest = hashlib.sha256()
+    for address, length in pieces:
+        digest.update((ctypes.c_char * length).from_address(address))
+    return digest.digest()
