@@ -7,7 +7,7 @@ a revision whole.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -106,9 +106,10 @@ class Store(Protocol):
         `Ambiguous` when the answer was lost, `StoreUnavailable` when it certainly was not applied."""
         ...
 
-    def watch(self, prefix: str, start_revision: int) -> AsyncIterator[Changes]:
-        """Every change under `prefix` from `start_revision` on, exactly once, in order, resumed across broken
-        connections and server restarts. Raises `Compacted` when history is gone."""
+    def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Changes, None]:
+        """Every change under `prefix` from `start_revision` (at least 1) on, exactly once, in order, resumed across
+        broken connections and server restarts. Raises `Compacted` when history is gone. Use it within
+        `contextlib.aclosing`, so that the server's watch ends when yours does."""
         ...
 
     async def grant_lease(self, ttl: int) -> int:
