@@ -1,0 +1,412 @@
+"""PURE state machine of an engine's agent: PROTOCOL rule 5, the mirror of the coordinator's core.
+
+Events in (what was seen, what a step brought), actions out (what to do next). It knows no clock, no etcd and no vLLM:
+seconds arrive in events, and the agent carries the actions out. At most one operation is under way; every action that
+belongs to it is answered by exactly one event, or by `Failed`, which is final.
+
+    resident --offload--> drain -> enter -> offload -> leave -> publish offloaded
+    offloaded --restore-> enter -> restore -> resume and leave -> publish resident
+    starting --restore--> enter -> (workers load) -> resume and leave -> publish resident
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from coordinator.core.model import Bytes, Fence, Holder, Order, Phase, Residency, Step, Token
+
+MAX_STEPS = 32
+
+
+class Held(msgspec.Struct, frozen=True):
+    """A token that stands on one of the engine's devices; `revision` is its mod_revision."""
+
+    device: str
+    token: Token
+    revision: int
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What an offload, a restore or the start-up brought: bytes as in `Residency`, and the steps it took."""
+
+    held: Bytes = Bytes()
+    restored: int = 0
+    d2h: int = 0
+    kv_saved: int = 0
+    steps: tuple[Step, ...] = ()
+
+
+class LeaseGained(msgspec.Struct, frozen=True):
+    lease: int
+
+
+class LeaseLost(msgspec.Struct, frozen=True):
+    pass
+
+
+class EpochSeen(msgspec.Struct, frozen=True):
+    """The store's epoch as the watch shows it; None: the key is gone (PROTOCOL rule 13)."""
+
+    epoch: str | None
+
+
+class TokensSeen(msgspec.Struct, frozen=True):
+    """All tokens that stand on the engine's devices now, whoever holds them."""
+
+    tokens: tuple[Held, ...]
+
+
+class Drained(msgspec.Struct, frozen=True):
+    seconds: float
+
+
+class Entered(msgspec.Struct, frozen=True):
+    device: str
+    seconds: float
+
+
+class EnterRefused(msgspec.Struct, frozen=True):
+    """`retry`: nothing is wrong with the fence, only the wait ended; asked again while the token stands."""
+
+    device: str
+    reason: str
+    retry: bool = False
+
+
+class Worked(msgspec.Struct, frozen=True):
+    """Answer to `Offload` and `Restore`."""
+
+    outcome: Outcome
+
+
+class Denied(msgspec.Struct, frozen=True):
+    """The daemon denied pages to a restore; nothing was restored yet."""
+
+    reason: str
+
+
+class Undone(msgspec.Struct, frozen=True):
+    seconds: float
+
+
+class Resumed(msgspec.Struct, frozen=True):
+    seconds: float
+
+
+class Left(msgspec.Struct, frozen=True):
+    device: str
+    seconds: float
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The server is up: weights and KV are in device pages, the host master stands."""
+
+    outcome: Outcome
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The engine cannot go on: a step ended badly, a digest did not match, a process died."""
+
+    reason: str
+
+
+Event = (
+    LeaseGained
+    | LeaseLost
+    | EpochSeen
+    | TokensSeen
+    | Drained
+    | Entered
+    | EnterRefused
+    | Worked
+    | Denied
+    | Undone
+    | Resumed
+    | Left
+    | Loaded
+    | Failed
+)
+
+
+class Register(msgspec.Struct, frozen=True):
+    """Put spec, residency and load on the new lease."""
+
+    residency: Residency
+
+
+class Renew(msgspec.Struct, frozen=True):
+    """The store's life ended: the lease is void, take a new one (answered by `LeaseGained`)."""
+
+
+class Publish(msgspec.Struct, frozen=True):
+    """Put the residency. `soon`: only if it still holds a moment later, to spare a write on short operations."""
+
+    residency: Residency
+    soon: bool = False
+
+
+class Drain(msgspec.Struct, frozen=True):
+    """Close the gate and freeze what runs (`Drained`)."""
+
+
+class Enter(msgspec.Struct, frozen=True):
+    """Enter at the daemon (`Entered` or `EnterRefused`)."""
+
+    device: str
+    fence: Fence
+
+
+class Offload(msgspec.Struct, frozen=True):
+    """Save written KV, unmap everything (`Worked`)."""
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """Map, copy back, check (`Worked` or `Denied`)."""
+
+
+class Undo(msgspec.Struct, frozen=True):
+    """Unmap what a denied restore has mapped (`Undone`)."""
+
+
+class Resume(msgspec.Struct, frozen=True):
+    """Let requests run again and open the gate (`Resumed`)."""
+
+
+class Leave(msgspec.Struct, frozen=True):
+    """Leave at the daemon, until it has heard it (`Left`)."""
+
+    device: str
+    fence: Fence
+
+
+class End(msgspec.Struct, frozen=True):
+    """Answer what is open with an error and end every process of the engine."""
+
+    reason: str
+
+
+Action = Register | Renew | Publish | Drain | Enter | Offload | Restore | Undo | Resume | Leave | End
+
+
+class Stage(StrEnum):
+    """Where the operation under way stands. `CLOSE`: memory is as it should be; resume and leaves are under way."""
+
+    DRAIN = "drain"
+    ENTER = "enter"
+    WORK = "work"
+    UNDO = "undo"
+    CLOSE = "close"
+
+
+class _Operation:
+    """One token being obeyed."""
+
+    def __init__(self, order: Order, fence: Fence, before: Phase) -> None:
+        self.order = order
+        self.fence = fence
+        self.before = before
+        self.stage = Stage.ENTER
+        self.asked: set[str] = set()
+        self.entered: set[str] = set()
+        self.refusal = ""
+        self.leaving: set[str] = set()
+        self.resuming = False
+        self.reached: Phase | None = None
+        self.outcome = Outcome()
+        self.error = ""
+        self.steps: list[Step] = []
+
+    @property
+    def works(self) -> bool:
+        """Whether memory must change: a token may order what is already so."""
+        if self.order is Order.OFFLOAD:
+            return self.before is Phase.RESIDENT
+        return self.before in (Phase.OFFLOADED, Phase.STARTING)
+
+
+class Lifecycle:
+    """See the module. `handle` never raises for any order of events that answer the actions it gave out."""
+
+    def __init__(self, holder: Holder, devices: tuple[str, ...]) -> None:
+        self.holder = holder
+        self.devices = devices
+        self.phase = Phase.STARTING
+        self.lease: int | None = None
+        self.epoch: str | None = None
+        self.last = 0
+        self.tokens: tuple[Held, ...] = ()
+        self.op: _Operation | None = None
+        self._told = Residency(holder=holder, phase=Phase.STARTING)
+
+    def handle(self, event: Event) -> tuple[Action, ...]:
+        if self.phase is Phase.FAILED:
+            return self._afterlife(event)
+        match event:
+            case LeaseGained(lease=lease):
+                self.lease, self.last = lease, 0
+                return (Register(self._residency()), *self._consider())
+            case LeaseLost():
+                self.lease, self.last = None, 0
+                return ()
+            case EpochSeen(epoch=epoch):
+                return self._on_epoch(epoch)
+            case TokensSeen(tokens=tokens):
+                self.tokens = tokens
+                return self._consider()
+            case Failed(reason=reason):
+                return self._fail(reason)
+            case _:
+                return self._on_answer(event)
+
+    def _on_epoch(self, epoch: str | None) -> tuple[Action, ...]:
+        before, self.epoch = self.epoch, epoch
+        if epoch == before:
+            return ()
+        self.last = 0
+        if before is None or self.lease is None:
+            return self._consider()
+        self.lease = None
+        return (Renew(),)
+
+    def _afterlife(self, event: Event) -> tuple[Action, ...]:
+        return (Register(self._told),) if isinstance(event, LeaseGained) else ()
+
+    def _fail(self, reason: str) -> tuple[Action, ...]:
+        fence = self.op.fence if self.op else self._told.fence
+        self.phase = Phase.FAILED
+        self._told = Residency(holder=self.holder, phase=Phase.FAILED, fence=fence, error=reason[:4096])
+        return (Publish(self._told), End(reason))
+
+    # ---- which token to obey
+
+    def _permit(self) -> Held | None:
+        """The token that permits an operation now: one revision on every device, of the own lease, above the last."""
+        if self.lease is None or self.epoch is None:
+            return None
+        mine = {h.device: h for h in self.tokens if h.token.holder == self.holder and h.token.lease == self.lease}
+        revisions = {mine[d].revision for d in self.devices if d in mine}
+        if len(revisions) != 1 or any(d not in mine for d in self.devices):
+            return None
+        held = mine[self.devices[0]]
+        return held if held.revision > self.last else None
+
+    def _stands(self, op: _Operation) -> bool:
+        held = self._permit()
+        return held is not None and self.epoch == op.fence.epoch and held.revision == op.fence.revision
+
+    def _consider(self) -> tuple[Action, ...]:
+        held = self._permit()
+        if self.op is not None or held is None or self.epoch is None:
+            return ()
+        op = _Operation(held.token.order, Fence(self.epoch, held.revision), self.phase)
+        self.op = op
+        if not op.works:
+            return self._enter(op, self.devices)
+        if op.order is Order.OFFLOAD:
+            self.phase, op.stage = Phase.DRAINING, Stage.DRAIN
+            return (Publish(self._residency(), soon=True), Drain())
+        if self.phase is Phase.OFFLOADED:
+            self.phase = Phase.RESTORING
+        return (Publish(self._residency(), soon=True), *self._enter(op, self.devices))
+
+    # ---- the operation, step by step
+
+    def _on_answer(self, event: Event) -> tuple[Action, ...]:
+        op = self.op
+        if op is None:
+            return self._fail(f"{type(event).__name__} came while no operation was under way")
+        match op.stage, event:
+            case Stage.DRAIN, Drained(seconds=seconds):
+                op.steps.append(Step("drain", seconds))
+                return self._enter(op, self.devices) if self._stands(op) else self._give_up(op)
+            case Stage.ENTER, Entered(device=device, seconds=seconds):
+                op.entered.add(device)
+                op.steps.append(Step("enter", seconds))
+                return self._on_entry(op, device)
+            case Stage.ENTER, EnterRefused(device=device, reason=reason, retry=retry):
+                if retry and not op.refusal and self._stands(op):
+                    return (Enter(device, op.fence),)
+                op.refusal = op.refusal or reason
+                return self._on_entry(op, device)
+            case Stage.WORK, Worked(outcome=outcome) | Loaded(outcome=outcome):
+                return self._on_worked(op, outcome)
+            case Stage.WORK, Denied(reason=reason):
+                op.stage, op.error = Stage.UNDO, reason
+                return (Undo(),)
+            case Stage.UNDO, Undone(seconds=seconds):
+                op.steps.append(Step("undo", seconds))
+                return self._close(op, Phase.OFFLOADED, resume=False)
+            case Stage.CLOSE, Resumed(seconds=seconds):
+                op.steps.append(Step("resume", seconds))
+                op.resuming = False
+                return self._on_closed(op)
+            case Stage.CLOSE, Left(device=device, seconds=seconds):
+                op.steps.append(Step("leave", seconds))
+                op.leaving.discard(device)
+                return self._on_closed(op)
+        return self._fail(f"{type(event).__name__} came in stage {op.stage}")
+
+    def _enter(self, op: _Operation, devices: tuple[str, ...]) -> tuple[Action, ...]:
+        op.stage = Stage.ENTER
+        op.asked.update(devices)
+        return tuple(Enter(device, op.fence) for device in devices)
+
+    def _on_entry(self, op: _Operation, device: str) -> tuple[Action, ...]:
+        op.asked.discard(device)
+        if op.asked:
+            return ()
+        if op.refusal:
+            return self._give_up(op)
+        if not op.works:
+            return self._close(op, op.before, resume=False)
+        op.stage = Stage.WORK
+        if op.order is Order.OFFLOAD:
+            return (Offload(),)
+        return () if op.before is Phase.STARTING else (Restore(),)
+
+    def _give_up(self, op: _Operation) -> tuple[Action, ...]:
+        """Never fully entered: leave what was entered, touch nothing, be as before."""
+        op.error = op.refusal and f"enter refused: {op.refusal}"
+        return self._close(op, op.before, resume=op.before is Phase.RESIDENT)
+
+    def _on_worked(self, op: _Operation, outcome: Outcome) -> tuple[Action, ...]:
+        op.outcome = outcome
+        op.steps.extend(outcome.steps)
+        restored = op.order is Order.RESTORE
+        return self._close(op, Phase.RESIDENT if restored else Phase.OFFLOADED, resume=restored)
+
+    def _close(self, op: _Operation, phase: Phase, *, resume: bool) -> tuple[Action, ...]:
+        op.stage, op.reached = Stage.CLOSE, phase
+        op.resuming = resume
+        op.leaving = set(op.entered)
+        actions: list[Action] = [Resume()] if resume else []
+        actions += [Leave(device, op.fence) for device in sorted(op.entered)]
+        return tuple(actions) or self._on_closed(op)
+
+    def _on_closed(self, op: _Operation) -> tuple[Action, ...]:
+        if op.resuming or op.leaving or op.reached is None:
+            return ()
+        self.op, self.phase = None, op.reached
+        if self.epoch == op.fence.epoch and self.lease is not None:
+            self.last = max(self.last, op.fence.revision)
+        entered = bool(op.entered) and not op.refusal
+        self._told = Residency(
+            holder=self.holder,
+            phase=op.reached,
+            fence=op.fence if entered else self._told.fence,
+            held=op.outcome.held if op.works and entered else self._told.held,
+            steps=tuple(op.steps[:MAX_STEPS]),
+            restored=op.outcome.restored,
+            d2h=op.outcome.d2h,
+            kv_saved=op.outcome.kv_saved,
+            error=op.error[:4096],
+        )
+        return (Publish(self._told), *self._consider())
+
+    def _residency(self) -> Residency:
+        """The truth as it is now: under way means the phase in between, `busy` from the first entry on."""
+        if self.op is None:
+            return self._told
+        return msgspec.structs.replace(self._told, phase=self.phase, busy=bool(self.op.entered))

@@ -1,0 +1,243 @@
+"""The agent's state machine against a world that loses leases, replaces tokens, refuses and delays: safety at every
+step, and a liveness property: once the faults stop, a token that stands is obeyed."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from coordinator.core.model import Fence, Holder, Order, Phase, Residency, Token
+from engine_patch.lifecycle import (
+    Action,
+    Denied,
+    Drain,
+    Drained,
+    End,
+    Enter,
+    Entered,
+    EnterRefused,
+    EpochSeen,
+    Event,
+    Held,
+    LeaseGained,
+    LeaseLost,
+    Leave,
+    Left,
+    Lifecycle,
+    Loaded,
+    Offload,
+    Outcome,
+    Publish,
+    Register,
+    Renew,
+    Restore,
+    Resume,
+    Resumed,
+    TokensSeen,
+    Undo,
+    Undone,
+    Worked,
+)
+
+ME = Holder("a", "n1")
+DEVICES = ("local/0", "local/1")
+
+
+class World(RuleBasedStateMachine):
+    """Engine memory, a daemon per device, and etcd as the agent sees it. `todo` are actions not yet answered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.life = Lifecycle(ME, DEVICES)
+        self.todo: list[Action] = []
+        self.published: Residency | None = None
+        self.lease = 0
+        self.leases = 0
+        self.epoch: str | None = None
+        self.epochs = 0
+        self.revision = 0
+        self.tokens: dict[str, Held] = {}
+        self.open: dict[str, Fence] = {}
+        self.mapped = False
+        self.frozen = True
+        self.top: dict[tuple[str, str], int] = {}
+        self._tell(EpochSeen(None))
+        self._new_epoch()
+        self._tell(LeaseGained(self._new_lease()))
+
+    # ---- the world's own moves
+
+    def _new_lease(self) -> int:
+        self.leases += 1
+        self.lease = self.leases
+        return self.lease
+
+    def _new_epoch(self) -> None:
+        self.epochs += 1
+        self.epoch = f"e{self.epochs}"
+        self.revision = 0
+        self._tell(EpochSeen(self.epoch))
+
+    def _tell(self, event: Event) -> None:
+        for action in self.life.handle(event):
+            self._take(action)
+
+    def _take(self, action: Action) -> None:
+        match action:
+            case Register(residency=residency) | Publish(residency=residency):
+                self.published = residency
+            case Renew():
+                self._tell(LeaseGained(self._new_lease()))
+            case Enter(device=device, fence=fence):
+                key = (device, fence.epoch)
+                assert fence.revision >= self.top.get(key, 0), "fences go up"
+                self.top[key] = fence.revision
+                self.todo.append(action)
+            case Offload() | Restore() | Undo():
+                assert set(self.open) == set(DEVICES), "memory changes only when every device is entered"
+                self.todo.append(action)
+            case Leave(device=device, fence=fence):
+                assert self.open.get(device) == fence, "what is left was entered"
+                self.todo.append(action)
+            case Resume():
+                assert self.mapped, "requests run on mapped memory only"
+                self.todo.append(action)
+            case End():
+                raise AssertionError(action.reason)
+            case Drain():
+                self.todo.append(action)
+
+    def _show(self) -> None:
+        self._tell(TokensSeen(tuple(self.tokens.values())))
+
+    def _grant(self, order: Order) -> int:
+        self.revision += 1
+        token = Token(holder=ME, lease=self.lease, order=order, bytes=1)
+        self.tokens = {d: Held(d, token, self.revision) for d in DEVICES}
+        self._show()
+        return self.revision
+
+    def _answer(self, index: int, refuse: str = "") -> None:
+        action = self.todo.pop(index % len(self.todo))
+        match action:
+            case Drain():
+                self.frozen = True
+                self._tell(Drained(0.0))
+            case Enter(device=device, fence=fence):
+                self._enter(device, fence, refuse)
+            case Offload():
+                self.mapped = False
+                self._tell(Worked(Outcome()))
+            case Restore():
+                if refuse:
+                    self._tell(Denied(refuse))
+                else:
+                    self.mapped = True
+                    self._tell(Worked(Outcome()))
+            case Undo():
+                self._tell(Undone(0.0))
+            case Resume():
+                self.frozen = False
+                self._tell(Resumed(0.0))
+            case Leave(device=device):
+                del self.open[device]
+                self._tell(Left(device, 0.0))
+
+    def _enter(self, device: str, fence: Fence, refuse: str) -> None:
+        token = self.tokens.get(device)
+        stands = token is not None and self.epoch == fence.epoch and token.revision == fence.revision
+        if refuse == "timeout":
+            self._tell(EnterRefused(device, refuse, retry=True))
+        elif refuse or not stands:
+            self._tell(EnterRefused(device, "stale"))
+        else:
+            self.open[device] = fence
+            self._tell(Entered(device, 0.0))
+
+    def _loading(self) -> bool:
+        return self.life.phase is Phase.STARTING and set(self.open) == set(DEVICES) and not self.mapped
+
+    def _load(self) -> None:
+        self.mapped = True
+        self._tell(Loaded(Outcome()))
+
+    # ---- rules: progress and faults in any order
+
+    @precondition(lambda self: not self.open)
+    @rule(order=st.sampled_from([Order.RESTORE, Order.OFFLOAD]))
+    def grant(self, order: Order) -> None:
+        self._grant(order)
+
+    @precondition(lambda self: self.todo)
+    @rule(index=st.integers(0, 7), refuse=st.sampled_from(["", "", "", "stale", "timeout"]))
+    def answer(self, index: int, refuse: str) -> None:
+        self._answer(index, refuse)
+
+    @precondition(lambda self: self._loading())
+    @rule()
+    def load(self) -> None:
+        self._load()
+
+    @rule()
+    def lose_lease(self) -> None:
+        self.tokens = {d: h for d, h in self.tokens.items() if h.token.lease != self.lease}
+        self._tell(LeaseLost())
+        self._show()
+
+    @rule()
+    def gain_lease(self) -> None:
+        self._tell(LeaseGained(self._new_lease()))
+
+    @rule()
+    def lose_token(self) -> None:
+        self.tokens = {}
+        self._show()
+
+    @rule(gone=st.booleans())
+    def lose_store(self, gone: bool) -> None:
+        self.tokens = {}
+        if gone:
+            self.epoch = None
+            self._tell(EpochSeen(None))
+        self._show()
+        self._new_epoch()
+
+    # ---- what always holds
+
+    @invariant()
+    def serving_means_mapped(self) -> None:
+        assert self.mapped or self.frozen
+
+    @invariant()
+    def busy_exactly_while_entered(self) -> None:
+        if self.life.op is None:
+            assert not self.open
+
+    def _settle(self) -> None:
+        for _ in range(200):
+            if self.todo:
+                self._answer(0)
+            elif self._loading():
+                self._load()
+            else:
+                return
+        raise AssertionError(f"does not settle: {self.life.phase}, {self.todo}")
+
+    def teardown(self) -> None:
+        """Liveness: faults stop; the operation under way ends, and the next token of each kind is obeyed."""
+        self._tell(LeaseGained(self._new_lease()))
+        self._settle()
+        for order, phase in ((Order.RESTORE, Phase.RESIDENT), (Order.OFFLOAD, Phase.OFFLOADED)) * 2:
+            revision = self._grant(order)
+            self._settle()
+            assert self.published is not None
+            assert (self.published.phase, self.published.busy) == (phase, False)
+            assert self.published.fence == Fence(self.epoch or "", revision)
+            assert self.mapped is (phase is Phase.RESIDENT)
+            assert self.frozen is (phase is Phase.OFFLOADED)
+            assert not self.open
+
+
+World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLifecycle = World.TestCase

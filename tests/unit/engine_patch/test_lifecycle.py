@@ -1,0 +1,256 @@
+"""PROTOCOL rule 5, example by example; tests/property/test_lifecycle.py has the rest."""
+
+from __future__ import annotations
+
+from coordinator.core.model import Bytes, Fence, Holder, Order, Phase, Step, Token
+from engine_patch.lifecycle import (
+    Action,
+    Denied,
+    Drain,
+    Drained,
+    End,
+    Enter,
+    Entered,
+    EnterRefused,
+    EpochSeen,
+    Failed,
+    Held,
+    LeaseGained,
+    LeaseLost,
+    Leave,
+    Left,
+    Lifecycle,
+    Loaded,
+    Offload,
+    Outcome,
+    Publish,
+    Register,
+    Renew,
+    Restore,
+    Resume,
+    Resumed,
+    TokensSeen,
+    Undo,
+    Undone,
+    Worked,
+)
+
+ME = Holder("a", "n1")
+DEV = "local/0"
+OUTCOME = Outcome(held=Bytes(weights=10, kv=2), restored=10, steps=(Step("copy", 0.5),))
+
+
+def held(order: Order, revision: int, lease: int = 7, device: str = DEV, holder: Holder = ME) -> Held:
+    return Held(device, Token(holder=holder, lease=lease, order=order, bytes=12), revision)
+
+
+def tokens(*helds: Held) -> TokensSeen:
+    return TokensSeen(helds)
+
+
+def kinds(actions: tuple[Action, ...]) -> list[type]:
+    return [type(a) for a in actions]
+
+
+def registered(devices: tuple[str, ...] = (DEV,)) -> Lifecycle:
+    life = Lifecycle(ME, devices)
+    life.handle(EpochSeen("e"))
+    life.handle(LeaseGained(7))
+    return life
+
+
+def resident(devices: tuple[str, ...] = (DEV,)) -> Lifecycle:
+    life = registered(devices)
+    life.handle(tokens(*(held(Order.RESTORE, 5, device=d) for d in devices)))
+    for d in devices:
+        life.handle(Entered(d, 0.1))
+    life.handle(Loaded(OUTCOME))
+    life.handle(Resumed(0.0))
+    for d in devices:
+        life.handle(Left(d, 0.0))
+    assert life.phase is Phase.RESIDENT
+    return life
+
+
+def offloaded() -> Lifecycle:
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    life.handle(Drained(0.0))
+    life.handle(Entered(DEV, 0.0))
+    life.handle(Worked(Outcome(kv_saved=2)))
+    life.handle(Left(DEV, 0.0))
+    assert life.phase is Phase.OFFLOADED
+    return life
+
+
+def test_start_up_enters_then_waits_for_the_workers_then_publishes_the_truth():
+    life = registered()
+    publish, enter = life.handle(tokens(held(Order.RESTORE, 5)))
+    assert enter == Enter(DEV, Fence("e", 5))
+    assert isinstance(publish, Publish)
+    assert publish.soon
+    assert life.handle(Entered(DEV, 0.1)) == ()
+    assert kinds(life.handle(Loaded(OUTCOME))) == [Resume, Leave]
+    assert life.handle(Resumed(0.0)) == ()
+    (last,) = life.handle(Left(DEV, 0.2))
+    assert isinstance(last, Publish)
+    assert (last.residency.phase, last.residency.fence) == (Phase.RESIDENT, Fence("e", 5))
+    assert last.residency.held == OUTCOME.held
+    assert [s.name for s in last.residency.steps] == ["enter", "copy", "resume", "leave"]
+
+
+def test_offload_goes_drain_enter_offload_leave_publish():
+    life = resident()
+    assert kinds(life.handle(tokens(held(Order.OFFLOAD, 8)))) == [Publish, Drain]
+    assert life.handle(Drained(0.01)) == (Enter(DEV, Fence("e", 8)),)
+    assert life.handle(Entered(DEV, 0.01)) == (Offload(),)
+    assert life.handle(Worked(Outcome(kv_saved=2))) == (Leave(DEV, Fence("e", 8)),)
+    (last,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(last, Publish)
+    assert (last.residency.phase, last.residency.held.total, last.residency.kv_saved) == (Phase.OFFLOADED, 0, 2)
+
+
+def test_restore_opens_the_gate_before_the_residency_is_put():
+    life = offloaded()
+    assert kinds(life.handle(tokens(held(Order.RESTORE, 9)))) == [Publish, Enter]
+    assert life.handle(Entered(DEV, 0.0)) == (Restore(),)
+    assert kinds(life.handle(Worked(OUTCOME))) == [Resume, Leave]
+
+
+def test_a_token_at_or_below_the_last_fence_is_old():
+    life = offloaded()
+    assert life.handle(tokens(held(Order.RESTORE, 8))) == ()
+    assert life.handle(tokens(held(Order.RESTORE, 5))) == ()
+
+
+def test_tokens_of_another_lease_holder_or_nonce_are_not_mine():
+    life = offloaded()
+    assert life.handle(tokens(held(Order.RESTORE, 9, lease=6))) == ()
+    assert life.handle(tokens(held(Order.RESTORE, 9, holder=Holder("a", "n0")))) == ()
+    assert life.handle(tokens(held(Order.RESTORE, 9, holder=Holder("b", "n1")))) == ()
+
+
+def test_the_last_fence_dies_with_the_lease():
+    life = offloaded()
+    life.handle(LeaseLost())
+    (register,) = life.handle(LeaseGained(9))
+    assert isinstance(register, Register)
+    assert register.residency.phase is Phase.OFFLOADED
+    assert kinds(life.handle(tokens(held(Order.RESTORE, 8, lease=9)))) == [Publish, Enter]
+
+
+def test_lease_lost_while_draining_touches_nothing_and_serves_on():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    life.handle(LeaseLost())
+    assert life.handle(Drained(0.0)) == (Resume(),)
+    (publish,) = life.handle(Resumed(0.0))
+    assert isinstance(publish, Publish)
+    assert (publish.residency.phase, publish.residency.fence) == (Phase.RESIDENT, Fence("e", 5))
+
+
+def test_an_entered_operation_outlives_its_lease_and_says_busy():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    life.handle(Drained(0.0))
+    life.handle(Entered(DEV, 0.0))
+    life.handle(LeaseLost())
+    (register,) = life.handle(LeaseGained(9))
+    assert isinstance(register, Register)
+    assert (register.residency.phase, register.residency.busy) == (Phase.DRAINING, True)
+    assert kinds(life.handle(Worked(Outcome()))) == [Leave]
+    (publish,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(publish, Publish)
+    assert (publish.residency.phase, publish.residency.busy) == (Phase.OFFLOADED, False)
+
+
+def test_one_refused_enter_leaves_the_others_and_resumes():
+    life = resident(("local/0", "local/1"))
+    life.handle(tokens(held(Order.OFFLOAD, 8, device="local/0"), held(Order.OFFLOAD, 8, device="local/1")))
+    life.handle(Drained(0.0))
+    assert life.handle(Entered("local/0", 0.0)) == ()
+    actions = life.handle(EnterRefused("local/1", "stale"))
+    assert actions == (Resume(), Leave("local/0", Fence("e", 8)))
+    life.handle(Resumed(0.0))
+    (publish,) = life.handle(Left("local/0", 0.0))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.RESIDENT
+    assert "stale" in publish.residency.error
+
+
+def test_half_a_gang_is_no_token():
+    life = resident(("local/0", "local/1"))
+    assert life.handle(tokens(held(Order.OFFLOAD, 8, device="local/0"))) == ()
+    assert life.handle(tokens(held(Order.OFFLOAD, 8, device="local/0"), held(Order.OFFLOAD, 9, device="local/1"))) == ()
+
+
+def test_a_wait_that_ended_is_asked_again_while_the_token_stands():
+    life = offloaded()
+    life.handle(tokens(held(Order.RESTORE, 9)))
+    assert life.handle(EnterRefused(DEV, "timeout", retry=True)) == (Enter(DEV, Fence("e", 9)),)
+    life.handle(tokens())
+    (publish,) = life.handle(EnterRefused(DEV, "timeout", retry=True))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.OFFLOADED
+
+
+def test_denied_pages_are_undone_left_and_answered_offloaded_with_the_reason():
+    life = offloaded()
+    life.handle(tokens(held(Order.RESTORE, 9)))
+    life.handle(Entered(DEV, 0.0))
+    assert life.handle(Denied("2 MiB short")) == (Undo(),)
+    assert life.handle(Undone(0.0)) == (Leave(DEV, Fence("e", 9)),)
+    (publish,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.OFFLOADED
+    assert publish.residency.error == "2 MiB short"
+    assert publish.residency.fence == Fence("e", 9)
+
+
+def test_an_order_that_is_already_so_is_closed_without_touching_memory():
+    life = offloaded()
+    assert life.handle(tokens(held(Order.OFFLOAD, 9))) == (Enter(DEV, Fence("e", 9)),)
+    assert life.handle(Entered(DEV, 0.0)) == (Leave(DEV, Fence("e", 9)),)
+    (publish,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.OFFLOADED
+
+
+def test_the_next_token_waits_for_the_operation_under_way():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    assert life.handle(tokens(held(Order.RESTORE, 9))) == ()
+    assert kinds(life.handle(Drained(0.0))) == [Resume]
+    actions = life.handle(Resumed(0.0))
+    assert kinds(actions) == [Publish, Enter]
+
+
+def test_a_new_epoch_voids_the_lease():
+    life = resident()
+    assert life.handle(EpochSeen("e2")) == (Renew(),)
+    assert life.handle(tokens(held(Order.OFFLOAD, 8))) == ()
+    life.handle(LeaseGained(9))
+    (_, drain) = life.handle(tokens(held(Order.OFFLOAD, 2, lease=9)))
+    assert drain == Drain()
+
+
+def test_an_epoch_that_is_gone_permits_nothing():
+    life = resident()
+    assert life.handle(EpochSeen(None)) == (Renew(),)
+    life.handle(LeaseGained(9))
+    assert life.handle(tokens(held(Order.OFFLOAD, 20, lease=9))) == ()
+    assert kinds(life.handle(EpochSeen("e2"))) == [Publish, Drain]
+
+
+def test_a_failure_is_published_and_ends_the_engine_for_good():
+    life = offloaded()
+    life.handle(tokens(held(Order.RESTORE, 9)))
+    life.handle(Entered(DEV, 0.0))
+    publish, end = life.handle(Failed("digest of chunk 3 differs"))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.FAILED
+    assert end == End("digest of chunk 3 differs")
+    assert life.handle(tokens(held(Order.RESTORE, 12))) == ()
+    (register,) = life.handle(LeaseGained(11))
+    assert isinstance(register, Register)
+    assert register.residency.phase is Phase.FAILED
