@@ -65,28 +65,36 @@ class AwaitOpen(msgspec.Struct, frozen=True, tag=True):
 
 
 class Map(msgspec.Struct, frozen=True, tag=True):
-    """PROTOCOL rule 7: `count` (1..MAX_FDS) populated chunks of `kind`, one descriptor each beside the reply."""
+    """PROTOCOL rule 7: `count` (1..MAX_FDS) populated chunks of `kind`, one descriptor each beside the reply.
+
+    `ticket` is drawn at random for each call; the same one again says that its answer was lost, and takes back what
+    that answer held. Waits at most `timeout_s` for chunks that are still being populated."""
 
     device: DeviceName
     kind: Kind
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_FDS)]
+    ticket: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
+    timeout_s: Timeout
 
 
 class Unmap(msgspec.Struct, frozen=True, tag=True):
-    """These chunks are unmapped and their descriptors closed in the caller: the daemon may give them to others."""
+    """These chunks are unmapped and their descriptors closed in the caller: the daemon may give them to others.
+    Idempotent: chunks that nobody holds any more are passed over."""
 
     device: DeviceName
     chunks: Annotated[tuple[ChunkId, ...], msgspec.Meta(min_length=1, max_length=65536)]
 
 
 class CreateMaster(msgspec.Struct, frozen=True, tag=True):
-    """A host master of `size` bytes, writable through the one descriptor beside the reply until it is sealed."""
+    """A host master of `size` bytes (answered with `Master`: rounded up to the driver's granularity), populated, with
+    one writable descriptor beside the reply. Until it is sealed it lives as long as this connection."""
 
     size: Size
 
 
 class SealMaster(msgspec.Struct, frozen=True, tag=True):
-    """The master created last on this connection holds the content of `digest` and does not change any more."""
+    """The master created last on this connection holds the content of `digest` and does not change any more: the
+    caller closes its writable descriptor. Where that digest has a master already, the new one is dropped."""
 
     digest: Name
 
@@ -98,7 +106,8 @@ class OpenMaster(msgspec.Struct, frozen=True, tag=True):
 
 
 class ReportHost(msgspec.Struct, frozen=True, tag=True):
-    """Host bytes this worker holds for saved KV (the node's second budget)."""
+    """Host bytes this process holds for saved KV from now on (the node's second budget); refused `no_space` where
+    they do not fit, and then the last report stands."""
 
     saved_kv: Size
 
@@ -120,6 +129,7 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     BAD_REQUEST = "bad_request"
     FORBIDDEN = "forbidden"  # peer, nonce or role does not fit
+    FAILED = "failed"  # the daemon could not do it (disk, driver): nothing has changed, ask again later
 
 
 class Done(msgspec.Struct, frozen=True, tag=True):

@@ -1,0 +1,144 @@
+"""What the daemon must remember over its own death: epoch, closed, open and owners of each device, and its processes.
+
+PROTOCOL rule 11. One file, replaced whole: written beside, fsynced, renamed, its directory fsynced. Its first line is
+a header with a SHA-256 of the rest, so that a torn or edited file is refused and never half believed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from native.fences import Holder, Record
+from native.pool import Extent
+from native.processes import Identity
+
+_MAGIC = "vnpu-journal"
+_VERSION = 1
+
+
+class JournalError(Exception):
+    """The journal cannot be used; the message says what to do."""
+
+
+class Known(msgspec.Struct, frozen=True):
+    """A process that said hello. `number` names it in `Held`."""
+
+    number: int
+    holder: Holder
+    role: str
+    rank: int
+    identity: Identity
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What one process holds of a device."""
+
+    process: int
+    holder: Holder
+    identity: Identity
+    extents: tuple[Extent, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(extent.bytes for extent in self.extents)
+
+
+class DeviceLedger(msgspec.Struct, frozen=True):
+    record: Record
+    owners: tuple[Held, ...] = ()
+
+
+class Ledger(msgspec.Struct, frozen=True):
+    """All that is persisted. `generation` counts the daemon's starts: chunk ids hold it in their upper bits."""
+
+    node: str
+    generation: int = 0
+    processes: tuple[Known, ...] = ()
+    devices: dict[str, DeviceLedger] = {}
+
+
+_decode = msgspec.json.Decoder(Ledger).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Journal:
+    """The file `ledger` in a directory that one daemon owns (it holds a lock on it while open)."""
+
+    def __init__(self, directory: Path) -> None:
+        """Create the directory (0700) where needed and lock it.
+
+        Raises:
+            JournalError: another daemon uses it.
+            OSError: it cannot be created.
+        """
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._directory = directory
+        self.path = directory / "ledger"
+        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._lock)
+            raise JournalError(
+                f"{directory} belongs to a running daemon: stop it or give another --state-dir"
+            ) from error
+
+    def load(self) -> Ledger | None:
+        """The last ledger written; None where there is none yet.
+
+        Raises:
+            JournalError: the file is damaged, or of a version this daemon does not read.
+        """
+        try:
+            raw = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        header, _, body = raw.partition(b"\n")
+        words = header.decode("ascii", "replace").split(" ")
+        if len(words) != 3 or words[0] != _MAGIC or words[1] != str(_VERSION):
+            raise self._damaged("its header is not ours")
+        if words[2] != hashlib.sha256(body).hexdigest():
+            raise self._damaged("its checksum does not fit")
+        try:
+            return _decode(body)
+        except msgspec.MsgspecError as error:
+            raise self._damaged(str(error)) from error
+
+    def write(self, ledger: Ledger) -> None:
+        """Replace the ledger; durable on return. Blocks for the disk: call it on a thread.
+
+        Raises:
+            OSError: it is not durable; the last one still stands.
+        """
+        body = _encode(ledger)
+        beside = self.path.with_suffix(".new")
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            with open(file, "wb", closefd=False) as out:
+                out.write(f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode("ascii") + body)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        beside.replace(self.path)
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def close(self) -> None:
+        """Release the lock; idempotent."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def _damaged(self, why: str) -> JournalError:
+        return JournalError(
+            f"{self.path} is damaged: {why}. It says who holds device pages, so nothing is guessed: "
+            "stop every engine of this node, delete the file, start the daemon again"
+        )

@@ -1,0 +1,199 @@
+"""Which chunk of a device belongs to whom. PURE book-keeping: no descriptor, no driver, no clock.
+
+A chunk is one physical piece of device memory, the unit of mapping and of sharing. The pool creates all its chunks at
+start and never frees one on the wake path: they only change hands.
+
+Invariant (I4): chunks that are free, held, or held since before a restart of the daemon ("foreign": their pages live on
+in their holder, the pool has no handle of them) never exceed `capacity` bytes together. What is missing to capacity is
+`debt`: chunks the daemon has to create. Ids are never used twice: the daemon's generation is in their upper bits.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from native.fences import Holder
+from native.protocol import Kind
+
+GENERATION_BITS = 24
+"""Chunks a generation can number: 2^24 of 2 MiB are 32 TiB."""
+
+
+class Owner(msgspec.Struct, frozen=True, order=True):
+    """A process that holds pages: its engine and the daemon's number for it (unique in the daemon's life)."""
+
+    holder: Holder
+    process: int
+
+
+class Extent(msgspec.Struct, frozen=True):
+    """A run of chunks `first … first + count - 1` that one `map` call gave, of `chunk` bytes each."""
+
+    kind: Kind
+    ticket: int
+    first: int
+    count: int
+    chunk: int
+
+    @property
+    def bytes(self) -> int:
+        return self.count * self.chunk
+
+
+class _Held(msgspec.Struct, frozen=True):
+    kind: Kind
+    ticket: int
+    chunk: int
+
+
+class Shortage(Exception):
+    """The device's capacity, or what the holder was granted, would be exceeded."""
+
+
+class Pending(Exception):
+    """There is room, but its chunks are not populated yet: ask again after `grow`."""
+
+
+class NotYours(Exception):
+    """A chunk named in a call belongs to another process."""
+
+
+class Pool:
+    """Chunk accounting of one device. `capacity` is rounded down to whole chunks."""
+
+    def __init__(self, capacity: int, chunk: int, generation: int) -> None:
+        self.chunk = chunk
+        self.capacity = capacity // chunk * chunk
+        self._first = generation << GENERATION_BITS
+        self._created = 0
+        self._free: list[int] = []
+        self._held: dict[Owner, dict[int, _Held]] = {}
+        self._owner: dict[int, Owner] = {}
+
+    @property
+    def debt(self) -> int:
+        """Chunks that must be created so that free and held bytes reach capacity."""
+        return max(0, (self.capacity - self.charged) // self.chunk - len(self._free))
+
+    @property
+    def charged(self) -> int:
+        """Bytes held by anybody, from before a restart included."""
+        return sum(held.chunk for chunks in self._held.values() for held in chunks.values())
+
+    @property
+    def free(self) -> int:
+        """Populated bytes that nobody holds."""
+        return len(self._free) * self.chunk
+
+    @property
+    def owners(self) -> tuple[Owner, ...]:
+        return tuple(sorted(self._held))
+
+    def grow(self) -> int:
+        """A chunk of `debt` was created; returns its id.
+
+        Raises:
+            Shortage: nothing is missing; the chunk would exceed capacity.
+        """
+        if self.debt == 0:
+            raise Shortage("the pool is complete")
+        chunk = self._first + self._created
+        self._created += 1
+        heapq.heappush(self._free, chunk)
+        return chunk
+
+    def adopt(self, owner: Owner, extents: Iterable[Extent]) -> None:
+        """What a living process held before this start of the daemon stays charged to it."""
+        for extent in extents:
+            for chunk in range(extent.first, extent.first + extent.count):
+                self._hold(owner, chunk, _Held(extent.kind, extent.ticket, extent.chunk))
+
+    def take(self, owner: Owner, kind: Kind, count: int, ticket: int, grant: int) -> tuple[int, ...]:
+        """`count` free chunks for `owner`, whose engine may hold `grant` bytes here afterwards (PROTOCOL rule 7).
+
+        The same `ticket` again means that the first answer was lost: what it gave is taken back first.
+
+        Raises:
+            Shortage: the grant or the capacity does not allow it.
+            Pending: the chunks are not created yet.
+        """
+        lost = [chunk for chunk, held in self._held.get(owner, {}).items() if held.ticket == ticket]
+        self._drop(owner, lost)
+        wanted = count * self.chunk
+        held = self.held_by(owner.holder)
+        if held + wanted > grant:
+            raise Shortage(f"{owner.holder} holds {held} B, wants {wanted} B more, was granted {grant} B")
+        room = self.capacity - self.charged
+        if wanted > room:
+            raise Shortage(f"{owner.holder} wants {wanted} B, {room} B of {self.capacity} B are left")
+        if count > len(self._free):
+            raise Pending(f"{count - len(self._free)} chunks are not populated yet")
+        chunks = tuple(heapq.heappop(self._free) for _ in range(count))
+        for chunk in chunks:
+            self._hold(owner, chunk, _Held(kind, ticket, self.chunk))
+        return chunks
+
+    def give_back(self, owner: Owner, chunks: Iterable[int]) -> int:
+        """These chunks are unmapped; returns how many bytes came back. What nobody holds is passed over: a repeated
+        call whose first answer was lost must not fail.
+
+        Raises:
+            NotYours: one belongs to another process; nothing was given back.
+        """
+        named = set(chunks)
+        for chunk in named:
+            if self._owner.get(chunk, owner) != owner:
+                raise NotYours(f"chunk {chunk} is not held by the caller")
+        return self._drop(owner, [chunk for chunk in named if chunk in self._owner])
+
+    def release(self, owner: Owner) -> int:
+        """The process is proven dead: all it held is back. Returns how many bytes."""
+        return self._drop(owner, list(self._held.get(owner, ())))
+
+    def held_by(self, holder: Holder) -> int:
+        """Bytes that all processes of an engine hold together."""
+        mine = (chunks for owner, chunks in self._held.items() if owner.holder == holder)
+        return sum(held.chunk for chunks in mine for held in chunks.values())
+
+    def bytes_of(self, owner: Owner) -> dict[Kind, int]:
+        """Bytes by kind of one process."""
+        totals = dict.fromkeys(Kind, 0)
+        for held in self._held.get(owner, {}).values():
+            totals[held.kind] += held.chunk
+        return totals
+
+    def extents_of(self, owner: Owner) -> tuple[Extent, ...]:
+        """What a process holds, as runs: what the journal keeps."""
+        return tuple(_runs(sorted(self._held.get(owner, {}).items())))
+
+    def _hold(self, owner: Owner, chunk: int, held: _Held) -> None:
+        self._held.setdefault(owner, {})[chunk] = held
+        self._owner[chunk] = owner
+
+    def _drop(self, owner: Owner, chunks: list[int]) -> int:
+        back = 0
+        mine = self._held.get(owner, {})
+        for chunk in chunks:
+            back += mine.pop(chunk).chunk
+            del self._owner[chunk]
+            if chunk >= self._first:
+                heapq.heappush(self._free, chunk)
+        if not mine:
+            self._held.pop(owner, None)
+        return back
+
+
+def _runs(chunks: list[tuple[int, _Held]]) -> Iterator[Extent]:
+    first, count, run = 0, 0, None
+    for chunk, held in chunks:
+        if held == run and chunk == first + count:
+            count += 1
+            continue
+        if run is not None:
+            yield Extent(run.kind, run.ticket, first, count, run.chunk)
+        first, count, run = chunk, 1, held
+    if run is not None:
+        yield Extent(run.kind, run.ticket, first, count, run.chunk)
