@@ -81,7 +81,24 @@ class DemandSeen(msgspec.Struct, frozen=True, tag=True):
     demand: Demand | None
 
 
-Fact = SpecSeen | ResidencySeen | LoadSeen | DeviceSeen | TokenSeen | SeatSeen | EpochSeen | PolicySeen | DemandSeen
+class DecisionSeen(msgspec.Struct, frozen=True, tag=True):
+    """A decision stands in etcd: the next leader numbers its own above it."""
+
+    n: int
+
+
+Fact = (
+    SpecSeen
+    | ResidencySeen
+    | LoadSeen
+    | DeviceSeen
+    | TokenSeen
+    | SeatSeen
+    | EpochSeen
+    | PolicySeen
+    | DemandSeen
+    | DecisionSeen
+)
 
 
 class Listed(msgspec.Struct, frozen=True, tag=True):
