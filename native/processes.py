@@ -131,7 +131,7 @@ def reopen(identity: Identity) -> Process:
     """The process of a persisted identity.
 
     Raises:
-        Gone: it is proven dead: another boot, no such pid, or the pid belongs to a process that started at another time.
+        Gone: it is proven dead: another boot, no such pid, or a pid that belongs to a later process.
         PermissionError: a process of another PID namespace cannot be found again by its identity.
     """
     if identity.boot_id != boot_id():
