@@ -12,6 +12,8 @@ ROOT = "/vnpu/v1/"
 EPOCH = ROOT + "epoch"
 HEARTBEAT = ROOT + "heartbeat"
 ELECTION = ROOT + "coordinator/election/"
+COORDINATORS = ROOT + "coordinators/"
+DECISIONS = ROOT + "decisions/"
 
 
 def escape(identifier: str) -> str:
