@@ -94,6 +94,8 @@ class Spec(Value, frozen=True, kw_only=True):
     boot_id: Name
     footprint: Bytes
     measured: bool = False
+    cold_start: Seconds = 0.0
+    """From the start of the API-server process to resident; 0 while that has not happened yet."""
     digest: Text = ""
     aliases: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     capabilities: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
