@@ -1,0 +1,303 @@
+// The Python module `native._native`; its typed face is ../_native.pyi.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <memory>
+#include <new>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "arena.h"
+#include "copy.h"
+#include "digest.h"
+#include "driver.h"
+#include "hook.h"
+#include "kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace {
+
+using vnpu::Address;
+using vnpu::Driver;
+using vnpu::DriverError;
+using vnpu::DriverStats;
+using vnpu::Handle;
+using NoGil = nb::call_guard<nb::gil_scoped_release>;
+using Entries = std::vector<std::tuple<std::uint64_t, std::uint64_t, std::size_t>>;
+using Pairs = std::vector<std::pair<std::uint64_t, std::size_t>>;
+
+PyObject* driver_error_type = nullptr;
+
+void raise_driver_error(const DriverError& error) {
+    nb::object raised = nb::steal(PyObject_CallFunction(driver_error_type, "s", error.what()));
+    if (!raised.is_valid()) {
+        return;  // Python's own error is set
+    }
+    raised.attr("call") = error.call;
+    raised.attr("code") = error.code;
+    raised.attr("name") = error.name;
+    raised.attr("remedy") = error.remedy;
+    PyErr_SetObject(driver_error_type, raised.ptr());
+}
+
+void bind_errors(nb::module_& module) {
+    driver_error_type = PyErr_NewExceptionWithDoc(
+        "native._native.DriverError", "A driver refused a call or the system failed; its state is what it was before.",
+        PyExc_RuntimeError, nullptr);
+    if (driver_error_type == nullptr) {
+        throw nb::python_error();
+    }
+    module.attr("DriverError") = nb::handle(driver_error_type);
+    nb::register_exception_translator([](const std::exception_ptr& error, void*) {
+        try {
+            std::rethrow_exception(error);
+        } catch (const DriverError& driver_error) {
+            raise_driver_error(driver_error);
+        }
+    });
+}
+
+void map_pairs(Driver& driver, const Pairs& pairs) {
+    std::vector<vnpu::Placement> placements;
+    placements.reserve(pairs.size());
+    for (const auto& [va, handle] : pairs) {
+        placements.push_back({va, handle});
+    }
+    driver.map_many(placements);
+}
+
+Driver* open_driver(std::string_view name, int device, std::size_t limit, std::string backing) {
+    return vnpu::open_driver(name, device, {limit, std::move(backing)}).release();
+}
+
+void bind_driver(nb::module_& module) {
+    nb::class_<DriverStats>(module, "DriverStats", "What one Driver object holds, in bytes and counts.")
+        .def_ro("own_bytes", &DriverStats::own_bytes)
+        .def_ro("imported_bytes", &DriverStats::imported_bytes)
+        .def_ro("mapped_bytes", &DriverStats::mapped_bytes)
+        .def_ro("huge_bytes", &DriverStats::huge_bytes)
+        .def_ro("handles", &DriverStats::handles)
+        .def_ro("reservations", &DriverStats::reservations);
+    nb::class_<Driver>(module, "Driver", "Physical chunks and the virtual addresses they are mapped at. Thread-safe.")
+        .def_prop_ro("name", &Driver::name)
+        .def_prop_ro("device", &Driver::device)
+        .def_prop_ro("granularity", &Driver::granularity)
+        .def_prop_ro("huge", &Driver::huge)
+        .def_prop_ro("backing", &Driver::backing)
+        .def("reserve", &Driver::reserve, "size"_a, "hint"_a = 0, NoGil(),
+             "Address of `size` reserved, inaccessible bytes; exactly at `hint` (a multiple of 1 GiB) where not 0.")
+        .def("release", &Driver::release, "va"_a, NoGil(), "Give back a reservation in which nothing is mapped.")
+        .def("create", &Driver::create, "size"_a, NoGil(), "Handle of a new chunk, populated and zero.")
+        .def("destroy", &Driver::destroy, "handle"_a, NoGil(), "Forget a handle that is not mapped.")
+        .def("export_handle", &Driver::export_handle, "handle"_a, NoGil(),
+             "A descriptor for another process, given once and the caller's to close.")
+        .def("import_handle", &Driver::import_handle, "shareable"_a, "size"_a, NoGil(),
+             "Handle of a chunk that another process exported; the descriptor stays the caller's.")
+        .def("map", &Driver::map, "va"_a, "handle"_a, NoGil(), "Map a whole chunk at `va` inside one reservation.")
+        .def("unmap", &Driver::unmap, "va"_a, NoGil(), "Take the chunk mapped at `va` away; the range stays reserved.")
+        .def("map_many", &map_pairs, "pairs"_a, NoGil(), "`map` for each `(va, handle)`, all or none.")
+        .def(
+            "unmap_many",
+            [](Driver& driver, const std::vector<Address>& vas) { driver.unmap_many(vas); }, "vas"_a, NoGil(),
+            "`unmap` for each address, all or none.")
+        .def("free_bytes", &Driver::free_bytes, NoGil(), "Bytes that `create` may still take.")
+        .def("stats", &Driver::stats, NoGil());
+    module.def("open_driver", &open_driver, "name"_a, "device"_a = 0, "limit"_a = 0, "backing"_a = "auto",
+               nb::rv_policy::take_ownership, NoGil(), "Open a driver by name; raises DriverError.");
+}
+
+std::vector<vnpu::CopyEntry> copy_entries(const Entries& tuples) {
+    std::vector<vnpu::CopyEntry> entries;
+    entries.reserve(tuples.size());
+    for (const auto& [destination, source, length] : tuples) {
+        entries.push_back({destination, source, length});
+    }
+    return entries;
+}
+
+// Joins its threads without the GIL: one of them may be at work for a millisecond.
+class BoundCopyJob {
+   public:
+    BoundCopyJob(const Entries& entries, int threads, std::vector<int> cpus, std::string kernel)
+        : job_(std::make_unique<vnpu::CopyJob>(copy_entries(entries),
+                                               vnpu::CopyOptions{threads, std::move(cpus), std::move(kernel)})) {}
+    BoundCopyJob(const BoundCopyJob&) = delete;
+    BoundCopyJob& operator=(const BoundCopyJob&) = delete;
+    ~BoundCopyJob() {
+        const nb::gil_scoped_release released;
+        job_.reset();
+    }
+
+    bool wait(std::optional<std::size_t> entries, double timeout_s) {
+        const std::size_t total = job_->stream().entries_total();
+        if (entries.value_or(total) > total) {
+            throw std::invalid_argument("the job has only " + std::to_string(total) + " entries");
+        }
+        return job_->stream().wait(entries.value_or(total), std::chrono::duration<double>(timeout_s));
+    }
+    void cancel() { job_->cancel(); }
+    const vnpu::CopyStream& stream() const { return job_->stream(); }
+
+   private:
+    std::unique_ptr<vnpu::CopyJob> job_;
+};
+
+double copy(const Entries& entries, int threads, std::vector<int> cpus, std::string kernel) {
+    return vnpu::copy(copy_entries(entries), {threads, std::move(cpus), std::move(kernel)});
+}
+
+std::vector<std::string> kernel_names() {
+    std::vector<std::string> names;
+    for (const vnpu::NamedKernel& kernel : vnpu::copy_kernels()) {
+        names.emplace_back(kernel.name);
+    }
+    return names;
+}
+
+void bind_copy(nb::module_& module) {
+    const auto none = std::vector<int>{};
+    module.def("copy", &copy, "entries"_a, "threads"_a = 1, "cpus"_a = none, "kernel"_a = "", NoGil(),
+               "Copy every (destination, source, length) past the caches; seconds it took.");
+    nb::class_<BoundCopyJob>(module, "CopyJob", "The same copy on background threads, in order; started at once.")
+        .def(nb::init<const Entries&, int, std::vector<int>, std::string>(), "entries"_a, "threads"_a = 1,
+             "cpus"_a = none, "kernel"_a = "", NoGil())
+        .def("wait", &BoundCopyJob::wait, "entries"_a = nb::none(), "timeout_s"_a = 3600.0, NoGil(),
+             "Wait until the first `entries` entries are whole; False when time is up or it was cancelled.")
+        .def("cancel", &BoundCopyJob::cancel, NoGil(), "Stop after the pieces in flight and wait for the threads.")
+        .def_prop_ro("done", [](const BoundCopyJob& job) { return job.stream().done(); })
+        .def_prop_ro("cancelled", [](const BoundCopyJob& job) { return job.stream().cancelled(); })
+        .def_prop_ro("entries_done", [](const BoundCopyJob& job) { return job.stream().entries_done(); })
+        .def_prop_ro("bytes_done", [](const BoundCopyJob& job) { return job.stream().bytes_done(); })
+        .def_prop_ro("bytes_total", [](const BoundCopyJob& job) { return job.stream().bytes_total(); })
+        .def_prop_ro("seconds", [](const BoundCopyJob& job) { return job.stream().seconds(); });
+    module.def("copy_kernels", &kernel_names, "Copy kernels this CPU runs, best first.");
+    module.def("cpu_features", &vnpu::cpu_features, "What the dispatch found on this CPU.");
+}
+
+std::uint32_t crc32c(std::uint64_t address, std::size_t length, std::uint32_t init, const std::string& kernel) {
+    return vnpu::crc32c(reinterpret_cast<const void*>(address), length, init, kernel);
+}
+
+std::uint64_t sample_digest(const Pairs& pairs, std::size_t stride, std::size_t width) {
+    std::vector<vnpu::Range> ranges;
+    ranges.reserve(pairs.size());
+    for (const auto& [address, length] : pairs) {
+        ranges.push_back({address, length});
+    }
+    return vnpu::sample_digest(ranges, stride, width);
+}
+
+void bind_digest(nb::module_& module) {
+    module.def("crc32c", &crc32c, "address"_a, "length"_a, "init"_a = 0, "kernel"_a = "", NoGil(),
+               "CRC-32C of a range; `init` continues an earlier one.");
+    module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = 262144, "width"_a = 64, NoGil(),
+               "64-bit digest of samples of the ranges: the canary of a restore.");
+}
+
+// Python holds the arena through this, so that an arena which the hook keeps for ever keeps no Python object.
+struct BoundArena {
+    std::shared_ptr<vnpu::Arena> arena;
+
+    BoundArena(std::uintptr_t base, std::size_t reserved, std::size_t chunk, std::size_t capacity)
+        : arena(std::make_shared<vnpu::Arena>(base, reserved, chunk, capacity)) {}
+
+    std::uintptr_t allocate(std::size_t size, std::size_t alignment) const {
+        if (size == 0 || alignment == 0 || (alignment & (alignment - 1)) != 0) {
+            throw std::invalid_argument("a block needs a positive size and an alignment that is a power of two");
+        }
+        const std::uintptr_t block = arena->allocate(size, alignment);
+        if (block == 0) {
+            throw std::bad_alloc();
+        }
+        return block;
+    }
+
+    void free(std::uintptr_t address) const {
+        if (!arena->free(address)) {
+            throw std::invalid_argument("no live block of the arena starts at " + std::to_string(address));
+        }
+    }
+};
+
+template <auto list>
+Pairs extent_pairs(const BoundArena& bound) {
+    Pairs pairs;
+    for (const vnpu::Extent& extent : (bound.arena.get()->*list)()) {
+        pairs.emplace_back(extent.offset, extent.length);
+    }
+    return pairs;
+}
+
+template <auto property>
+auto get(const BoundArena& bound) {
+    return (bound.arena.get()->*property)();
+}
+
+void bind_arena(nb::module_& module) {
+    using vnpu::Arena;
+    nb::class_<BoundArena>(module, "Arena", "First-fit allocator over one reservation whose first bytes are mapped.")
+        .def(nb::init<std::uintptr_t, std::size_t, std::size_t, std::size_t>(), "base"_a, "reserved"_a,
+             "chunk"_a = 2097152, "capacity"_a = 0)
+        .def("grow", [](const BoundArena& bound, std::size_t capacity) { bound.arena->grow(capacity); }, "capacity"_a,
+             "So many bytes from `base` are mapped now.")
+        .def("trim", [](const BoundArena& bound) { return bound.arena->trim(); },
+             "Shrink `capacity` to the chunks below `top` and return it.")
+        .def("allocate", &BoundArena::allocate, "size"_a, "alignment"_a = 4096, "Address of a block of whole pages.")
+        .def("free", &BoundArena::free, "address"_a, "Give a block back, by its address.")
+        .def("blocks", &extent_pairs<&Arena::blocks>, "Live blocks as (offset, length), by offset.")
+        .def("extents", &extent_pairs<&Arena::extents>, "Live blocks with neighbours merged, by offset.")
+        .def("chunks_in_use", &get<&Arena::chunks_in_use>, "Indices of the chunks that hold live bytes.")
+        .def_prop_ro("base", &get<&Arena::base>)
+        .def_prop_ro("reserved", &get<&Arena::reserved>)
+        .def_prop_ro("chunk", &get<&Arena::chunk>)
+        .def_prop_ro("capacity", &get<&Arena::capacity>)
+        .def_prop_ro("top", &get<&Arena::top>)
+        .def_prop_ro("live_bytes", &get<&Arena::live_bytes>)
+        .def_prop_ro("live_blocks", &get<&Arena::live_blocks>)
+        .def_prop_ro("peak_bytes", &get<&Arena::peak_bytes>)
+        .def_prop_ro("spilled_bytes", &get<&Arena::spilled_bytes>)
+        .def_prop_ro("spilled_blocks", &get<&Arena::spilled_blocks>);
+}
+
+std::vector<std::pair<std::string, std::size_t>> hooked_libraries() {
+    std::vector<std::pair<std::string, std::size_t>> libraries;
+    for (const vnpu::HookedLibrary& library : vnpu::hooked_libraries()) {
+        libraries.emplace_back(library.path, library.slots);
+    }
+    return libraries;
+}
+
+void activate(const BoundArena* bound, std::size_t min_block) {
+    vnpu::activate(bound != nullptr ? bound->arena : nullptr, min_block);
+}
+
+void bind_hook(nb::module_& module) {
+    module.def("install_hook", &vnpu::install_hook, "Redirect the libraries loaded now; number of redirected slots.");
+    module.def("hooked_libraries", &hooked_libraries, "Path and number of redirected slots of each library.");
+    module.def("activate", &activate, "arena"_a.none(), "min_block"_a = 65536,
+               "Hooked allocations of at least `min_block` bytes come from `arena` from now on; None: from libc.");
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    // Engines keep drivers and arenas in module globals until the process ends; that is no leak.
+    nb::set_leak_warnings(false);
+    bind_errors(module);
+    bind_driver(module);
+    bind_copy(module);
+    bind_digest(module);
+    bind_arena(module);
+    bind_hook(module);
+}

@@ -1,0 +1,26 @@
+// Checks of content: CRC-32C of a range, and the canary of a restore.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+namespace vnpu {
+
+struct Range {
+    std::uint64_t address;
+    std::size_t length;
+};
+
+// CRC-32C (Castagnoli, RFC 3720 B.4), by the CPU's instruction where it has one; `init` continues an earlier one.
+// `kernel`: empty or "portable". Throws std::invalid_argument.
+std::uint32_t crc32c(const void* data, std::size_t length, std::uint32_t init, const std::string& kernel);
+
+// A digest of samples: the first and last `width` bytes of each range, and `width` bytes at a pseudo-random place in
+// each `stride` of it. Every 2 MiB page that a range touches lies whole in the range or holds one of its ends, so with
+// a stride of at most 1 MiB each such page is sampled. Places depend on lengths only, never on addresses.
+// Throws std::invalid_argument.
+std::uint64_t sample_digest(std::span<const Range> ranges, std::size_t stride, std::size_t width);
+
+}  // namespace vnpu
