@@ -26,8 +26,8 @@ def connect(
     """The store at these etcd endpoints (`http[s]://[user:password@]host:port`); opens no connection yet.
 
     What is not given comes from the URL, then from `VNPU_ETCD_USER`, `_PASSWORD`, `_CA`, `_CERT`, `_KEY`. No call takes
-    longer than `call_timeout` seconds; a watch that hears nothing for `stall` seconds is opened anew. Raises `ConfigError`
-    for endpoints or files that cannot be used. Call it before the event loop is busy: it imports etcd3-py (0.3 s).
+    longer than `call_timeout` seconds; a watch that hears nothing for `stall` seconds is opened anew. Call it before
+    the event loop is busy: it imports etcd3-py (0.3 s). Raises `ConfigError` for endpoints or files it cannot use.
     """
     # etcd3-py brings requests and pyOpenSSL along: only a process that talks to etcd pays for them.
     from coordinator.store.access import access_from

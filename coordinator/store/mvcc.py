@@ -54,11 +54,11 @@ class Mvcc:
         keys = sorted((key for key in self._kvs if key.startswith(prefix)), key=_byte_order)
         return Listing(tuple(self._kvs[key] for key in keys), self.revision)
 
-    def since(self, revision: int) -> list[Changes]:
+    def since(self, revision: int) -> tuple[Changes, ...]:
         """All changes from `revision` on. Raises `Compacted` where history does not reach back that far."""
         if revision < self.compacted:
             raise Compacted(self.compacted)
-        return [changes for changes in self._history if changes.revision >= revision]
+        return tuple(changes for changes in self._history if changes.revision >= revision)
 
     def txn(self, compares: Sequence[Compare], then: Sequence[Op]) -> tuple[TxnResult, Changes | None]:
         """Raises `LeaseLost` or `StoreError`, and then has changed nothing."""

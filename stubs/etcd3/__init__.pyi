@@ -1,0 +1,1 @@
+from etcd3.aio_client import AioClient as AioClient
