@@ -95,7 +95,8 @@ def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto
 
     Args:
         limit: bytes that own chunks may take together; 0: no limit of our own.
-        backing: host only: `auto`, `tmpfs` (fail where the system forbids it) or `memfd`.
+        backing: host only: `auto`, `tmpfs` (fail where the system forbids it), `memfd`, or the absolute path of a folder
+            on a tmpfs that is mounted already, with huge=always where huge pages are wanted.
 
     Raises:
         DriverError: unknown name, or what it needs is not there.

@@ -159,7 +159,7 @@ double copy(const Entries& entries, int threads, std::vector<int> cpus, std::str
 
 std::vector<std::string> kernel_names() {
     std::vector<std::string> names;
-    for (const vnpu::NamedKernel& kernel : vnpu::copy_kernels()) {
+    for (const vnpu::CopyKernel& kernel : vnpu::copy_kernels()) {
         names.emplace_back(kernel.name);
     }
     return names;

@@ -125,11 +125,12 @@ void CopyStream::copy_piece(std::size_t piece) const {
         const std::size_t offset = current.length - (ends_[entry] - at);
         const std::size_t length = std::min(ends_[entry], end) - at;
         if (length != 0) {
-            kernel_(reinterpret_cast<void*>(current.destination + offset),
-                    reinterpret_cast<const void*>(current.source + offset), length);
+            kernel_.copy(reinterpret_cast<void*>(current.destination + offset),
+                         reinterpret_cast<const void*>(current.source + offset), length);
         }
         at += length;
     }
+    kernel_.publish();
 }
 
 void CopyStream::finish(std::size_t piece) {

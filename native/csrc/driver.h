@@ -87,7 +87,7 @@ class Driver {
 
 struct DriverOptions {
     std::size_t limit = 0;        // bytes that own chunks may take together; 0: no limit of our own
-    std::string backing = "auto";  // host: auto, tmpfs, memfd
+    std::string backing = "auto";  // host: auto, tmpfs, memfd, or a folder's path
 };
 
 std::unique_ptr<Driver> open_driver(std::string_view name, int device, const DriverOptions& options);

@@ -165,9 +165,12 @@ Backing open_backing(const DriverOptions& options) {
     if (options.backing == "memfd") {
         return {};
     }
+    if (options.backing.starts_with('/')) {
+        return {open_tmpfs(options.backing)};
+    }
     if (options.backing != "auto" && options.backing != "tmpfs") {
         throw errno_error("open_driver", EINVAL, "backing '" + options.backing + "' is unknown",
-                          "use auto, tmpfs or memfd");
+                          "use auto, tmpfs, memfd, or the absolute path of a folder on a tmpfs");
     }
     try {
         return {mount_huge_tmpfs(options.limit)};

@@ -1,12 +1,14 @@
 #include "hugefs.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <linux/mount.h>
 #include <sched.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 
 #include <array>
@@ -142,6 +144,19 @@ Fd mount_huge_tmpfs(std::size_t limit) {
                           "allow user namespaces or give CAP_SYS_ADMIN, or use backing memfd (4 KiB pages, slower)");
     }
     return Fd(root);
+}
+
+Fd open_tmpfs(const std::string& path) {
+    Fd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    struct statfs system{};
+    if (!directory || ::fstatfs(directory.get(), &system) != 0) {
+        throw errno_error("open_driver", errno, "cannot open " + path, "name a folder of a tmpfs that we may write to");
+    }
+    if (system.f_type != TMPFS_MAGIC) {
+        throw errno_error("open_driver", ENOTSUP, path + " is not on a tmpfs",
+                          "mount one there: mount -t tmpfs -o huge=always,nr_inodes=0 tmpfs " + path);
+    }
+    return directory;
 }
 
 Fd unnamed_file(const Fd& directory, std::size_t size) {

@@ -21,12 +21,14 @@ namespace vnpu {
 namespace {
 
 constexpr std::size_t line = 64;
-constexpr std::size_t block = 4 * line;   // what one turn of a kernel's loop moves
-constexpr std::size_t worth_it = 4096;    // below this, entering and fencing costs more than it saves
+constexpr std::size_t block = 4 * line;  // what one turn of a kernel's loop moves
+constexpr std::size_t worth_it = 4096;   // below this, streaming costs more than it saves
 
 void copy_plain(void* destination, const void* source, std::size_t length) {
     std::memcpy(destination, source, length);
 }
+
+void publish_plain() {}  // plain stores are ordered by whatever releases them
 
 // Streams the aligned blocks in the middle through `stream`, copies what is before and after them plainly.
 template <auto stream>
@@ -57,7 +59,6 @@ __attribute__((target("avx512f"))) void stream_avx512(char* to, const char* from
         _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 128), c);
         _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 192), d);
     }
-    _mm_sfence();
 }
 
 __attribute__((target("avx2"))) void stream_avx2(char* to, const char* from, std::size_t length) {
@@ -73,24 +74,25 @@ __attribute__((target("avx2"))) void stream_avx2(char* to, const char* from, std
             _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + 96), d);
         }
     }
-    _mm_sfence();
 }
 
-std::vector<NamedKernel> detect() {
-    std::vector<NamedKernel> kernels;
+void publish_streamed() { _mm_sfence(); }
+
+std::vector<CopyKernel> detect() {
+    std::vector<CopyKernel> kernels;
     if (__builtin_cpu_supports("avx512f")) {
-        kernels.push_back({"avx512", copy_streaming<stream_avx512>});
+        kernels.push_back({"avx512", copy_streaming<stream_avx512>, publish_streamed});
     }
     if (__builtin_cpu_supports("avx2")) {
-        kernels.push_back({"avx2", copy_streaming<stream_avx2>});
+        kernels.push_back({"avx2", copy_streaming<stream_avx2>, publish_streamed});
     }
-    kernels.push_back({"memcpy", copy_plain});
+    kernels.push_back({"memcpy", copy_plain, publish_plain});
     return kernels;
 }
 
 #elif defined(__aarch64__)
 
-// STNP says that the data will not be used again soon; DMB orders it before whatever publishes the copy.
+// STNP says that the data will not be used again soon.
 void stream_neon(char* to, const char* from, std::size_t length) {
     for (const char* const end = from + length; from != end; from += block, to += block) {
         for (std::size_t i = 0; i < block; i += 64) {
@@ -104,32 +106,35 @@ void stream_neon(char* to, const char* from, std::size_t length) {
                 : "v0", "v1", "v2", "v3", "memory");
         }
     }
-    asm volatile("dmb ish" ::: "memory");
 }
 
-std::vector<NamedKernel> detect() { return {{"neon", copy_streaming<stream_neon>}, {"memcpy", copy_plain}}; }
+void publish_streamed() { asm volatile("dmb ish" ::: "memory"); }
+
+std::vector<CopyKernel> detect() {
+    return {{"neon", copy_streaming<stream_neon>, publish_streamed}, {"memcpy", copy_plain, publish_plain}};
+}
 
 #else
 
-std::vector<NamedKernel> detect() { return {{"memcpy", copy_plain}}; }
+std::vector<CopyKernel> detect() { return {{"memcpy", copy_plain, publish_plain}}; }
 
 #endif
 
 }  // namespace
 
-const std::vector<NamedKernel>& copy_kernels() {
-    static const std::vector<NamedKernel> kernels = detect();
+const std::vector<CopyKernel>& copy_kernels() {
+    static const std::vector<CopyKernel> kernels = detect();
     return kernels;
 }
 
-CopyKernel find_copy_kernel(const std::string& name) {
+const CopyKernel& find_copy_kernel(const std::string& name) {
     const auto& kernels = copy_kernels();
-    const auto wanted = [&name](const NamedKernel& kernel) { return name.empty() || name == kernel.name; };
+    const auto wanted = [&name](const CopyKernel& kernel) { return name.empty() || name == kernel.name; };
     const auto found = std::find_if(kernels.begin(), kernels.end(), wanted);
     if (found == kernels.end()) {
         throw std::invalid_argument("copy kernel '" + name + "' is not one of copy_kernels() on this CPU");
     }
-    return found->copy;
+    return *found;
 }
 
 std::vector<std::string> cpu_features() {

@@ -7,19 +7,19 @@
 
 namespace vnpu {
 
-// Copies `length` bytes; they are visible to every thread that is ordered after the return.
-using CopyKernel = void (*)(void* destination, const void* source, std::size_t length);
-
-struct NamedKernel {
+struct CopyKernel {
     const char* name;
-    CopyKernel copy;
+    void (*copy)(void* destination, const void* source, std::size_t length);
+    // After this, what this thread copied is visible to every thread that is ordered behind it. Streaming stores are
+    // not ordered by themselves; one fence for many small copies is cheaper than one for each.
+    void (*publish)();
 };
 
 // Those this CPU can run, best first; the last is the C library's memcpy.
-const std::vector<NamedKernel>& copy_kernels();
+const std::vector<CopyKernel>& copy_kernels();
 
 // By name, or the best where it is empty. Throws std::invalid_argument.
-CopyKernel find_copy_kernel(const std::string& name);
+const CopyKernel& find_copy_kernel(const std::string& name);
 
 // What the dispatch found, for people.
 std::vector<std::string> cpu_features();
