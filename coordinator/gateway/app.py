@@ -1,0 +1,87 @@
+"""The gateway, put together. It knows no etcd and no scheduler: routes come in, demand goes out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from coordinator.core.commands import Refuse, Route
+from coordinator.gateway import problem as problems
+from coordinator.gateway.dispatch import Dispatcher
+from coordinator.gateway.forward import Forwarder
+from coordinator.gateway.handlers import Handlers, Knowledge
+from coordinator.gateway.routes import Routes
+from coordinator.gateway.settings import Settings
+from coordinator.gateway.waiting import OnChange, WaitingRoom
+from coordinator.hosts import Peers
+from coordinator.listener import Listener
+from coordinator.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One gateway; make it while a loop runs, use it by `async with`. `on_demand(model, waiting)` is told every
+    change."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        on_demand: OnChange,
+        known: Knowledge,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._metrics = metrics
+        self._on_demand = on_demand
+        routes = Routes(settings.models)
+        self._room = WaitingRoom(settings.max_queue, self._demand_changed)
+        self._forwarder = Forwarder(Peers(settings.trusted_hosts), clock, settings.answer_timeout_s)
+        self._dispatcher = Dispatcher(routes, self._room, self._forwarder, clock, metrics.request_waited)
+        self._handlers = Handlers(settings, routes, self._dispatcher, metrics, known, clock)
+        app = self._handlers.application()
+        self._listener = Listener(app, settings.host, settings.port, settings.drain_s)
+
+    async def __aenter__(self) -> Gateway:
+        """Listens. Raises OSError when the address cannot be listened on."""
+        try:
+            await self._listener.start()
+        except BaseException:
+            await self._forwarder.close()
+            raise
+        log.info("gateway listens on %s", self.url)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.drain()
+        await self._forwarder.close()
+
+    async def drain(self) -> None:
+        """Take nothing new, answer what waits with a retryable error, let running answers end within `drain_s`."""
+        self._handlers.closing = True
+        self._room.refuse_all(problems.closing)
+        await self._listener.close()
+
+    @property
+    def url(self) -> str:
+        return self._listener.url
+
+    @property
+    def demand(self) -> dict[str, int]:
+        """Requests that wait here now, by model."""
+        return self._room.demand
+
+    def route(self, route: Route) -> None:
+        self._dispatcher.route(route)
+
+    def refuse(self, refuse: Refuse) -> None:
+        self._dispatcher.refuse(refuse)
+
+    def _demand_changed(self, model: str, waiting: int) -> None:
+        self._metrics.queue_depth(model, waiting)
+        self._on_demand(model, waiting)

@@ -1,0 +1,123 @@
+"""What a client sent: read within bounds, and rewritten so that it steers nothing but the model.
+
+Only the top level is parsed; everything below stays as the client's bytes. The body is written anew in any case: two
+parsers that disagree about a repeated key can then not be played against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable
+from typing import Final
+
+import msgspec
+
+from coordinator.gateway.problem import bad_request, overloaded, too_large
+
+OURS: Final = "kv_transfer_params"
+"""Steers KV transfers between engines (CVE-2026-94622 ff.): ours to set, never a client's."""
+MAX_N: Final = 128
+"""OpenAI's own bound of `n`; engines allocate for each."""
+
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_name = msgspec.json.Decoder(str).decode
+_decode_count = msgspec.json.Decoder(int | None).decode
+
+
+class Budget:
+    """Bytes of request bodies that a process holds at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.held = 0
+
+    def take(self, count: int) -> None:
+        """Raises Problem (503) when `count` bytes more would exceed the limit."""
+        if self.held + count > self._limit:
+            raise overloaded()
+        self.held += count
+
+    def give_back(self, count: int) -> None:
+        self.held -= count
+
+
+class Body:
+    """One request's bytes, charged to a budget until `release`."""
+
+    def __init__(self, budget: Budget, limit: int) -> None:
+        self._budget = budget
+        self._limit = limit
+        self._size = 0
+
+    async def read(self, chunks: AsyncIterable[bytes]) -> bytes:
+        """All of `chunks`. Raises Problem: 413 beyond the limit, 503 beyond the budget; nothing is read beyond it."""
+        parts = []
+        async for chunk in chunks:
+            if self._size + len(chunk) > self._limit:
+                raise too_large(self._limit)
+            self._budget.take(len(chunk))
+            self._size += len(chunk)
+            parts.append(chunk)
+        return b"".join(parts)
+
+    def release(self) -> None:
+        self._budget.give_back(self._size)
+        self._size = 0
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """A parsed body: the model it names, and its fields as raw JSON."""
+
+    model: str
+    fields: dict[str, msgspec.Raw]
+
+    def encode(self, model: str) -> bytes:
+        """The body for an engine, which serves `model` under this name."""
+        return msgspec.json.encode({**self.fields, "model": model})
+
+
+def parse(data: bytes) -> Ask:
+    """Raises Problem (400): no JSON object, no model name, an impossible `n`."""
+    fields = _fields(data)
+    model = _name(fields)
+    _check_n(fields)
+    fields.pop(OURS, None)
+    if "vllm_xargs" in fields:
+        # vLLM reads extra arguments and KV-transfer parameters from one dict.
+        fields["vllm_xargs"] = _without_ours(fields["vllm_xargs"])
+    return Ask(model, fields)
+
+
+def _fields(data: bytes) -> dict[str, msgspec.Raw]:
+    try:
+        return _decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise bad_request("the body is not a JSON object") from None
+
+
+def _name(fields: dict[str, msgspec.Raw]) -> str:
+    if "model" not in fields:
+        raise bad_request("the body names no model", "model")
+    try:
+        return _decode_name(fields["model"])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise bad_request("`model` is not a string", "model") from None
+
+
+def _check_n(fields: dict[str, msgspec.Raw]) -> None:
+    if "n" not in fields:
+        return
+    try:
+        n = _decode_count(fields["n"])
+    except msgspec.DecodeError:
+        raise bad_request("`n` is not a whole number", "n") from None
+    if n is not None and not 1 <= n <= MAX_N:
+        raise bad_request(f"`n` must be between 1 and {MAX_N}", "n")
+
+
+def _without_ours(raw: msgspec.Raw) -> msgspec.Raw:
+    try:
+        extra = _decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return raw  # null, or what the engine will refuse
+    extra.pop(OURS, None)
+    return msgspec.Raw(msgspec.json.encode(extra))

@@ -1,0 +1,61 @@
+"""One request on its way: what goes to the engine, under which ids, until when."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Mapping
+
+import msgspec
+
+REQUEST_ID = "X-Request-Id"
+DEADLINE = "X-VNPU-Deadline"
+"""Seconds that a request may still wait; the engine's gate obeys it."""
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_PASSED = ("Accept", "Authorization", "traceparent", "tracestate")
+
+
+class Call(msgspec.Struct, frozen=True):
+    """`engine_id` is the request's id at the engine: minted here, because engines derive transfer ids from it and some
+    connectors read addresses out of it (CVE-2026-116176). `client_id` is echoed to the client. `deadline` is
+    monotonic."""
+
+    model: str
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    deadline: float
+    client_id: str
+    engine_id: str
+
+    def engine_headers(self, host: str, now: float) -> dict[str, str]:
+        """Headers to an engine that goes by `host`."""
+        return {
+            **self.headers,
+            "Host": host,
+            "Content-Type": "application/json",
+            REQUEST_ID: self.engine_id,
+            DEADLINE: f"{max(0.0, self.deadline - now):.3f}",
+        }
+
+
+def ids(headers: Mapping[str, str]) -> tuple[str, str]:
+    """(client id, engine id): the client's id where it is sane, else one of ours; the engine's is always ours."""
+    minted = uuid.uuid4().hex
+    given = headers.get(REQUEST_ID, "")
+    return (given if _SANE_ID.fullmatch(given) else minted), minted
+
+
+def passed(headers: Mapping[str, str]) -> dict[str, str]:
+    """The few of a client's headers that an engine gets to see; none of them chooses a rank, a peer or an encoding."""
+    return {name: headers[name] for name in _PASSED if name in headers}
+
+
+def allowed_wait(headers: Mapping[str, str], limit_s: float) -> float:
+    """Seconds that a request may wait: the client may ask for less than the limit, never for more."""
+    try:
+        asked = float(headers.get(DEADLINE, limit_s))
+    except ValueError:
+        return limit_s
+    return min(limit_s, asked) if asked >= 0 else limit_s

@@ -1,0 +1,79 @@
+"""From a request to an engine that takes it: wait while there is none, go to the least loaded, go on to another only
+while nothing can be done twice."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+
+from aiohttp import web
+
+from coordinator.core.commands import Endpoint, Refuse, Route
+from coordinator.gateway.call import Call
+from coordinator.gateway.forward import Forwarder, NotTaken
+from coordinator.gateway.problem import Problem, waited_too_long
+from coordinator.gateway.routes import Balancer, Routes
+from coordinator.gateway.waiting import WaitingRoom
+
+log = logging.getLogger(__name__)
+
+Observe = Callable[[str, float], None]
+"""(model, seconds): how long a request waited here before it was handed to an engine for the first time."""
+
+
+class Dispatcher:
+    """Routes, the waiting room and the engines, put together."""
+
+    def __init__(
+        self, routes: Routes, room: WaitingRoom, forwarder: Forwarder, clock: Callable[[], float], waited: Observe
+    ) -> None:
+        self._routes = routes
+        self._room = room
+        self._forwarder = forwarder
+        self._clock = clock
+        self._waited = waited
+        self._balancer = Balancer()
+
+    def route(self, route: Route) -> None:
+        """A model's endpoints changed: whoever waits for it looks again."""
+        self._routes.apply(route, self._clock())
+        endpoints = [each for model in self._routes.models for each in self._routes.endpoints(model)]
+        self._balancer.keep(endpoints)
+        self._forwarder.forget({endpoint.url for endpoint in endpoints})
+        self._room.call(route.model)
+
+    def refuse(self, refuse: Refuse) -> None:
+        """Whoever waits for a model is answered: it cannot be served for now."""
+        self._room.refuse(
+            refuse.model,
+            lambda: Problem(503, "model_unavailable", refuse.reason, retry_after=refuse.retry_after_s),
+        )
+
+    async def serve(self, call: Call, request: web.Request, own: Mapping[str, str]) -> web.StreamResponse:
+        """The engine's answer. Raises Problem when there is none."""
+        begun = self._clock()
+        endpoint = self._choose(call) or await self._wait_for_one(call, "")
+        self._waited(call.model, self._clock() - begun)
+        while True:
+            try:
+                with self._balancer.using(endpoint):
+                    return await self._forwarder.attempt(call, endpoint, request, own)
+            except NotTaken as refusal:
+                log.info("request %s waits again: %s", call.engine_id, refusal)
+                self._balancer.avoid(endpoint, self._clock() + refusal.retry_s)
+                endpoint = self._choose(call) or await self._wait_for_one(call, str(refusal))
+
+    def _choose(self, call: Call) -> Endpoint | None:
+        return self._balancer.choose(self._routes.endpoints(call.model), self._clock())
+
+    async def _wait_for_one(self, call: Call, reason: str) -> Endpoint:
+        """The first endpoint that may be tried; raises Problem at the call's deadline."""
+        with self._room.place(call.model) as place:
+            while True:
+                now = self._clock()
+                if now >= call.deadline:
+                    raise waited_too_long(call.model, reason)
+                again = self._balancer.retry_at(self._routes.endpoints(call.model))
+                await place.wait(min(call.deadline, again) - now)
+                if (endpoint := self._choose(call)) is not None:
+                    return endpoint

@@ -1,0 +1,199 @@
+"""The gateway's routes: OpenAI's completions and models, and `/health`, `/running`, `/metrics`.
+
+Model ids may hold slashes, raw or escaped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+import msgspec
+from aiohttp import web
+
+from coordinator.gateway import problem as problems
+from coordinator.gateway.body import Body, Budget, parse
+from coordinator.gateway.call import REQUEST_ID, Call, allowed_wait, ids, passed
+from coordinator.gateway.dispatch import Dispatcher
+from coordinator.gateway.problem import Problem
+from coordinator.gateway.routes import Routes
+from coordinator.gateway.settings import Settings
+from coordinator.hosts import HostGuard, is_loopback
+from coordinator.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
+_IDS = web.RequestKey("ids", tuple[str, str])
+_MODEL = web.RequestKey("model", str)
+
+
+class Knowledge(Protocol):
+    """What the process around a gateway knows, read when a request asks for it."""
+
+    def max_wait(self, model: str) -> float:
+        """Seconds that a request for `model` may wait."""
+        ...
+
+    def phases(self) -> Mapping[str, str]:
+        """In which phase each model is, for people."""
+        ...
+
+    def healthy(self) -> bool:
+        """Whether the store answers."""
+        ...
+
+
+class Handlers:
+    """One method a route. `closing` refuses new requests."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        routes: Routes,
+        dispatcher: Dispatcher,
+        metrics: Metrics,
+        known: Knowledge,
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings = settings
+        self._routes = routes
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._known = known
+        self._clock = clock
+        self._budget = Budget(settings.body_budget)
+        self._created = int(time.time())
+        # A page in the operator's browser must not reach a gateway that trusts whoever is on this machine.
+        self._guard = HostGuard(settings.trusted_hosts) if is_loopback(settings.host) else None
+        self.closing = False
+
+    def application(self) -> web.Application:
+        app = web.Application(middlewares=[self._answer])
+        for path in COMPLETIONS:
+            app.router.add_post(path, self._complete)
+        app.router.add_get("/v1/models", self._list_models)
+        app.router.add_get("/v1/models/{model:.+}", self._one_model)
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/running", self._running)
+        app.router.add_get("/metrics", self._serve_metrics)
+        return app
+
+    @web.middleware
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Around every handler: errors get OpenAI's shape, and each request one log line and one count."""
+        begun = self._clock()
+        request[_IDS] = ids(request.headers)
+        request[_MODEL] = ""
+        status = 499  # nginx's word for: the client left
+        try:
+            response = await self._guarded(request, handler)
+            status = response.status
+        except Problem as problem:
+            status = problem.status
+            response = _problem_response(problem, request[_IDS][0])
+        finally:
+            self._finished(request, status, self._clock() - begun)
+        return response
+
+    async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if self._guard is not None and (fault := self._guard.fault(request)):
+            raise Problem(403, "forbidden", fault)
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            raise Problem(error.status, "invalid_request", f"{request.method} {request.path}: {error.reason}") from None
+
+    def _finished(self, request: web.Request, status: int, seconds: float) -> None:
+        client, engine = request[_IDS]
+        if request.path in COMPLETIONS:
+            self._metrics.request_finished(request[_MODEL], status)
+            log.info(
+                "%s %s model=%s status=%d seconds=%.3f id=%s engine_id=%s",
+                request.method, request.path, request[_MODEL], status, seconds, client, engine,
+            )  # fmt: skip
+
+    async def _complete(self, request: web.Request) -> web.StreamResponse:
+        if self.closing:
+            raise problems.closing()
+        body = Body(self._budget, self._settings.max_body)
+        try:
+            call = await self._call(request, body)
+            return await self._dispatcher.serve(call, request, {REQUEST_ID: call.client_id})
+        finally:
+            body.release()
+
+    async def _call(self, request: web.Request, body: Body) -> Call:
+        if (request.content_length or 0) > self._settings.max_body:
+            raise problems.too_large(self._settings.max_body)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                ask = parse(await body.read(request.content.iter_any()))
+        except TimeoutError:
+            raise Problem(408, "request_timeout", "the request's body did not arrive in time") from None
+        model = self._routes.resolve(ask.model, self._clock())
+        if model is None:
+            raise problems.unknown_model(ask.model, self._routes.models)
+        request[_MODEL] = model
+        client_id, engine_id = request[_IDS]
+        return Call(
+            model=model,
+            path=request.path,
+            body=ask.encode(model),
+            headers=passed(request.headers),
+            deadline=self._clock() + allowed_wait(request.headers, self._known.max_wait(model)),
+            client_id=client_id,
+            engine_id=engine_id,
+        )
+
+    async def _list_models(self, request: web.Request) -> web.StreamResponse:
+        phases = self._known.phases()
+        return _json({"object": "list", "data": [self._card(name, phases) for name in self._routes.models]})
+
+    async def _one_model(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["model"]
+        model = self._routes.resolve(name, self._clock())
+        if model is None:
+            raise problems.unknown_model(name, self._routes.models)
+        return _json(self._card(model, self._known.phases()))
+
+    def _card(self, model: str, phases: Mapping[str, str]) -> dict[str, object]:
+        """OpenAI's model object, and what a front end wants to show of its state."""
+        return {
+            "id": model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "vnpu",
+            "aliases": self._routes.aliases(model),
+            "phase": phases.get(model, "stopped"),
+        }
+
+    async def _health(self, request: web.Request) -> web.StreamResponse:
+        if self.closing:
+            return _json({"status": "closing"}, status=503)
+        return _json({"status": "ok" if self._known.healthy() else "degraded"})
+
+    async def _running(self, request: web.Request) -> web.StreamResponse:
+        """Models that are in device memory or on their way there."""
+        phases = self._known.phases()
+        running = [name for name in self._routes.models if self._routes.endpoints(name)]
+        return _json({"running": [{"model": name, "state": phases.get(name, "stopped")} for name in running]})
+
+    async def _serve_metrics(self, request: web.Request) -> web.StreamResponse:
+        text, content_type = self._metrics.expose()
+        return web.Response(body=text, headers={"Content-Type": content_type})
+
+
+def _json(value: object, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
+
+
+def _problem_response(problem: Problem, client_id: str) -> web.Response:
+    headers = problem.headers | {REQUEST_ID: client_id}
+    return web.Response(body=problem.body, status=problem.status, headers=headers, content_type="application/json")

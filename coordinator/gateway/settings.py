@@ -1,0 +1,23 @@
+"""What a gateway is told, free of files and of the process around it."""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`models` are those of the configuration: they exist before an engine of theirs has registered. At most
+    `max_queue` requests wait for a model. A body has at most `max_body` bytes and must arrive within `body_timeout_s`;
+    all together have at most `body_budget`. An engine may be silent for `answer_timeout_s`. At the end, running answers
+    get `drain_s`. `trusted_hosts` are names we go by and hosts we connect to."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    max_queue: int = 512
+    models: tuple[str, ...] = ()
+    trusted_hosts: tuple[str, ...] = ()
+    max_body: int = 32 << 20
+    body_budget: int = 512 << 20
+    body_timeout_s: float = 60.0
+    answer_timeout_s: float = 3600.0
+    drain_s: float = 10.0
