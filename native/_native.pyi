@@ -1,7 +1,7 @@
 """The C++ side of `native`: drivers of device memory, streaming copies, digests, and the arena that tensors live in.
 
 Addresses, sizes and offsets are plain integers, in bytes. Every call that can take longer than a few microseconds
-releases the GIL. A range is `(address, length)`. Nothing here keeps the memory behind an address alive: the caller does.
+releases the GIL. A range is `(address, length)`. Nothing here keeps the memory behind an address alive: callers do.
 """
 
 from collections.abc import Sequence
@@ -95,8 +95,8 @@ def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto
 
     Args:
         limit: bytes that own chunks may take together; 0: no limit of our own.
-        backing: host only: `auto`, `tmpfs` (fail where the system forbids it), `memfd`, or the absolute path of a folder
-            on a tmpfs that is mounted already, with huge=always where huge pages are wanted.
+        backing: host only: `auto`, `tmpfs` (fail where the system forbids it), `memfd`, or the absolute path of a
+            folder on a tmpfs that is mounted already, with huge=always where huge pages are wanted.
 
     Raises:
         DriverError: unknown name, or what it needs is not there.
