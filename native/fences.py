@@ -105,7 +105,8 @@ Living = Callable[[Holder], bool]
 
 
 class Fences:
-    """The state machine of one device. All changes go through `observe`, `agree`, `enter`, `leave` and `advance`."""
+    """The state machine of one device. All changes go through `observe`, `agree`, `enter`, `withdraw`, `leave`
+    and `advance`."""
 
     def __init__(self, record: Record | None = None) -> None:
         self.record = record if record is not None else Record()
@@ -184,6 +185,12 @@ class Fences:
         if epoch != record.epoch or revision <= record.closed:
             return None
         return Refuse(Code.NOT_OPEN, f"fence {revision} was never entered")
+
+    def withdraw(self, opened: Open) -> None:
+        """An `Accept` that could not be persisted and was never answered: as if it had not been."""
+        if self.record.open == opened:
+            self.record = msgspec.structs.replace(self.record, open=None)
+            self._opened_at = None
 
     def opened(self, holder: Holder) -> Open | Refuse:
         """PROTOCOL rule 7: the operation under which `holder` may map and unmap now."""

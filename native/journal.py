@@ -49,7 +49,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class DeviceLedger(msgspec.Struct, frozen=True):
-    record: Record
+    record: Record = Record()
     owners: tuple[Held, ...] = ()
 
 

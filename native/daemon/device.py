@@ -1,0 +1,144 @@
+"""One device: its fence, its pool, and the physical chunks behind the pool's numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+
+from native._native import Driver, DriverError, open_driver
+from native.daemon.options import DeviceOption
+from native.fences import Fences
+from native.journal import DeviceLedger, Held
+from native.pool import Extent, Owner, Pool
+from native.processes import Identity
+
+log = logging.getLogger(__name__)
+
+CREATE_PAUSE = 1.0
+_PROGRESS_EVERY = 5.0
+
+
+class DeviceFailed(Exception):
+    """The device cannot be used as configured; the message says what to do."""
+
+
+class Device:
+    """A device of this node. `populate` is to run all the time: it creates what the pool is short of."""
+
+    def __init__(
+        self, option: DeviceOption, ledger: DeviceLedger, generation: int, changed: Callable[[], None]
+    ) -> None:
+        """`changed` is called whenever chunks became available.
+
+        Raises:
+            DeviceFailed: its driver does not open.
+        """
+        self.option = option
+        self._changed = changed
+        self.fences = Fences(ledger.record)
+        self.pool = Pool(option.capacity, option.chunk, generation)
+        self.short = asyncio.Event()
+        """Set when the pool is short of chunks."""
+        self.short.set()
+        self._descriptors: dict[int, int] = {}
+        index = int(option.id) if option.id.isdecimal() else 0
+        try:
+            self.driver: Driver = open_driver(option.driver, index, self.pool.capacity)
+        except DriverError as error:
+            raise DeviceFailed(f"device {option.id}: {error}") from error
+
+    def adopt(self, owner: Owner, held: tuple[Extent, ...]) -> None:
+        """Pages that a living process kept over a restart of the daemon."""
+        self.pool.adopt(owner, held)
+
+    def release(self, owner: Owner) -> int:
+        """The owner is proven dead; returns how many bytes came back."""
+        back = self.pool.release(owner)
+        self.short.set()
+        return back
+
+    def give_back(self, owner: Owner, chunks: tuple[int, ...]) -> int:
+        """As `Pool.give_back`."""
+        back = self.pool.give_back(owner, chunks)
+        self.short.set()
+        return back
+
+    def descriptors(self, chunks: tuple[int, ...]) -> tuple[int, ...]:
+        """One for each chunk, to be sent; they stay the daemon's."""
+        return tuple(self._descriptors[chunk] for chunk in chunks)
+
+    def ledger(self, identities: Mapping[int, Identity]) -> DeviceLedger:
+        """What is to be persisted of this device; `identities` by process number."""
+        owners = (
+            Held(owner.process, owner.holder, identities[owner.process], self.pool.extents_of(owner))
+            for owner in self.pool.owners
+        )
+        return DeviceLedger(self.fences.record, tuple(owners))
+
+    def measured_free(self) -> int:
+        """Bytes that engines may still take, as far as the driver can tell: never more than the ledger says."""
+        missing = self.pool.debt * self.pool.chunk
+        return self.pool.free + min(missing, self.driver.free_bytes())
+
+    def drift(self) -> int:
+        """Bytes that the ledger calls free and the driver does not have (0 or more)."""
+        return max(0, self.pool.capacity - self.pool.charged - self.measured_free())
+
+    async def populate(self) -> None:
+        """Create what is missing to capacity, for ever. The ledger is in agreement (PROTOCOL rule 11) when the driver
+        could give all that nobody holds.
+
+        Raises:
+            DeviceFailed: at a fresh start the driver cannot give the configured capacity.
+        """
+        while True:
+            await self.short.wait()
+            self.short.clear()
+            await self._pay()
+            if not self.fences.agreed:
+                log.info("device %s: %d MiB are populated", self.option.id, self.pool.free >> 20)
+            self.fences.agree()
+            self._changed()
+
+    async def _pay(self) -> None:
+        began = said = time.monotonic()
+        while self.pool.debt:
+            try:
+                handle = await asyncio.to_thread(self.driver.create, self.pool.chunk)
+                descriptor = self.driver.export_handle(handle)
+            except DriverError as error:
+                self._complain(error)
+                await asyncio.sleep(CREATE_PAUSE)
+                continue
+            self._descriptors[self.pool.grow()] = descriptor
+            if self.fences.agreed:
+                self._changed()
+            if time.monotonic() - said > _PROGRESS_EVERY:
+                said = time.monotonic()
+                self._tell(began, said)
+
+    def _complain(self, error: DriverError) -> None:
+        if not self.fences.agreed and not self.pool.charged:
+            have = f"{self.pool.free >> 20} of {self.pool.capacity >> 20} MiB could be populated"
+            raise DeviceFailed(
+                f"device {self.option.id}: {have}: {error}; lower its capacity or free memory"
+            ) from error
+        log.warning("device %s lacks %d chunks, trying again: %s", self.option.id, self.pool.debt, error)
+
+    def _tell(self, began: float, now: float) -> None:
+        have = self.pool.free + self.pool.charged
+        rate = self.pool.free / (now - began) / 1e9
+        left = self.pool.debt * self.pool.chunk / max(rate * 1e9, 1)
+        log.info(
+            "device %s: %d of %d MiB populated, %.2f GB/s, %.0f s left",
+            self.option.id, have >> 20, self.pool.capacity >> 20, rate, left,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of all chunks; what engines hold stays theirs until they end."""
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()

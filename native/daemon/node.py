@@ -1,0 +1,313 @@
+"""The daemon's one state and its one loop: whatever happens changes state, then `settle` draws the consequences.
+
+    etcd's watch, engines' calls, deaths, time  ->  fences and pools  ->  settle: close, kill  ->  journal  ->  etcd
+
+A change is heard of outside, as an answer or in etcd, only after the journal has it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import aclosing
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+
+import msgspec
+
+from coordinator.core import model
+from coordinator.errors import SchemaError, StoreError
+from coordinator.store import keys
+from coordinator.store.base import Store
+from coordinator.store.codec import encode
+from coordinator.store.epoch import ensure_epoch
+from coordinator.store.follow import follow
+from native.connections import Server
+from native.daemon.bell import Bell
+from native.daemon.device import Device
+from native.daemon.engines import Engines, Member
+from native.daemon.keeper import Keeper
+from native.daemon.masters import Masters
+from native.daemon.options import Options
+from native.daemon.publisher import Publisher
+from native.daemon.session import EngineSession
+from native.daemon.view import NodeView
+from native.fences import Holder, Open
+from native.journal import DeviceLedger, Journal, JournalError, Ledger
+from native.pool import Owner
+from native.processes import boot_id
+from native.protocol import Kind
+
+log = logging.getLogger(__name__)
+
+RETRY_PAUSE = 1.0
+SAMPLE_PERIOD = 5.0
+
+
+class Node:
+    """Make it inside a running loop, then `run` it once."""
+
+    def __init__(self, options: Options, journal: Journal, store: Store, *, peerpidfd: bool = True) -> None:
+        """Raises:
+        JournalError, DeviceFailed, SocketError: with what to do about it.
+        """
+        self.name = options.node
+        self.version = _version()
+        self.bell = Bell()
+        self.view = NodeView(options.node, [device.id for device in options.devices])
+        self.engines = Engines(self._on_death)
+        self.masters = Masters(options.host_ram, lambda: self.view.digests)
+        self.keeper = Keeper(journal, self._snapshot, self._written)
+        self._store = store
+        self._publisher = Publisher(store, options.lease_ttl)
+        self._revoking: set[int] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._drawn: dict[str, model.Device | None] = {}
+        self._shown: dict[str, model.Device | None] = {}
+        ledger = _load(journal, options)
+        self._generation = ledger.generation + 1
+        self.devices = {
+            option.id: Device(option, ledger.devices.get(option.id, DeviceLedger()), self._generation, self.settle)
+            for option in options.devices
+        }
+        self._recall(ledger)
+        self._server = Server(options.socket, lambda process: EngineSession(self, process), peerpidfd=peerpidfd)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return asyncio.get_running_loop().time()
+
+    async def run(self) -> None:
+        """Serve until cancelled. Engines that hold pages keep them and go on."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                self.settle()
+                group.create_task(self.keeper.run(), name="journal")
+                await self.keeper.durable()  # the new generation is on disk before any chunk id of it is
+                self._publisher.want({keys.daemon(self.name): encode(self._daemon())}, urgent=True)
+                for device in self.devices.values():
+                    group.create_task(device.populate(), name=f"populate {device.option.id}")
+                for work in (self._server.run, self._publisher.run, self._follow, self._tick, self._sample):
+                    group.create_task(work(), name=work.__qualname__)
+        finally:
+            self._server.close()
+            self.engines.close()
+            self.masters.close()
+            for device in self.devices.values():
+                device.close()
+
+    def settle(self) -> None:
+        """Something happened: close what is over, kill who must go, persist, publish, wake who waits."""
+        for device in self.devices.values():
+            kill = device.fences.advance(partial(self._living, device), self.now())
+            if kill is not None:
+                self.engines.doom(kill.holder, kill.why)
+        self._revoke_leases_of_the_dead()
+        self.keeper.mark()
+        self.bell.ring()
+
+    def facts(self) -> str:
+        """What the daemon knows, as JSON, for people and tests."""
+        devices = {name: self._facts_of(device) for name, device in self.devices.items()}
+        members = [
+            {"engine": m.holder.engine, "nonce": m.holder.nonce, "role": m.role, "rank": m.rank, "pid": m.identity.pid}
+            for m in self.engines
+        ]
+        facts = {
+            "node": self.name,
+            "version": self.version,
+            "pid": os.getpid(),
+            "view": {"listed": self.view.listed, "revision": self.view.revision, "epoch": self.view.epoch},
+            "devices": devices,
+            "processes": members,
+            "masters": self.masters.digests,
+            "host_ram": msgspec.to_builtins(self._host_ram()),
+        }
+        return msgspec.json.encode(facts).decode()
+
+    def _facts_of(self, device: Device) -> Mapping[str, object]:
+        shown = msgspec.to_builtins(self._state(device))
+        pool = {"free": device.pool.free, "charged": device.pool.charged, "missing": device.pool.debt}
+        fences = {"agreed": device.fences.agreed, "regressed": device.fences.regressed}
+        return {**shown, "pool": pool, "fences": fences, "drift": device.drift(), "backing": device.driver.backing}
+
+    def _living(self, device: Device, holder: Holder) -> bool:
+        return self.engines.alive(holder) or device.pool.held_by(holder) > 0
+
+    def _on_death(self, member: Member) -> None:
+        for name, device in self.devices.items():
+            if back := device.release(member.owner):
+                log.info("device %s: %d MiB of %s are back", name, back >> 20, member)
+        self.masters.forget(member.number)
+        self.settle()
+
+    def _revoke_leases_of_the_dead(self) -> None:
+        """Rule 9: what stood on the lease goes now, not a TTL later. Where etcd is away, the lease ends by itself."""
+        if self._group is None:
+            return
+        for engine in self.view.engines.values():
+            if engine.lease and engine.holder in self.engines.doomed and engine.lease not in self._revoking:
+                self._revoking.add(engine.lease)
+                self._group.create_task(self._revoke(engine.lease, engine.holder), name=f"revoke {engine.lease:x}")
+
+    async def _revoke(self, lease: int, holder: Holder) -> None:
+        try:
+            await self._store.revoke_lease(lease)
+            log.info("lease %x of %s is revoked", lease, holder)
+        except StoreError as error:
+            log.warning("lease %x of %s is left to expire: %s", lease, holder, error)
+        finally:
+            self._revoking.discard(lease)
+
+    async def _follow(self) -> None:
+        """Keep the view; create the epoch where there is none."""
+        while True:
+            try:
+                async with aclosing(follow(self._store, keys.ROOT)) as news:
+                    async for item in news:
+                        if self.view.take(item):
+                            self._observe()
+                        if not self.view.epoch:
+                            await ensure_epoch(self._store)
+            except (StoreError, SchemaError) as error:
+                log.warning("the view of etcd broke, trying again: %s", error)
+            await asyncio.sleep(RETRY_PAUSE)
+
+    def _observe(self) -> None:
+        for name, device in self.devices.items():
+            before = device.fences.regressed
+            device.fences.observe(self.view.of(name))
+            if device.fences.regressed and not before:
+                log.error(
+                    "device %s: etcd went back to revision %d (a snapshot was restored): nothing is granted here until "
+                    "the keys epoch, tokens and seats are deleted",
+                    name,
+                    self.view.revision,
+                )
+        self.settle()
+
+    async def _tick(self) -> None:
+        """Settle when the limit of an operation passes that outlived the store's epoch (rule 13)."""
+        while True:
+            deadlines = [d for device in self.devices.values() if (d := device.fences.deadline()) is not None]
+            wait = min(deadlines) - self.now() if deadlines else None
+            try:
+                async with asyncio.timeout(None if wait is None else max(0.0, wait)):
+                    await self.bell.wait()
+            except TimeoutError:
+                self.settle()
+                await asyncio.sleep(RETRY_PAUSE)
+
+    async def _sample(self) -> None:
+        """The ledger says what should be, the driver what is (DESIGN §4)."""
+        before: set[str] = set()
+        while True:
+            await asyncio.sleep(SAMPLE_PERIOD)
+            drifts = {name: drift for name, device in self.devices.items() if (drift := device.drift())}
+            for name in before & drifts.keys():
+                log.warning("device %s: the ledger calls %d MiB free that are not there", name, drifts[name] >> 20)
+            before = set(drifts)
+            self.keeper.mark()
+
+    def _snapshot(self) -> Ledger:
+        """The ledger as it is now; what it shows to etcd is drawn at the same moment."""
+        identities = {member.number: member.identity for member in self.engines}
+        self._drawn = {
+            name: self._state(device) if device.fences.publishable else None for name, device in self.devices.items()
+        }
+        return Ledger(
+            node=self.name,
+            generation=self._generation,
+            processes=tuple(member.known for member in self.engines),
+            devices={name: device.ledger(identities) for name, device in self.devices.items()},
+        )
+
+    def _written(self, ledger: Ledger) -> None:
+        """The snapshot is durable: now it may be shown."""
+        drawn = self._drawn
+        urgent = any(_news(self._shown.get(name), state) for name, state in drawn.items())
+        self._shown = drawn
+        values = {
+            keys.device(f"{self.name}/{name}"): None if state is None else encode(state)
+            for name, state in drawn.items()
+        }
+        self._publisher.want(values, urgent=urgent)
+
+    def _state(self, device: Device) -> model.Device:
+        record = device.fences.record
+        members = {member.number: member for member in self.engines}
+        return model.Device(
+            driver=device.option.driver,
+            capacity=device.pool.capacity,
+            chunk=device.pool.chunk,
+            epoch=record.epoch or "none",
+            closed=record.closed,
+            open=None if record.open is None else _open(record.open),
+            owners=tuple(_owner(device, owner, members.get(owner.process)) for owner in device.pool.owners),
+            host_ram=self._host_ram(),
+            free_measured=device.measured_free(),
+        )
+
+    def _host_ram(self) -> model.HostRam:
+        return model.HostRam(total=self.masters.total, masters=self.masters.bytes, saved_kv=self.masters.saved_kv)
+
+    def _daemon(self) -> model.Daemon:
+        return model.Daemon(socket=str(self._server.path), boot_id=boot_id(), pid=os.getpid(), version=self.version)
+
+    def _recall(self, ledger: Ledger) -> None:
+        """PROTOCOL rule 11: who lives still holds what it held; the pages of the others are free."""
+        self.engines.restore(ledger.processes)
+        alive = {member.number for member in self.engines}
+        for name, device in self.devices.items():
+            for held in ledger.devices.get(name, DeviceLedger()).owners:
+                if held.process in alive:
+                    device.adopt(Owner(held.holder, held.process), held.extents)
+                    log.info("device %s: %s still holds %d MiB", name, held.holder, held.bytes >> 20)
+
+
+def _open(opened: Open) -> model.Open:
+    holder = model.Holder(opened.holder.engine, opened.holder.nonce)
+    return model.Open(holder, opened.revision, model.Order(opened.order))
+
+
+def _owner(device: Device, owner: Owner, member: Member | None) -> model.Owner:
+    held = device.pool.bytes_of(owner)
+    return model.Owner(
+        holder=model.Holder(owner.holder.engine, owner.holder.nonce),
+        bytes=model.Bytes(weights=held[Kind.WEIGHTS], kv=held[Kind.KV]),
+        pid=member.identity.pid if member is not None else 0,
+        alive=member is not None,
+    )
+
+
+def _news(old: model.Device | None, new: model.Device | None) -> bool:
+    """Whether somebody waits for it: an operation that is over, pages that came back, a device that comes or goes."""
+    if old is None or new is None:
+        return old is not new
+    if (old.epoch, old.closed) != (new.epoch, new.closed):
+        return True
+    return new.open is None and (old.open, old.owners) != (new.open, new.owners)
+
+
+def _load(journal: Journal, options: Options) -> Ledger:
+    ledger = journal.load() or Ledger(node=options.node)
+    if ledger.node != options.node:
+        raise JournalError(f"{journal.path} is of node {ledger.node}, not {options.node}; give another --state-dir")
+    configured = {device.id for device in options.devices}
+    for name, device in ledger.devices.items():
+        if device.owners and name not in configured:
+            raise JournalError(
+                f"engines held pages of device {name}, which is not configured any more: "
+                "configure it again, or stop them and delete the ledger"
+            )
+    return ledger
+
+
+def _version() -> str:
+    try:
+        return version("vnpu")
+    except PackageNotFoundError:
+        return "unknown"
