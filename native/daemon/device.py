@@ -29,9 +29,14 @@ class Device:
     """A device of this node. `populate` is to run all the time: it creates what the pool is short of."""
 
     def __init__(
-        self, option: DeviceOption, ledger: DeviceLedger, generation: int, changed: Callable[[], None]
+        self,
+        option: DeviceOption,
+        ledger: DeviceLedger,
+        generation: int,
+        changed: Callable[[], None],
+        pages: str = "auto",
     ) -> None:
-        """`changed` is called whenever chunks became available.
+        """`changed` is called whenever chunks became available; `pages` says where the host driver takes them from.
 
         Raises:
             DeviceFailed: its driver does not open.
@@ -46,9 +51,13 @@ class Device:
         self._descriptors: dict[int, int] = {}
         index = int(option.id) if option.id.isdecimal() else 0
         try:
-            self.driver: Driver = open_driver(option.driver, index, self.pool.capacity)
+            self.driver: Driver = open_driver(option.driver, index, self.pool.capacity, pages)
         except DriverError as error:
             raise DeviceFailed(f"device {option.id}: {error}") from error
+        if self.driver.huge:
+            log.info("device %s: %s driver, huge pages from %s", option.id, self.driver.name, self.driver.backing)
+        else:
+            log.warning("device %s: no huge pages (%s): copies are slow", option.id, self.driver.backing)
 
     def adopt(self, owner: Owner, held: tuple[Extent, ...]) -> None:
         """Pages that a living process kept over a restart of the daemon."""

@@ -48,10 +48,10 @@ class Masters:
     `wanted` says which digests engines of this node have in their specs.
     """
 
-    def __init__(self, total: int, wanted: Callable[[], frozenset[str]]) -> None:
+    def __init__(self, total: int, wanted: Callable[[], frozenset[str]], pages: str = "auto") -> None:
         self.total = total
         self._wanted = wanted
-        self._driver: Driver = open_driver("host")
+        self._driver: Driver = open_driver("host", backing=pages)
         self._sealed: OrderedDict[str, Master] = OrderedDict()
         self._unsealed: set[Master] = set()
         self._reserved = 0

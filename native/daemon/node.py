@@ -58,7 +58,7 @@ class Node:
         self.bell = Bell()
         self.view = NodeView(options.node, [device.id for device in options.devices])
         self.engines = Engines(self._on_death)
-        self.masters = Masters(options.host_ram, lambda: self.view.digests)
+        self.masters = Masters(options.host_ram, lambda: self.view.digests, options.pages)
         self.keeper = Keeper(journal, self._snapshot, self._written)
         self._store = store
         self._publisher = Publisher(store, options.lease_ttl)
@@ -69,7 +69,9 @@ class Node:
         ledger = _load(journal, options)
         self._generation = ledger.generation + 1
         self.devices = {
-            option.id: Device(option, ledger.devices.get(option.id, DeviceLedger()), self._generation, self.settle)
+            option.id: Device(
+                option, ledger.devices.get(option.id, DeviceLedger()), self._generation, self.settle, options.pages
+            )
             for option in options.devices
         }
         self._recall(ledger)

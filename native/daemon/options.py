@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     host_ram: int = 0
     """Bytes for host masters and saved KV; 0: no limit."""
     lease_ttl: int = 5
+    pages: str = "auto"
+    """Where host pages come from, as `native.open_driver` takes it."""
 
 
 def parse(arguments: list[str] | None = None) -> Options:
@@ -53,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         devices=tuple(got.device),
         host_ram=got.host_ram,
         lease_ttl=got.lease_ttl,
+        pages="auto" if got.pages is None else str(got.pages.absolute()),
     )
 
 
@@ -78,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--host-ram", default=0, type=_size, metavar="BYTES", help="limit for host masters and saved KV; 0: none"
+    )
+    parser.add_argument(
+        "--pages",
+        type=Path,
+        metavar="DIR",
+        help="take host pages from the tmpfs mounted at DIR (with huge=always, for this daemon alone); default: "
+        "a private one where the system allows it, else memfd on 4 KiB pages",
     )
     parser.add_argument("--lease-ttl", default=5, type=int, metavar="SECONDS", help="of the daemon's own lease (5)")
     return parser
