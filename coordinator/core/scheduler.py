@@ -2,18 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import assert_never
 
-from coordinator.core.commands import Command
-from coordinator.core.events import Event
-from coordinator.core.model import ModelId
+from coordinator.core.alarms import Alarms
+from coordinator.core.asks import Asks
+from coordinator.core.attend import attend
+from coordinator.core.commands import Command, Refuse
+from coordinator.core.demand import Demand, Queue
+from coordinator.core.entries import EngineEntry
+from coordinator.core.events import (
+    Changed,
+    DecisionSeen,
+    DemandSeen,
+    Event,
+    Fact,
+    Granted,
+    GrantRefused,
+    LeadershipGained,
+    LeadershipLost,
+    Listed,
+    OrderAsked,
+    PolicySeen,
+    ResidencySeen,
+    Tick,
+)
+from coordinator.core.ledger import Ledger
+from coordinator.core.listing import relisted
+from coordinator.core.model import DeviceId, ModelId, Order
+from coordinator.core.orders import Lead, Orders, effects_of
 from coordinator.core.policy import EvictionPolicy, LeastRecentlyUsed
+from coordinator.core.refusals import Refusals
+from coordinator.core.round import Desk, Round
+from coordinator.core.routes import Routes
 from coordinator.core.settings import Limits, Models, Settings
+from coordinator.core.snapshot import snapshot
+from coordinator.core.standing import COMING, Standing, judge, stand
+from coordinator.core.victims import World
 from coordinator.core.view import State
+
+_HERE = COMING | {Standing.SERVING}
 
 
 class Scheduler:
-    """One way in: `handle`. Times are monotonic seconds; `deadline` says when a `Tick` is wanted."""
+    """One way in: `handle`. Pure: it knows no clock, no store, no process. Times are monotonic seconds.
+
+    **Safety** (PROTOCOL rules 2-4, 10, 13). A device is granted only while its daemon's key stands in the current
+    epoch, says `closed >= seat`, and no transaction of ours on it is unanswered; a group only if that holds for all its
+    devices. Exactly then `owners` are true, and only they are charged. Every transaction compares what the decision
+    rested on (leader, epoch, seats, spec), so a decision on an old picture fails whole. Hence the order of steps:
+    victims leave first, one transaction each; the newcomer is granted when the device keys say that they are gone.
+
+    **Liveness.** The queue is first come, first served, per device. Whoever is first waits at most for: the running
+    operation on its devices (its limit, then the reclaim's), the largest minimum residency among those who could make
+    room (idle residents may leave that long after they came, busy ones also not before the newcomer has waited that
+    long), and one operation for each that leaves. Those behind may go before only if that takes nothing from those
+    ahead. So a model waits at most (places ahead + 1) x (min_residency + limits of the operations), whatever the
+    others do; a hot pair that does not fit together takes turns. What cannot fit, or only if pinned models left, is
+    refused with the reason. A start-up queues as if it had come `Limits.startup_delay_s` later, and then like all.
+
+    **Cost.** An event touches its models, their devices, and devices tied to these by waiting groups; nothing else.
+    """
 
     def __init__(
         self,
@@ -24,20 +73,200 @@ class Scheduler:
         policy: EvictionPolicy | None = None,
         next_decision: int = 0,
     ) -> None:
-        self._models = Models(defaults or Settings(), dict(models or {}))
         self._limits = limits or Limits()
         self._policy = policy or LeastRecentlyUsed()
-        self._next_decision = next_decision
+        self._models = Models(defaults or Settings(), dict(models or {}))
+        self._ledger = Ledger()
+        self._demand = Demand()
+        self._routes = Routes()
+        self._desk = Desk(Queue(), Orders(self._limits, next_decision), Refusals(), Asks(), Alarms())
+        self._lead: Lead | None = None
+        self._now = 0.0
 
     def handle(self, event: Event, now: float) -> list[Command]:
-        return []
+        """Take note of `event`, which came at `now`, and say what is to be done. Events may be late or doubled."""
+        self._now = now
+        models, devices = self._absorb(event, now)
+        touched = self._ledger.take_touched()
+        models |= touched.models
+        devices |= touched.devices
+        self._desk.orders.changed(touched.devices)
+        due = self._desk.alarms.due(now)
+        models |= {ModelId(name) for kind, name in due if kind == "model"}
+        devices |= {DeviceId(name) for kind, name in due if kind == "device"}
+        commands: list[Command] = []
+        for model in sorted(models):
+            commands += self._attend(model, now)
+            devices.update(device for engine in self._ledger.engines_of(model) for device in engine.devices)
+        if self._lead is not None and self._ledger.epoch is not None and devices:
+            commands += Round(self._world, self._desk, self._lead, now).run(devices)
+        return commands
 
     def deadline(self) -> float | None:
-        return None
+        """When a `Tick` is wanted, in monotonic seconds; None: nothing is waited for."""
+        return self._desk.alarms.next()
 
     def settings(self, model: ModelId) -> Settings:
         """How `model` is treated now: configured, and what `policy/<model>` overrides."""
         return self._models.of(model)
 
     def view(self) -> State:
-        return State(leading=False, epoch=None, revision=0)
+        """All that is known, as of the last event; immutable. Costs a walk over everything."""
+        return snapshot(self._world, self._desk, self._routes, self._now, leading=self._lead is not None)
+
+    def check(self) -> None:
+        """Raises LedgerBroken if the ledger contradicts itself (tests call it after every step)."""
+        self._ledger.check()
+
+    @property
+    def _world(self) -> World:
+        return World(self._ledger, self._demand, self._models, self._limits, self._policy)
+
+    # ---- events
+
+    def _absorb(self, event: Event, now: float) -> tuple[set[ModelId], set[DeviceId]]:
+        """Take note; returns models and devices touched beside those that the ledger knows of."""
+        models: set[ModelId] = set()
+        devices: set[DeviceId] = set()
+        match event:
+            case Listed():
+                models = self._listed(event, now)
+            case Changed():
+                models = self._changed(event, now)
+            case DemandSeen():
+                models = {self._count(event, now, posted=True)}
+            case LeadershipGained():
+                models = self._take_lead(event, now)
+            case LeadershipLost():
+                models = self._resign()
+            case Granted():
+                devices = self._granted(event, now)
+            case GrantRefused():
+                devices = self._refused(event, now)
+            case OrderAsked():
+                models = self._asked(event, now)
+            case Tick():
+                pass
+            case _:
+                assert_never(event)
+        return models, devices
+
+    def _listed(self, event: Listed, now: float) -> set[ModelId]:
+        models = self._demand.forget_seen() | self._models.forget()
+        before = self._ledger.epoch
+        self._ledger = relisted(self._ledger, event.facts, event.revision, now)
+        if self._ledger.epoch != before:
+            self._desk.orders.give_up()
+        return models | self._note(event.facts, now)
+
+    def _changed(self, event: Changed, now: float) -> set[ModelId]:
+        if event.revision <= self._ledger.revision:
+            return set()
+        for fact in event.facts:
+            self._ledger.apply(fact, now)
+        self._ledger.revision = event.revision
+        return self._note(event.facts, now)
+
+    def _note(self, facts: Iterable[Fact], now: float) -> set[ModelId]:
+        """What beside the ledger learns from facts. Returns the models concerned."""
+        models: set[ModelId] = set()
+        for fact in facts:
+            match fact:
+                case DemandSeen():
+                    models.add(self._count(fact, now, posted=False))
+                case PolicySeen():
+                    models.add(fact.model)
+                    self._models.override(fact.model, fact.policy)
+                case DecisionSeen():
+                    self._desk.orders.number_above(fact.n)
+                case ResidencySeen() if fact.engine in self._ledger.engines:
+                    judge(self._ledger, self._ledger.engines[fact.engine], now, self._limits)
+                case _:
+                    pass
+        return models
+
+    def _count(self, demand: DemandSeen, now: float, *, posted: bool) -> ModelId:
+        before = self._demand.waiting(demand.model)
+        if posted:
+            self._demand.post(demand)
+        else:
+            self._demand.see(demand)
+        after = self._demand.waiting(demand.model)
+        self._desk.refusals.left(demand.model, after)
+        if before and not after:
+            self._ledger.used(demand.model, now)
+        return demand.model
+
+    def _take_lead(self, event: LeadershipGained, now: float) -> set[ModelId]:
+        self._lead = Lead(event.key, event.create_revision)
+        self._desk.orders.give_up()
+        self._ledger.restart_limits(now)
+        self._ledger.touch_all(self._ledger)
+        return set()
+
+    def _resign(self) -> set[ModelId]:
+        self._lead = None
+        self._desk.orders.give_up()
+        self._desk.asks.clear()
+        self._desk.refusals.clear()
+        self._desk.alarms.clear_all()
+        self._ledger.touch_all(self._ledger)
+        return set()
+
+    def _granted(self, event: Granted, now: float) -> set[DeviceId]:
+        command = self._desk.orders.answered(event.id)
+        if command is None or command.epoch != self._ledger.epoch:
+            return set()
+        for fact in effects_of(command, event.revision):
+            self._ledger.apply(fact, now)
+        return {seat.device for seat in command.seats}
+
+    def _refused(self, event: GrantRefused, now: float) -> set[DeviceId]:
+        command = self._desk.orders.answered(event.id)
+        if command is None:
+            return set()
+        if self._desk.orders.current(command, self._ledger):
+            self._desk.orders.failed(command, now)
+        return {seat.device for seat in command.seats}
+
+    def _asked(self, event: OrderAsked, now: float) -> set[ModelId]:
+        """Only a leader takes asks."""
+        engines = list(self._ledger.engines_of(event.model))
+        if self._lead is None or not engines:
+            return set()
+        if event.order is Order.RESTORE:
+            self._desk.asks.wake(event.model, event.by, engines)
+            self._ledger.used(event.model, now)
+        elif event.order is Order.OFFLOAD:
+            here = [engine for engine in engines if self._standing(engine, now) in _HERE]
+            self._desk.asks.sleep(event.model, event.by, here)
+        return {event.model}
+
+    # ---- models
+
+    def _standing(self, engine: EngineEntry, now: float) -> Standing:
+        return stand(self._ledger, engine, now, self._limits).standing
+
+    def _attend(self, model: ModelId, now: float) -> list[Command]:
+        """Bring everything that is kept by model up to date."""
+        asks = self._desk.asks
+        for engine in self._ledger.engines_of(model):
+            standing = self._standing(engine, now)
+            if standing is Standing.SERVING or self._models.of(model).drained:
+                asks.woken(model)
+            if standing not in _HERE:
+                asks.asleep(engine)
+        until = attend(self._world, self._desk.queue, model, now, woken=asks.wakes(model) is not None)
+        self._desk.alarms.clear("model", model)
+        self._desk.alarms.set("model", model, until)
+        said = (self._routes.update(self._world, model, now), self._refusal(model))
+        return [command for command in said if command is not None]
+
+    def _refusal(self, model: ModelId) -> Refuse | None:
+        """What can be said without looking at devices: it is drained, or served."""
+        refusals = self._desk.refusals
+        if self._models.of(model).drained and self._lead is not None and model in self._ledger.models:
+            return refusals.consider(model, f"{model} is drained by the operator", self._demand.waiting(model), 30.0)
+        if self._desk.queue.since(model) is None and (self._demand.waiting(model) or self._routes.endpoints(model)):
+            refusals.lift(model)
+        return None

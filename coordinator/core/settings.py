@@ -87,9 +87,11 @@ class Models:
         else:
             self._overrides[model] = policy
 
-    def forget(self) -> None:
-        """Drop all overrides (a new listing brings those that stand)."""
+    def forget(self) -> set[ModelId]:
+        """Drop all overrides (a new listing brings those that stand). Returns the models that had one."""
+        models = set(self._overrides)
         self._overrides.clear()
+        return models
 
     def of(self, model: ModelId) -> Settings:
         return self._configured.get(model, self._defaults).overridden(self._overrides.get(model))

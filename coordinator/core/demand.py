@@ -1,0 +1,153 @@
+"""Who waits for what: requests at gateways, and the queue of those that need a device.
+
+The queue is first in, first out by the time at which waiting began, and a place is kept until its model is resident, so
+a restore that fails does not cost the place. A start-up queues `Limits.startup_delay_s` behind requests that came at
+the same time: it waits behind them, but never for ever.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable
+from typing import TypeVar
+
+import msgspec
+
+from coordinator.core.events import DemandSeen
+from coordinator.core.model import DeviceId, EngineId, ModelId
+
+K = TypeVar("K")
+
+
+class Demand:
+    """Requests that wait at gateways, by model. A gateway that posts in this process is believed at once, and its key
+    in etcd no more: the key lags."""
+
+    def __init__(self) -> None:
+        self._counts: dict[ModelId, dict[str, int]] = {}
+        self._local: set[str] = set()
+
+    def post(self, event: DemandSeen) -> None:
+        """A gateway in this process says how many wait."""
+        if event.gateway not in self._local:
+            self._local.add(event.gateway)
+            self._counts = {model: rest for model, c in self._counts.items() if (rest := _without(c, event.gateway))}
+        self._set(event)
+
+    def see(self, fact: DemandSeen) -> None:
+        """A gateway's key."""
+        if fact.gateway not in self._local:
+            self._set(fact)
+
+    def forget_seen(self) -> set[ModelId]:
+        """Before a listing is entered: only what was posted in this process stays. Returns the models."""
+        known = set(self._counts)
+        self._counts = {
+            model: posted
+            for model, counts in self._counts.items()
+            if (posted := {gateway: n for gateway, n in counts.items() if gateway in self._local})
+        }
+        return known
+
+    def waiting(self, model: ModelId) -> int:
+        return sum(self._counts.get(model, {}).values())
+
+    @property
+    def models(self) -> frozenset[ModelId]:
+        """Models for which something waits."""
+        return frozenset(self._counts)
+
+    def _set(self, event: DemandSeen) -> None:
+        counts = self._counts.setdefault(event.model, {})
+        if event.demand is not None and event.demand.waiting:
+            counts[event.gateway] = event.demand.waiting
+        else:
+            counts.pop(event.gateway, None)
+        if not counts:
+            del self._counts[event.model]
+
+
+class Waiter(msgspec.Struct, frozen=True):
+    """A place in the queue: of a model that any of its engines can serve, or of one engine's start-up (`engine`).
+
+    `due` orders the queue: when waiting began, plus the handicap of a start-up; `tie` decides between equals."""
+
+    model: ModelId
+    engine: EngineId | None
+    since: float
+    due: float
+    tie: tuple[int, int, str]
+    devices: tuple[DeviceId, ...]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.model, self.engine or "")
+
+
+class Queue:
+    """All that wait, found by device."""
+
+    LOOKAHEAD = 64
+    """How many of a device's queue are looked at: those behind move up."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[tuple[str, str], Waiter] = {}
+        self._on: dict[DeviceId, set[tuple[str, str]]] = {}
+        self._of: dict[ModelId, set[tuple[str, str]]] = {}
+
+    def since(self, model: ModelId, engine: EngineId | None = None) -> float | None:
+        """Since when it waits; None: it does not."""
+        waiter = self._waiters.get((model, engine or ""))
+        return waiter.since if waiter is not None else None
+
+    def enter(self, waiter: Waiter) -> None:
+        """Join, or change one's devices or due time in place."""
+        self.leave(waiter.model, waiter.engine)
+        self._waiters[waiter.key] = waiter
+        self._of.setdefault(waiter.model, set()).add(waiter.key)
+        for device in waiter.devices:
+            self._on.setdefault(device, set()).add(waiter.key)
+
+    def leave(self, model: ModelId, engine: EngineId | None = None) -> None:
+        waiter = self._waiters.pop((model, engine or ""), None)
+        if waiter is None:
+            return
+        _drop(self._of, model, waiter.key)
+        for device in waiter.devices:
+            _drop(self._on, device, waiter.key)
+
+    def of(self, model: ModelId) -> list[Waiter]:
+        """The places of a model and of its engines' start-ups."""
+        return [self._waiters[key] for key in sorted(self._of.get(model, ()))]
+
+    def reach(self, devices: Iterable[DeviceId]) -> set[DeviceId]:
+        """`devices` and all that waiting groups tie to them: what must be decided together."""
+        reached: set[DeviceId] = set()
+        open_ = list(devices)
+        while open_:
+            device = open_.pop()
+            if device in reached:
+                continue
+            reached.add(device)
+            for key in self._on.get(device, ()):
+                open_.extend(d for d in self._waiters[key].devices if d not in reached)
+        return reached
+
+    def first(self, devices: Iterable[DeviceId]) -> list[Waiter]:
+        """The first of those that wait for any of `devices`, in order."""
+        keys = {key for device in devices for key in self._on.get(device, ())}
+        return heapq.nsmallest(self.LOOKAHEAD, (self._waiters[key] for key in keys), key=lambda w: (w.due, w.tie))
+
+    @property
+    def waiters(self) -> list[Waiter]:
+        return sorted(self._waiters.values(), key=lambda waiter: (waiter.due, waiter.tie))
+
+
+def _drop(index: dict[K, set[tuple[str, str]]], at: K, key: tuple[str, str]) -> None:
+    index[at].discard(key)
+    if not index[at]:
+        del index[at]
+
+
+def _without(counts: dict[str, int], gateway: str) -> dict[str, int]:
+    return {name: count for name, count in counts.items() if name != gateway}

@@ -1,0 +1,378 @@
+"""Who holds which bytes, and since when: the scheduler's only mutable picture of the world.
+
+Invariants (`check` holds them in tests, after every step):
+
+- what is charged on a device is its published owners, nothing else; residency never counts bytes (PROTOCOL rule 4);
+- a key never goes back: a seat or token of a lower revision than the one known changes nothing, so a late or repeated
+  delivery is harmless, and an own grant may be entered as soon as its answer is there, before the watch shows it;
+- a listing is a new ledger (`core.listing`): what it does not name is gone, what stays keeps its times;
+- every index is what a walk over all entries would give, so that an event costs what it touches and no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, rounded
+from coordinator.core.events import DeviceSeen, EpochSeen, Fact, LoadSeen, ResidencySeen, SeatSeen, SpecSeen, TokenSeen
+from coordinator.core.model import (
+    Device,
+    DeviceId,
+    EngineId,
+    Fence,
+    Holder,
+    Load,
+    ModelId,
+    Phase,
+    Residency,
+    Seat,
+    Token,
+)
+from coordinator.errors import VnpuError
+
+
+class LedgerBroken(VnpuError):
+    """The ledger contradicts itself: a defect of the scheduler, never of the world."""
+
+
+class Touched(msgspec.Struct):
+    """What the last facts may have changed."""
+
+    models: set[ModelId] = set()
+    devices: set[DeviceId] = set()
+
+
+class Ledger:
+    """See the module. Reads are free for all; only the scheduler writes, by `apply`."""
+
+    def __init__(self) -> None:
+        self.epoch: str | None = None
+        self.revision = 0
+        self.engines: dict[EngineId, EngineEntry] = {}
+        self.devices: dict[DeviceId, DeviceEntry] = {}
+        self.models: dict[ModelId, set[EngineId]] = {}
+        self._places: dict[Holder, set[DeviceId]] = {}
+        """Where a holder owns pages or has the seat."""
+        self._touched = Touched()
+
+    # ---- writes
+
+    def apply(self, fact: Fact, now: float) -> None:
+        """One fact; facts that are not the ledger's change nothing."""
+        match fact:
+            case SpecSeen():
+                self._spec(fact, now)
+            case ResidencySeen():
+                self._residency(fact, now)
+            case LoadSeen():
+                self._load(fact, now)
+            case DeviceSeen():
+                self._state(fact, now)
+            case TokenSeen():
+                self._token(fact)
+            case SeatSeen():
+                self._seat(fact, now)
+            case EpochSeen():
+                self._set_epoch(fact.epoch.id if fact.epoch is not None else None)
+            case _:
+                pass
+
+    def restart_limits(self, now: float) -> None:
+        """A new leader waits anew (PROTOCOL rules 10 and 12)."""
+        for entry in self.devices.values():
+            entry.seat_at = now
+            entry.lost_at = dict.fromkeys(entry.lost_at, now)
+
+    def used(self, model: ModelId, now: float) -> None:
+        """Requests for it were somewhere just now."""
+        for entry in self.engines_of(model):
+            entry.active_at = now
+
+    def touch_all(self, old: Ledger) -> None:
+        """Everything here and in `old` may have changed."""
+        self._touched.models.update(self.models, old.models)
+        self._touched.devices.update(self.devices, old.devices)
+
+    def take_touched(self) -> Touched:
+        touched, self._touched = self._touched, Touched()
+        return touched
+
+    # ---- reads
+
+    def device(self, device: DeviceId) -> DeviceEntry:
+        """Its entry; an empty one (not kept) where nothing is known."""
+        return self.devices.get(device) or DeviceEntry(id=device)
+
+    def engines_of(self, model: ModelId) -> Iterator[EngineEntry]:
+        """Engines whose spec names `model`, in order of id."""
+        return (self.engines[engine] for engine in sorted(self.models.get(model, ())))
+
+    def registered(self, holder: Holder) -> EngineEntry | None:
+        """The engine whose spec names this very process; None: the process is lost."""
+        entry = self.engines.get(EngineId(holder.engine))
+        return entry if entry is not None and entry.holder == holder else None
+
+    def blocked(self, device: DeviceId) -> str:
+        """Why nothing may be granted on it (PROTOCOL rule 3); empty: it is ready."""
+        entry = self.device(device)
+        if self.epoch is None:
+            return "the store has no epoch yet"
+        if entry.state is None:
+            return f"the daemon of {device} is not there"
+        if not entry.present(self.epoch):
+            return f"the daemon of {device} is not in the store's epoch yet"
+        if not entry.closed(self.epoch):
+            holder = entry.seat.holder.engine if entry.seat is not None else "?"
+            return f"an operation of {holder} is under way on {device}"
+        return ""
+
+    def need(self, engine: EngineEntry, device: DeviceId) -> int:
+        """Bytes the engine takes of this device when resident, its overhead included."""
+        state = self.device(device).state
+        return rounded(engine.spec.footprint, state.chunk if state is not None else 1) if engine.spec is not None else 0
+
+    def others(self, engine: EngineEntry, device: DeviceId) -> int:
+        """Bytes that everyone else takes of this device: owners, and overheads of other engines' processes that live
+        there though their pages are away."""
+        entry = self.device(device)
+        holder = engine.holder
+        own = chargeable(entry.held[holder]) if holder is not None and holder in entry.held else 0
+        return entry.charged - own + sum(self._overhead(e, entry) for e in entry.engines if e != engine.id)
+
+    def owned(self, engine: EngineEntry) -> tuple[DeviceId, ...]:
+        """Those of its devices on which it owns pages."""
+        holder = engine.holder
+        held = {device: self.device(device).held.get(holder) for device in engine.devices} if holder is not None else {}
+        return tuple(device for device, bytes_ in held.items() if bytes_ is not None and bytes_.weights + bytes_.kv)
+
+    def places(self, holder: Holder) -> tuple[DeviceId, ...]:
+        """Every device on which `holder` owns pages or has the seat."""
+        return tuple(sorted(self._places.get(holder, ())))
+
+    # ---- engines
+
+    def _engine(self, engine: EngineId, now: float) -> EngineEntry:
+        return self.engines.setdefault(engine, EngineEntry(id=engine, first_seen=now, active_at=now))
+
+    def _prune(self, entry: EngineEntry) -> None:
+        if entry.spec is None and entry.residency is None and not entry.working:
+            self.engines.pop(entry.id, None)
+
+    def _touch(self, entry: EngineEntry) -> None:
+        if entry.model is not None:
+            self._touched.models.add(entry.model)
+        self._touched.devices.update(entry.devices)
+
+    def _touch_holder(self, holder: Holder) -> None:
+        entry = self.registered(holder)
+        if entry is not None and entry.model is not None:
+            self._touched.models.add(entry.model)
+
+    def _spec(self, fact: SpecSeen, now: float) -> None:
+        entry = self._engine(fact.engine, now)
+        before = entry.holder
+        self._touch(entry)
+        self._unlist(entry)
+        if fact.spec is not None and fact.spec.holder != before:
+            self._reset(entry, now)
+        entry.spec, entry.spec_revision, entry.lease = fact.spec, fact.revision, fact.lease
+        self._list(entry)
+        self._touch(entry)
+        for holder in {before, entry.holder} - {None}:
+            if holder is not None:
+                self._lost(holder, now)
+        self._prune(entry)
+
+    def _reset(self, entry: EngineEntry, now: float) -> None:
+        """Another process than before, or the same one after its keys were gone: only seats know what it was told."""
+        entry.first_seen = entry.active_at = now
+        entry.resident_since = now if entry.residency is not None else 0.0
+        entry.ordered, entry.ordered_revision, entry.judged = None, 0, 0
+        entry.failures, entry.retry_at = 0, 0.0
+
+    def _list(self, entry: EngineEntry) -> None:
+        if entry.spec is None:
+            return
+        self.models.setdefault(ModelId(entry.spec.model), set()).add(entry.id)
+        for device in entry.devices:
+            place = self._device(device)
+            place.engines.add(entry.id)
+            if place.seat is not None and place.seat.holder == entry.holder:
+                self._remember(entry, place.seat, place.seat_revision)
+
+    def _unlist(self, entry: EngineEntry) -> None:
+        if entry.model is None:
+            return
+        engines = self.models[entry.model]
+        engines.discard(entry.id)
+        if not engines:
+            del self.models[entry.model]
+        for device in entry.devices:
+            self.devices[device].engines.discard(entry.id)
+            self._forget(self.devices[device])
+
+    def _lost(self, holder: Holder, now: float) -> None:
+        """Since when this owner has been without spec."""
+        lost = self.registered(holder) is None
+        for device in self.places(holder):
+            entry = self.devices[device]
+            if lost and holder in entry.held:
+                entry.lost_at.setdefault(holder, now)
+            else:
+                entry.lost_at.pop(holder, None)
+            self._touched.devices.add(device)
+
+    def _residency(self, fact: ResidencySeen, now: float) -> None:
+        entry = self._engine(fact.engine, now)
+        before, after = entry.residency, fact.residency
+        if _resident(after) is not None and _resident(after) != _resident(before):
+            entry.resident_since = entry.active_at = now
+        entry.residency, entry.residency_revision, entry.residency_at = after, fact.revision, now
+        self._touch(entry)
+        self._prune(entry)
+
+    def _load(self, fact: LoadSeen, now: float) -> None:
+        if fact.load is None and fact.engine not in self.engines:
+            return
+        entry = self._engine(fact.engine, now)
+        worked = entry.working
+        entry.load = fact.load if fact.load is not None else Load()
+        if worked or entry.working:
+            entry.active_at = now
+        if worked != entry.working:
+            self._touch(entry)
+        self._prune(entry)
+
+    # ---- devices
+
+    def _device(self, device: DeviceId) -> DeviceEntry:
+        return self.devices.setdefault(device, DeviceEntry(id=device))
+
+    def _forget(self, entry: DeviceEntry) -> None:
+        """Drop an entry that says nothing any more; its tombstones only matter while something is there."""
+        if entry.state is None and entry.seat is None and entry.token is None and not entry.engines:
+            self.devices.pop(entry.id, None)
+
+    def _state(self, fact: DeviceSeen, now: float) -> None:
+        entry = self._device(fact.device)
+        before, after = entry.state, fact.state
+        if _closed(after) != _closed(before):
+            entry.closed_at = now
+        if before is None or after is None or before.epoch != after.epoch:
+            entry.seat_at = now
+            self._touched.models.update(m for e in entry.engines if (m := self.engines[e].model) is not None)
+        holders = set(entry.held)
+        entry.state, entry.held = after, dict(by_holder(after))
+        entry.charged = sum(chargeable(held) for held in entry.held.values())
+        for holder in sorted(holders | set(entry.held)):
+            self._place(holder, entry)
+            self._lost(holder, now)
+            self._touch_holder(holder)
+        if entry.seat is not None:
+            self._touch_holder(entry.seat.holder)
+        self._touched.devices.add(entry.id)
+        self._forget(entry)
+
+    def _token(self, fact: TokenSeen) -> None:
+        entry = self._device(fact.device)
+        if fact.revision <= entry.token_revision:
+            return
+        self._touch_seated(entry.token, fact.token)
+        entry.token, entry.token_revision = fact.token, fact.revision
+        self._touched.devices.add(entry.id)
+        self._forget(entry)
+
+    def _seat(self, fact: SeatSeen, now: float) -> None:
+        entry = self._device(fact.device)
+        if fact.revision <= entry.seat_revision:
+            return
+        before = entry.seat
+        self._touch_seated(before, fact.seat)
+        entry.seat, entry.seat_revision, entry.seat_at = fact.seat, fact.revision, now
+        for seat in (before, fact.seat):
+            if seat is not None:
+                self._place(seat.holder, entry)
+        engine = self.registered(fact.seat.holder) if fact.seat is not None else None
+        if engine is not None and fact.seat is not None:
+            self._remember(engine, fact.seat, fact.revision)
+        self._touched.devices.add(entry.id)
+        self._forget(entry)
+
+    def _touch_seated(self, *seated: Seat | Token | None) -> None:
+        for each in seated:
+            if each is not None:
+                self._touch_holder(each.holder)
+
+    def _remember(self, engine: EngineEntry, seat: Seat, revision: int) -> None:
+        if revision > engine.ordered_revision:
+            engine.ordered, engine.ordered_revision = seat.order, revision
+
+    def _place(self, holder: Holder, entry: DeviceEntry) -> None:
+        """Keep the index of places true for one holder and one device."""
+        there = holder in entry.held or (entry.seat is not None and entry.seat.holder == holder)
+        places = self._places.setdefault(holder, set())
+        if there:
+            places.add(entry.id)
+        else:
+            places.discard(entry.id)
+            entry.lost_at.pop(holder, None)
+        if not places:
+            del self._places[holder]
+
+    def _set_epoch(self, epoch: str | None) -> None:
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        self._touched.models.update(self.models)
+        self._touched.devices.update(self.devices)
+
+    def _overhead(self, engine: EngineId, device: DeviceEntry) -> int:
+        """Overhead of a process that has started, as far as the daemon does not charge it already."""
+        entry = self.engines[engine]
+        if entry.spec is None or entry.phase is None or entry.phase is Phase.STARTING:
+            return 0
+        held = device.held.get(entry.spec.holder)
+        return max(0, entry.spec.footprint.overhead - (held.overhead if held is not None else 0))
+
+    # ---- check
+
+    def check(self) -> None:
+        """Raises LedgerBroken if an index or a sum is not what a walk over all entries gives."""
+        for entry in self.devices.values():
+            self._check_device(entry)
+        models: dict[ModelId, set[EngineId]] = {}
+        for engine in self.engines.values():
+            if engine.model is not None:
+                models.setdefault(engine.model, set()).add(engine.id)
+        _same("models", self.models, models)
+        places: dict[Holder, set[DeviceId]] = {}
+        for entry in self.devices.values():
+            for holder in [*entry.held, *([entry.seat.holder] if entry.seat is not None else [])]:
+                places.setdefault(holder, set()).add(entry.id)
+        _same("places", self._places, places)
+
+    def _check_device(self, entry: DeviceEntry) -> None:
+        owners = entry.state.owners if entry.state is not None else ()
+        _same(f"charged on {entry.id}", entry.charged, sum(chargeable(owner.bytes) for owner in owners))
+        named = {engine.id for engine in self.engines.values() if entry.id in engine.devices}
+        _same(f"engines of {entry.id}", entry.engines, named)
+        lost = {holder for holder in entry.held if self.registered(holder) is None}
+        _same(f"lost owners of {entry.id}", set(entry.lost_at), lost)
+
+
+def _resident(residency: Residency | None) -> tuple[Holder, Fence | None] | None:
+    """Who is resident and since which fence."""
+    if residency is None or residency.phase is not Phase.RESIDENT:
+        return None
+    return residency.holder, residency.fence
+
+
+def _closed(state: Device | None) -> tuple[str, int] | None:
+    return (state.epoch, state.closed) if state is not None else None
+
+
+def _same(what: str, found: object, wanted: object) -> None:
+    if found != wanted:
+        raise LedgerBroken(f"{what}: {found!r} where the entries say {wanted!r}")

@@ -1,0 +1,266 @@
+"""One round of the leader over devices that must be decided together: who is reclaimed, who leaves, who returns.
+
+In this order: operations over their limit and owners lost for good; pages that serve nothing; what operators asked for;
+the queue, first come first served; then whoever is idle for too long. Every transaction sent makes its devices busy
+until it is answered, so there is at most one per device in a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from coordinator.core.alarms import Alarms
+from coordinator.core.asks import Asks
+from coordinator.core.attend import wanted
+from coordinator.core.commands import Command
+from coordinator.core.demand import Queue, Waiter
+from coordinator.core.entries import DeviceEntry, EngineEntry
+from coordinator.core.model import Candidate, DeviceId, Holder, Order
+from coordinator.core.orders import Lead, Orders
+from coordinator.core.plan import Plan, Projection, Verdict, plan
+from coordinator.core.policy import Wanted
+from coordinator.core.refusals import Refusals
+from coordinator.core.standing import COMING, Stand, Standing, answered, stand
+from coordinator.core.victims import Victim, World
+from coordinator.core.words import requests
+
+TRIES_UNTOLD = 3
+"""From so many failures in a row on, those who wait are told."""
+
+
+class Desk(msgspec.Struct, frozen=True):
+    """What a round writes: everything but the ledger."""
+
+    queue: Queue
+    orders: Orders
+    refusals: Refusals
+    asks: Asks
+    alarms: Alarms
+
+
+class Round:
+    """See the module. Make one, `run` it once."""
+
+    def __init__(self, world: World, desk: Desk, lead: Lead, now: float) -> None:
+        self._world = world
+        self._ledger = world.ledger
+        self._limits = world.limits
+        self._desk = desk
+        self._lead = lead
+        self._now = now
+        self._projection = Projection()
+        self._commands: list[Command] = []
+
+    def run(self, devices: Iterable[DeviceId]) -> list[Command]:
+        """The commands for `devices` and all that waiting groups tie to them."""
+        entries = [self._ledger.device(device) for device in sorted(self._desk.queue.reach(devices))]
+        for entry in entries:
+            self._desk.alarms.clear("device", entry.id)
+            self._alarm(entry.id, self._desk.orders.rests_until(entry.id))
+            self._overdue(entry)
+        for engine, at in self._owners(entries):
+            self._tidy(engine, at)
+        for waiter in self._desk.queue.first(entry.id for entry in entries):
+            self._serve(waiter)
+        for engine, at in self._owners(entries):
+            self._idle(engine, at)
+        return self._commands
+
+    # ---- what all of them use
+
+    def _stand(self, engine: EngineEntry) -> Stand:
+        return stand(self._ledger, engine, self._now, self._limits)
+
+    def _alarm(self, device: DeviceId, at: float) -> None:
+        if at > self._now:
+            self._desk.alarms.set("device", device, at)
+
+    def _owners(self, entries: list[DeviceEntry]) -> Iterator[tuple[EngineEntry, Stand]]:
+        """Registered engines that own pages on these devices."""
+        for holder in sorted({holder for entry in entries for holder in entry.held}):
+            engine = self._ledger.registered(holder)
+            if engine is not None:
+                yield engine, self._stand(engine)
+
+    def _free(self, devices: Iterable[DeviceId]) -> bool:
+        """Whether an operation may be granted on all of them now (PROTOCOL rule 3)."""
+        return not any(
+            device in self._projection.claimed
+            or self._ledger.blocked(device)
+            or self._desk.orders.blocked(device, self._now)
+            for device in devices
+        )
+
+    def _grant(self, engine: EngineEntry, order: Order, cause: str, candidates: Iterable[Candidate] = ()) -> bool:
+        """Send it if it may be sent now."""
+        if not self._free(engine.devices):
+            return False
+        grant = self._desk.orders.grant(self._lead, self._ledger, engine, order, cause, candidates)
+        if grant is not None:
+            self._commands.append(grant)
+        return grant is not None
+
+    # ---- reclaim (rule 10)
+
+    def _overdue(self, entry: DeviceEntry) -> None:
+        """The seat's holder does not answer, or an owner was lost and never came back."""
+        seat = entry.seat
+        if seat is not None and seat.order is not Order.RECLAIM and not entry.closed(self._ledger.epoch):
+            engine = self._ledger.registered(seat.holder)
+            told = engine is not None and engine.ordered_revision == entry.fence and answered(self._ledger, engine)
+            due = entry.seat_at + seat.limit_s * (2 if told else 1)
+            if self._now >= due:
+                self._reclaim(seat.holder, f"did not {seat.order} within {seat.limit_s:g} s on {entry.id}")
+            self._alarm(entry.id, due)
+        for holder, since in sorted(entry.lost_at.items()):
+            due = since + self._limits.abandoned_s
+            if self._now >= due:
+                self._reclaim(holder, f"holds pages of {entry.id} and has had no lease for {self._now - since:.0f} s")
+            self._alarm(entry.id, due)
+
+    def _reclaim(self, holder: Holder, cause: str) -> None:
+        """On all its devices at once: each closed, or unclosed by its own operation."""
+        engine = self._ledger.registered(holder)
+        devices = {*self._ledger.places(holder), *(engine.devices if engine is not None else ())}
+        entries = [self._ledger.device(device) for device in sorted(devices)]
+        if not all(self._reclaimable(entry, holder) for entry in entries):
+            return
+        names = tuple(entry.id for entry in entries)
+        reclaim = self._desk.orders.reclaim(self._lead, self._ledger, holder, names, cause)
+        if reclaim is not None:
+            self._commands.append(reclaim)
+
+    def _reclaimable(self, entry: DeviceEntry, holder: Holder) -> bool:
+        if entry.dying(holder) or not entry.present(self._ledger.epoch):
+            return False
+        if self._desk.orders.blocked(entry.id, self._now):
+            return False
+        own = entry.seat is not None and entry.seat.holder == holder and entry.seat.order is not Order.RECLAIM
+        return own or entry.closed(self._ledger.epoch)
+
+    # ---- pages that serve nothing, operators' orders, idleness
+
+    def _tidy(self, engine: EngineEntry, at: Stand) -> None:
+        if at.standing is Standing.PARTIAL:
+            if self._now >= engine.retry_at:
+                self._grant(engine, Order.OFFLOAD, at.why)
+            self._alarm(engine.devices[0], engine.retry_at)
+        by = self._desk.asks.sleeps(engine)
+        if by is not None and at.standing is Standing.SERVING and self._now >= engine.retry_at:
+            self._grant(engine, Order.OFFLOAD, f"asked for by {by}")
+
+    def _idle(self, engine: EngineEntry, at: Stand) -> None:
+        settings = self._world.settings(engine)
+        if at.standing is not Standing.SERVING or self._world.busy(engine):
+            return
+        if settings.drained:
+            due, cause = engine.retry_at, "it is drained, and what it had begun is done"
+        elif settings.keep_alive is None or settings.pin:
+            return
+        else:
+            rest = engine.active_at + settings.keep_alive
+            due = max(rest, engine.resident_since + settings.min_residency, engine.retry_at)
+            cause = f"idle for {self._now - engine.active_at:.1f} s, kept alive for {settings.keep_alive:g} s"
+        if self._now >= due:
+            self._grant(engine, Order.OFFLOAD, cause)
+        self._alarm(engine.devices[0], due)
+
+    # ---- the queue
+
+    def _serve(self, waiter: Waiter) -> None:
+        engines = self._options(waiter)
+        stands = [(engine, self._stand(engine)) for engine in engines]
+        if waiter.engine is None and any(at.standing in COMING for _, at in stands):
+            return
+        ready = Standing.ASLEEP if waiter.engine is None else Standing.UNBORN
+        plans = [self._plan(waiter, engine) for engine, at in stands if at.standing is ready]
+        if not plans:
+            self._unready(waiter, stands)
+            return
+        best = min(plans, key=lambda each: (each.verdict, len(each.victims), each.until, each.engine.id))
+        if best.verdict is Verdict.IMPOSSIBLE:
+            self._refuse(waiter, best.why, 30.0)
+            return
+        self._desk.refusals.lift(waiter.model)
+        self._follow(waiter, best)
+
+    def _options(self, waiter: Waiter) -> list[EngineEntry]:
+        if waiter.engine is None:
+            return list(self._ledger.engines_of(waiter.model))
+        engine = self._ledger.engines.get(waiter.engine)
+        return [engine] if engine is not None else []
+
+    def _plan(self, waiter: Waiter, engine: EngineEntry) -> Plan:
+        wanted_ = Wanted(engine.id, waiter.model, self._world.models.of(waiter.model), waiter.since)
+        return plan(self._world, wanted_, engine, self._projection, self._now)
+
+    def _unready(self, waiter: Waiter, stands: list[tuple[EngineEntry, Stand]]) -> None:
+        """None of its engines can be restored now."""
+        for engine, at in stands:
+            self._alarm(engine.devices[0], at.until)
+        resting = [(engine, at) for engine, at in stands if at.standing is Standing.RESTING]
+        if stands and all(at.standing is Standing.FAILED for _, at in stands):
+            engine, at = stands[0]
+            self._refuse(waiter, f"{engine.id} failed: {at.why}", 30.0)
+        elif resting and all(engine.failures >= TRIES_UNTOLD for engine, _ in resting):
+            engine, at = resting[0]
+            reason = f"{engine.id} failed {engine.failures} times in a row: {at.why}"
+            self._refuse(waiter, reason, at.until - self._now)
+
+    def _refuse(self, waiter: Waiter, reason: str, retry_after_s: float) -> None:
+        waiting = self._world.demand.waiting(waiter.model)
+        refusal = self._desk.refusals.consider(waiter.model, reason, waiting, retry_after_s)
+        self._desk.asks.refused(waiter.model)
+        if refusal is not None:
+            self._commands.append(refusal)
+
+    def _follow(self, waiter: Waiter, best: Plan) -> None:
+        if best.verdict is Verdict.GO:
+            self._grant(best.engine, Order.RESTORE, self._cause(waiter, best), _candidates(best))
+        elif best.verdict is Verdict.EVICT:
+            for victim in best.victims:
+                self._evict(victim, waiter, best)
+        for device in best.engine.devices:
+            self._alarm(device, best.until)
+        if best.holds:
+            self._projection.reserve(self._world, best)
+        if best.verdict in (Verdict.GO, Verdict.EVICT):
+            self._claim(best)
+
+    def _evict(self, victim: Victim, waiter: Waiter, best: Plan) -> None:
+        cause = (
+            f"room for {best.engine.id}, for which {self._cause(waiter, best)}; {victim.holder.engine}: {victim.why}"
+        )
+        engine = self._ledger.registered(victim.holder)
+        if victim.order is Order.RECLAIM or engine is None:
+            self._reclaim(victim.holder, cause)
+        else:
+            self._grant(engine, Order.OFFLOAD, cause, _candidates(best))
+
+    def _claim(self, best: Plan) -> None:
+        """The next operation on these devices is this one's, so that a group is not starved by a stream of short ones;
+        but nobody waits for a group that itself waits for a start-up."""
+        devices = {*best.engine.devices, *(device for victim in best.victims for device in victim.bytes)}
+        if not any(self._long(self._ledger.device(device)) for device in devices):
+            self._projection.claimed |= devices
+
+    def _long(self, entry: DeviceEntry) -> bool:
+        seat = entry.seat
+        return seat is not None and seat.limit_s > self._limits.restore_s and not entry.closed(self._ledger.epoch)
+
+    def _cause(self, waiter: Waiter, best: Plan) -> str:
+        waited = f"for {self._now - waiter.since:.2f} s"
+        again = f" (after {best.engine.failures} failures)" if best.engine.failures else ""
+        by = self._desk.asks.wakes(waiter.model)
+        count = wanted(self._world, waiter.model, self._now)
+        if waiter.engine is not None and not count:
+            return f"its start-up waits {waited}{again}"
+        if by is not None and not count:
+            return f"{by} asked {waited} ago{again}".replace("for ", "", 1)
+        return f"{requests(count)} wait{'s' if count == 1 else ''} {waited}{again}"
+
+
+def _candidates(best: Plan) -> list[Candidate]:
+    return [victim.candidate for victim in best.pool]

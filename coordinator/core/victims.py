@@ -1,0 +1,109 @@
+"""Whose pages could be taken for a newcomer, with the policy's score and the protocol's conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import msgspec
+
+from coordinator.core.demand import Demand
+from coordinator.core.entries import EngineEntry, chargeable
+from coordinator.core.ledger import Ledger
+from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
+from coordinator.core.policy import EvictionPolicy, Resident, Wanted
+from coordinator.core.settings import Limits, Models, Settings
+from coordinator.core.standing import Standing, stand
+
+NEVER = float("inf")
+LOST_FIRST = -1e12
+"""Score of lost owners: their pages serve nobody, so they go before any resident."""
+MOST_CANDIDATES = 256
+"""A decision names at most so many; it is one value in etcd."""
+
+
+class Victim(msgspec.Struct, frozen=True):
+    """An owner whose pages could be taken. `order`: how; `not_before`: monotonic time from which (inf: an event will
+    say); `pinned`: never."""
+
+    holder: Holder
+    order: Order
+    bytes: dict[DeviceId, int]
+    value: float
+    not_before: float
+    why: str
+    pinned: bool = False
+
+    @property
+    def candidate(self) -> Candidate:
+        return Candidate(self.holder.engine, self.value, self.why)
+
+
+class World(msgspec.Struct, frozen=True):
+    """What a decision reads."""
+
+    ledger: Ledger
+    demand: Demand
+    models: Models
+    limits: Limits
+    policy: EvictionPolicy
+
+    def busy(self, engine: EngineEntry) -> bool:
+        """Whether it works, or is about to: requests for its model wait at a gateway."""
+        return engine.working or (engine.model is not None and self.demand.waiting(engine.model) > 0)
+
+    def settings(self, engine: EngineEntry) -> Settings:
+        return self.models.of(engine.model) if engine.model is not None else Settings()
+
+
+def victims(
+    world: World, wanted: Wanted, newcomer: Holder | None, devices: Iterable[DeviceId], now: float
+) -> list[Victim]:
+    """Every other owner on `devices`, lowest score first."""
+    holders = {holder for device in devices for holder in world.ledger.device(device).held if holder != newcomer}
+    found = (_victim(world, wanted, holder, now) for holder in sorted(holders))
+    return sorted(found, key=lambda victim: (victim.value, victim.holder))
+
+
+def _victim(world: World, wanted: Wanted, holder: Holder, now: float) -> Victim:
+    engine = world.ledger.registered(holder)
+    if engine is None or engine.model is None:
+        return _lost(world, holder, now)
+    taken = {device: _freed(world.ledger, device, holder) for device in world.ledger.places(holder)}
+    if world.settings(engine).pin:
+        return Victim(holder, Order.OFFLOAD, taken, 0.0, NEVER, "pinned", pinned=True)
+    at = stand(world.ledger, engine, now, world.limits)
+    if at.standing is not Standing.SERVING:
+        return Victim(holder, Order.OFFLOAD, taken, 0.0, NEVER, at.why or f"it is {at.standing}")
+    score = world.policy.score(_resident(world, engine, engine.model, taken, now), wanted, now)
+    not_before = max(score.not_before, engine.retry_at)
+    return Victim(holder, Order.OFFLOAD, taken, score.value, not_before, score.why)
+
+
+def _resident(world: World, engine: EngineEntry, model: ModelId, taken: dict[DeviceId, int], now: float) -> Resident:
+    busy = world.busy(engine)
+    return Resident(
+        engine=engine.id,
+        model=model,
+        settings=world.settings(engine),
+        bytes=sum(taken.values()),
+        busy=busy,
+        resident_since=engine.resident_since,
+        active_at=now if busy else engine.active_at,
+    )
+
+
+def _lost(world: World, holder: Holder, now: float) -> Victim:
+    """An owner without spec: reclaimed when its pages are needed, once it has been lost for long enough (rule 10)."""
+    entries = [world.ledger.device(device) for device in world.ledger.places(holder)]
+    taken = {entry.id: chargeable(entry.held.get(holder, Bytes())) for entry in entries}
+    if any(entry.dying(holder) for entry in entries):
+        return Victim(holder, Order.RECLAIM, taken, LOST_FIRST, NEVER, "dead, its pages are on their way back")
+    since = max((entry.lost_at.get(holder, now) for entry in entries if holder in entry.held), default=now)
+    why = f"lost: no lease for {now - since:.1f} s"
+    return Victim(holder, Order.RECLAIM, taken, LOST_FIRST, since + world.limits.lost_s, why)
+
+
+def _freed(ledger: Ledger, device: DeviceId, holder: Holder) -> int:
+    """What an offload gives back: its overhead stays."""
+    held = ledger.device(device).held.get(holder, Bytes())
+    return held.weights + held.kv
