@@ -250,6 +250,8 @@ async def _healthy(session: aiohttp.ClientSession, url: str) -> bool:
 
 async def _ended(process: subprocess.Popen[bytes]) -> None:
     """Wait for the child's end without a thread: a pidfd becomes readable."""
+    if process.poll() is not None:
+        return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     fd = os.pidfd_open(process.pid)

@@ -53,7 +53,7 @@ class _Watcher:
 
     def offer(self, changes: Changes) -> None:
         seen = tuple(change for change in changes.changes if change.key.startswith(self.prefix))
-        if seen:
+        if seen and not self.broken:
             self.pending.append(Changes(seen, changes.revision))
             self.wake.set()
 

@@ -55,8 +55,9 @@ class Mvcc:
         return Listing(tuple(self._kvs[key] for key in keys), self.revision)
 
     def since(self, revision: int) -> tuple[Changes, ...]:
-        """All changes from `revision` on. Raises `Compacted` where history does not reach back that far."""
-        if revision < self.compacted:
+        """All changes from `revision` on. Raises `Compacted` where history does not reach back that far; it has to
+        reach one revision further, because a deletion at the compacted revision is lost (as `store.watch` says)."""
+        if max(1, revision - 1) < self.compacted:
             raise Compacted(self.compacted)
         return tuple(changes for changes in self._history if changes.revision >= revision)
 

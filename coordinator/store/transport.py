@@ -7,6 +7,7 @@ starve a call. `Transport` is the seam: anything that can POST may stand in.
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -86,7 +87,9 @@ class Etcd3Transport:
         limits = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, CONNECT_TIMEOUT_S))
         client = self._client(endpoint, self._calls)
         with _told_apart(endpoint, path):
-            async with client.call_rpc(path, body, raw=True, timeout=limits, headers=_headers(token)) as response:
+            async with client.call_rpc(
+                path, _sendable(body), raw=True, timeout=limits, headers=_headers(token)
+            ) as response:
                 answer = await response.read()
         _raise_refusal(path, response.status, answer)
         return answer
@@ -153,6 +156,11 @@ def _client_class() -> Callable[[Endpoint, aiohttp.ClientSession], AioClient]:
             self.server_version_sem = self.cluster_version_sem = semantic_version.Version("3.4.0")
 
     return Client
+
+
+def _sendable(body: bytes) -> bytes | io.BytesIO:
+    """aiohttp wants more than a mebibyte as a file, which it sends in pieces."""
+    return body if len(body) <= 1 << 20 else io.BytesIO(body)
 
 
 def _headers(token: str) -> dict[str, str]:

@@ -1,3 +1,5 @@
+import io
+
 import aiohttp
 from etcd3.baseclient import BaseClient
 
@@ -6,7 +8,7 @@ class AioClient(BaseClient):
     def call_rpc(
         self,
         method: str,
-        data: bytes | None = ...,
+        data: bytes | io.BytesIO | None = ...,
         stream: bool = ...,
         encode: bool = ...,
         *,
