@@ -23,7 +23,8 @@ RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . 
 FROM python:3.11-slim-bookworm
 # One user id for daemon and engines: the daemon serves its own uid only, over a socket of mode 0600.
 RUN useradd --uid 10001 --no-create-home --home-dir /tmp vnpu \
-    && install -d -o vnpu -g vnpu -m 0700 /run/vnpu /var/lib/vnpu /pages
+    && install -d -o vnpu -g vnpu -m 0700 /run/vnpu /var/lib/vnpu /pages \
+    && install -d -o vnpu -g vnpu /models
 COPY --from=build /opt/venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 HOME=/tmp
 USER vnpu
