@@ -13,6 +13,7 @@ import msgspec
 
 from coordinator.core.events import (
     Changed,
+    DecisionSeen,
     DemandSeen,
     DeviceSeen,
     EpochSeen,
@@ -26,6 +27,7 @@ from coordinator.core.events import (
     TokenSeen,
 )
 from coordinator.core.model import (
+    Decision,
     Demand,
     Device,
     DeviceId,
@@ -92,7 +94,7 @@ class Reader:
 
 
 def of_kv(kv: KeyValue) -> Fact | Quarantined | None:
-    """None where the key is no fact's: heartbeat, election, decisions, and what newer versions write."""
+    """None where the key is no fact's: heartbeat, election, and what newer versions write."""
     return of_change(Change(kv.key, kv, kv.mod_revision))
 
 
@@ -125,7 +127,7 @@ class _Reading:
             raise SchemaError("the key is not spelt as ids are escaped")
         return ids
 
-    def value(self, kind: type[V], gone: Fact) -> V | None:
+    def value(self, kind: type[V], gone: Fact | None) -> V | None:
         """None where the key is gone. Raises `SchemaError`, and then `gone` holds."""
         self.gone = gone
         return None if self._data is None else decode(kind, self._data)
@@ -148,6 +150,9 @@ def _fact(segments: list[str], reading: _Reading) -> Fact | None:
             at, wanted = reading.ids(keys.demand, gateway, model)
             of = ModelId(wanted)
             return DemandSeen(at, of, reading.value(Demand, DemandSeen(at, of, None)))
+        case ["decisions", _]:
+            decision = reading.value(Decision, None)
+            return DecisionSeen(decision.n) if decision is not None else None
         case _:
             return None
 
