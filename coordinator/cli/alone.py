@@ -1,0 +1,115 @@
+"""`vnpu daemon`, `vnpu coordinator`, `vnpu engine`: one process of a node, as the configuration has it.
+
+Each becomes the plain command by `exec`, so that what runs is what `--print` shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from coordinator import config as configuration
+from coordinator.config import Config
+from coordinator.errors import ConfigError
+from coordinator.supervise import programs
+from coordinator.supervise.engine_command import Command, bindings, engine_command
+from coordinator.supervise.keeper import Program
+from coordinator.supervise.layout import NotRunning, RunDir
+from coordinator.supervise.ports import free_port
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What the three commands have in common on their command lines."""
+
+    file: Path
+    run_dir: RunDir
+    etcd: str
+    show: bool
+    as_json: bool
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, file: Path) -> Asked:
+        return cls(file, RunDir(Path(args.run_dir)), args.etcd or "", args.show, args.json)
+
+
+def daemon(asked: Asked) -> int:
+    config = configuration.load(asked.file, os.environ)
+    etcd = endpoints(config, asked, os.environ)
+    if not (asked.show or asked.as_json):
+        asked.run_dir.daemon.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return _become(programs.daemon(config, etcd, asked.run_dir, sys.executable), asked)
+
+
+def coordinator(asked: Asked, identifier: str | None) -> int:
+    config = configuration.load(asked.file, os.environ)
+    etcd = endpoints(config, asked, os.environ)
+    identifier = identifier or f"{config.node}-{os.getpid()}"
+    return _become(programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable), asked)
+
+
+def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
+    config = configuration.load(asked.file, os.environ)
+    if name not in config.models:
+        raise ConfigError(f"{asked.file}: models.{name}: there is no such model", remedy=_known(config))
+    model = config.models[name]
+    cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config, name)
+    port = port or model.port or free_port(_ports(config))
+    command = engine_command(config, name, endpoints(config, asked, os.environ), port, cores, sys.executable)
+    return _run(command, asked)
+
+
+def endpoints(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Of the command line, the environment, the configuration, or the node that runs in `--run-dir`, in this order.
+
+    Raises ConfigError where none of them knows."""
+    named = asked.etcd or environ.get("VNPU_ETCD_ENDPOINTS") or environ.get("ETCD_ENDPOINTS") or ""
+    given = tuple(url.strip() for url in named.split(",") if url.strip())
+    if given or config.endpoints:
+        return given or config.endpoints
+    try:
+        return asked.run_dir.read().etcd
+    except NotRunning:
+        remedy = "start `vnpu up` first, or name one: --etcd http://127.0.0.1:2379"
+        raise ConfigError(f"{asked.file}: etcd: is embedded, and no node runs here", remedy=remedy) from None
+
+
+def _cores(config: Config, name: str) -> str:
+    """The cores that `vnpu up` would give it."""
+    ranks = [len(model.devices) for model in config.models.values()]
+    bound = bindings(ranks, sorted(os.sched_getaffinity(0)))
+    return bound[list(config.models).index(name)]
+
+
+def _ports(config: Config) -> set[int]:
+    return {model.port for model in config.models.values() if model.port}
+
+
+def _known(config: Config) -> str:
+    return f"known: {', '.join(config.models)}"
+
+
+def _become(program: Program, asked: Asked) -> int:
+    return _run(Command(program.argv, program.env), asked)
+
+
+def _run(command: Command, asked: Asked) -> int:
+    """Shows it and returns, or becomes it and does not."""
+    if asked.as_json:
+        print(msgspec.json.format(msgspec.json.encode(command)).decode())
+    elif asked.show:
+        print(command.shell())
+    else:
+        _exec(command)
+    return 0
+
+
+def _exec(command: Command) -> NoReturn:
+    print(f"vnpu: {shlex.join(command.argv)}", file=sys.stderr)
+    os.execve(command.argv[0], command.argv, {**os.environ, **command.env})

@@ -1,0 +1,101 @@
+"""`vnpu`: from words to a command, and from what it raises to an exit code.
+
+Commands are imported when they are used: `vnpu --help` loads neither etcd3 nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from coordinator.cli import parser
+from coordinator.errors import ConfigError, VnpuError
+
+DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    args = parser.build().parse_args(argv)
+    logging.basicConfig(
+        level=os.environ.get("VNPU_LOG_LEVEL", "warning").upper(), format="%(levelname)s %(name)s: %(message)s"
+    )
+    try:
+        return COMMANDS[args.command](args)
+    except ConfigError as error:
+        return _complain(error, MISUSED)
+    except VnpuError as error:
+        return _complain(error, FAILED)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _complain(error: VnpuError, code: int) -> int:
+    print(f"vnpu: {error}", file=sys.stderr)
+    return code
+
+
+def _config(args: argparse.Namespace) -> Path:
+    return Path(args.config or os.environ.get("VNPU_CONFIG") or "vnpu.yaml")
+
+
+def _up(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coordinator.cli.up import up
+
+    return up(_config(args), Path(args.run_dir), args.without, Console())
+
+
+def _daemon(args: argparse.Namespace) -> int:
+    from coordinator.cli import alone
+
+    return alone.daemon(alone.Asked.of(args, _config(args)))
+
+
+def _coordinator(args: argparse.Namespace) -> int:
+    from coordinator.cli import alone
+
+    return alone.coordinator(alone.Asked.of(args, _config(args)), args.id)
+
+
+def _engine(args: argparse.Namespace) -> int:
+    from coordinator.cli import alone
+
+    return alone.engine(alone.Asked.of(args, _config(args)), args.model, args.port, args.cores)
+
+
+def _make_model(args: argparse.Namespace) -> int:
+    from coordinator.cli.make_model import Recipe, make_model
+
+    return make_model(Path(args.out), Recipe(args.arch, args.size, args.seed), as_json=args.json)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from coordinator.cli.demo import demo
+
+    return demo(Path(args.dir), as_json=args.json)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from coordinator.cli.doctor import doctor
+
+    return doctor(engine=args.engine, as_json=args.json)
+
+
+COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
+    "up": _up,
+    "daemon": _daemon,
+    "coordinator": _coordinator,
+    "engine": _engine,
+    "make-model": _make_model,
+    "demo": _demo,
+    "doctor": _doctor,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,211 @@
+"""The words of the `vnpu` command line and what each `--help` teaches."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+SIZES = ("tiny", "small", "medium", "large")
+ARCHITECTURES = ("qwen3", "llama", "qwen2", "mistral")
+
+_ABOUT = """\
+Many vLLM engines share one accelerator: idle models leave device memory, and a request brings them back at the speed
+of the memory bus.
+
+Start here:
+  vnpu demo                        three real engines take turns on a device that holds two
+  vnpu up --config vnpu.yaml       a whole node of your own (vnpu.example.yaml is a commented start)
+  vnpu-watch                       what is on the devices now, live
+"""
+_EXIT = """\
+Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
+"""
+_UP = """\
+Runs a whole node in the foreground: etcd (embedded, or yours), the node daemon that owns every device page, the
+coordinator with the OpenAI gateway and the admin API, and one vLLM engine for each model. When all is up it prints the
+URLs and writes DIR/run.json, by which vnpu-watch and the other commands find it. Every process has its log in DIR/logs.
+
+A crashed process is restarted after an announced back-off (`restart:` of a model); Ctrl-C or SIGTERM ends everything in
+order: gateway, engines, daemon, etcd. A second Ctrl-C does not wait for what lingers.
+"""
+_UP_EXAMPLES = """\
+examples:
+  vnpu up                                     the node of ./vnpu.yaml
+  vnpu up --config prod.yaml --run-dir /run/vnpu
+  vnpu up --without qwen-b                    start that engine yourself: vnpu engine qwen-b
+
+then:
+  curl localhost:8080/v1/models
+  curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
+       -d '{"model": "qwen-a", "messages": [{"role": "user", "content": "hello"}]}'
+"""
+_DAEMON = """\
+Runs the node daemon of the configuration alone, in the foreground: it owns the physical pages of every device and hands
+them to the engine that holds the token. `vnpu up` starts it for you; alone it is for a node whose parts are run by
+systemd, Compose or Kubernetes.
+"""
+_DAEMON_EXAMPLES = """\
+examples:
+  vnpu daemon --config vnpu.yaml --etcd http://etcd:2379
+  vnpu daemon --print                         the command it becomes, not run
+"""
+_COORDINATOR = """\
+Runs a coordinator alone, in the foreground: gateway, admin API and, while it leads, every decision. Any number may run;
+one leads, the others stand by and serve requests too.
+"""
+_COORDINATOR_EXAMPLES = """\
+examples:
+  vnpu coordinator --config vnpu.yaml --etcd http://etcd:2379
+  vnpu coordinator --id replica-2 --print     the command it becomes, not run
+"""
+_ENGINE = """\
+Runs the engine of one model: the ordinary vLLM server, with the flags and the environment that make it join the node.
+With --print it shows that command instead; pasted into any shell it does the same.
+"""
+_ENGINE_EXAMPLES = """\
+examples:
+  vnpu up --without qwen-b &                  a node that waits for somebody else's engine
+  vnpu engine qwen-b                          here it is
+  vnpu engine --print qwen-b                  the same as one shell command
+  vnpu engine --json qwen-b | jq .argv        the same for a program
+"""
+_MAKE_MODEL = """\
+Makes a model folder offline: random weights, a byte-level BPE tokenizer trained on this Python's own sources, a chat
+template. What it says is nonsense, but it is a real model for vLLM and answers the same at every start. A folder that
+was made with the same parameters is left as it is.
+
+sizes (bfloat16 weights): tiny 5 MB, small 170 MB, medium 550 MB, large 1 GB
+"""
+_MAKE_MODEL_EXAMPLES = """\
+examples:
+  vnpu make-model models/qwen-a --size medium
+  vnpu make-model models/llama-b --size tiny --arch llama --seed 7
+"""
+_DEMO = """\
+Makes three models, starts a node whose device holds at most two of them, sends requests that force switches, kills one
+engine, and shows that every answer is identical to stock vLLM's. Ends with a table and DIR/report.json.
+"""
+_DEMO_EXAMPLES = """\
+examples:
+  vnpu demo
+  vnpu demo --json > report.json
+"""
+_DOCTOR = """\
+Checks what this machine has and what vNPU needs, and says how to get what is missing.
+"""
+_DOCTOR_EXAMPLES = """\
+examples:
+  vnpu doctor
+  vnpu doctor --engine                        also load vLLM and generate one token (a minute)
+  vnpu doctor --json
+"""
+
+
+def build() -> argparse.ArgumentParser:
+    """The whole command line; the command's name is in `command`."""
+    parser = argparse.ArgumentParser("vnpu", **_texts(_ABOUT, _EXIT))
+    parser.add_argument("--version", action="version", version=f"vnpu {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, about: str, description: str, examples: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, **_texts(description, examples))
+
+    _up(command("up", "run a whole node in the foreground", _UP, _UP_EXAMPLES))
+    _daemon(command("daemon", "run a node daemon alone", _DAEMON, _DAEMON_EXAMPLES))
+    _coordinator(command("coordinator", "run a coordinator alone", _COORDINATOR, _COORDINATOR_EXAMPLES))
+    _engine(command("engine", "run, or show, one model's vLLM command", _ENGINE, _ENGINE_EXAMPLES))
+    _make_model(command("make-model", "make a small model offline", _MAKE_MODEL, _MAKE_MODEL_EXAMPLES))
+    _demo(command("demo", "watch three engines share a device", _DEMO, _DEMO_EXAMPLES))
+    _doctor(command("doctor", "check this machine", _DOCTOR, _DOCTOR_EXAMPLES))
+    return parser
+
+
+def _up(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    _run_dir(parser)
+    parser.add_argument(
+        "--without",
+        metavar="MODEL",
+        action="append",
+        default=[],
+        help="do not start this model's engine: it is started by hand (may be given several times)",
+    )
+
+
+def _daemon(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    _run_dir(parser)
+    _etcd(parser)
+    _print(parser)
+
+
+def _coordinator(parser: argparse.ArgumentParser) -> None:
+    _config(parser)
+    _run_dir(parser)
+    _etcd(parser)
+    parser.add_argument("--id", help="this coordinator's name in etcd (default: <node>-<pid>)")
+    _print(parser)
+
+
+def _engine(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a model of the configuration")
+    _config(parser)
+    _run_dir(parser)
+    _etcd(parser)
+    parser.add_argument(
+        "--port", type=int, help="the engine's own port on 127.0.0.1 (default: `port:`, else a free one)"
+    )
+    parser.add_argument("--cores", help="cores to compute on, as vLLM writes them: 0, 2-5, 0|1 for two ranks")
+    _print(parser)
+
+
+def _make_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", metavar="OUT", help="the folder to make")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="default: tiny")
+    parser.add_argument("--arch", choices=ARCHITECTURES, default="qwen3", help="default: qwen3")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another model (default: 0)")
+    parser.add_argument("--json", action="store_true", help="say what was made as JSON")
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", default=".vnpu/demo", help="where models and the report go (default: .vnpu/demo)")
+    parser.add_argument("--json", action="store_true", help="print the report on standard output")
+
+
+def _doctor(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", action="store_true", help="also load vLLM and generate one token")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", metavar="FILE", help="the configuration (default: $VNPU_CONFIG, else ./vnpu.yaml)")
+
+
+def _run_dir(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run-dir", metavar="DIR", default=".vnpu", help="the running node's folder (default: .vnpu)")
+
+
+def _etcd(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--etcd",
+        metavar="URL[,URL]",
+        help="etcd's endpoints (default: $VNPU_ETCD_ENDPOINTS, the configuration's, or those of the running node)",
+    )
+
+
+def _print(parser: argparse.ArgumentParser) -> None:
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--print", dest="show", action="store_true", help="show the command instead of running it")
+    either.add_argument("--json", action="store_true", help="show it as JSON: argv and env")
+
+
+def _texts(description: str, epilog: str) -> dict[str, Any]:
+    return {"description": description, "epilog": epilog, "formatter_class": argparse.RawDescriptionHelpFormatter}
+
+
+def _version() -> str:
+    try:
+        return version("vnpu")
+    except PackageNotFoundError:
+        return "(not installed)"

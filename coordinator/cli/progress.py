@@ -1,0 +1,106 @@
+"""What `vnpu up` shows: a live table while things start on a terminal, plain lines elsewhere, one line per event."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.spinner import Spinner
+from rich.table import Table
+
+from coordinator.picture import Picture
+from coordinator.sizes import show_duration
+from coordinator.supervise import readiness
+from coordinator.supervise.keeper import Keeper, Kind, State
+from coordinator.supervise.layout import RunFile
+
+_STYLES = {State.READY: "green", State.BACKING_OFF: "red", State.ENDED: "red", State.STARTING: "cyan"}
+_LINES = frozenset({State.STARTING, State.READY, State.STOPPING})
+_REFRESH_HZ = 4
+
+
+class Progress:
+    """A `Display` on a rich console. `close` gives the terminal back."""
+
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._began = clock()
+        self._keepers: Sequence[Keeper] = ()
+        self._picture = Picture()
+        self._live: Live | None = None
+        self._spinner = Spinner("dots")
+
+    def say(self, text: str) -> None:
+        self._console.print(f"[dim]{self._clock() - self._began:7.1f} s[/]  {escape(text)}", highlight=False)
+
+    def moved(self, keeper: Keeper) -> None:
+        if self._live is None and keeper.state in _LINES:
+            pid = f" (pid {keeper.child.pid})" if keeper.child and keeper.state is State.STARTING else ""
+            self.say(f"{keeper.program.name}: {keeper.state}{pid}")
+
+    def follow(self, keepers: Sequence[Keeper], picture: Picture) -> None:
+        self._keepers, self._picture = keepers, picture
+        if self._live is None and self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._table,
+                console=self._console,
+                refresh_per_second=_REFRESH_HZ,
+                transient=True,
+            )
+            self._live.start()
+
+    def ready(self, run: RunFile) -> None:
+        self.close()
+        self._console.print(self._table())
+        self._console.print(f"\n[bold green]vNPU is up[/] after {show_duration(self._clock() - self._began)}")
+        lines = {
+            "gateway": f"{run.gateway}/v1",
+            "admin": run.admin,
+            "etcd": ",".join(run.etcd),
+            "watch": "vnpu-watch",
+            "stop": "Ctrl-C",
+        }
+        for name, value in lines.items():
+            self._console.print(f"  {name:8} {escape(value)}", highlight=False)
+
+    def close(self) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def _table(self) -> Table:
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for heading in ("", "process", "state", "for", "pid", "url"):
+            table.add_column(heading, no_wrap=True)
+        for keeper in self._keepers:
+            self._row(table, keeper)
+        return table
+
+    def _row(self, table: Table, keeper: Keeper) -> None:
+        style = _STYLES.get(keeper.state, "dim")
+        busy = keeper.state is State.STARTING
+        table.add_row(
+            self._spinner if busy else f"[{style}]●[/]",
+            escape(keeper.program.name),
+            f"[{style}]{escape(self._state(keeper))}[/]",
+            show_duration(self._clock() - keeper.since),
+            str(keeper.child.pid) if keeper.child else "",
+            escape(keeper.program.url),
+        )
+
+    def _state(self, keeper: Keeper) -> str:
+        """An engine's phase as etcd has it says more than that it is starting."""
+        if keeper.program.kind is not Kind.ENGINE or keeper.state not in (State.STARTING, State.READY):
+            return keeper.state
+        phase = readiness.phase(self._picture, keeper.program.name)
+        if keeper.state is State.READY:
+            return phase or keeper.state
+        return f"starting: {phase}" if phase and phase != "starting" else "starting: " + self._waits_for(keeper)
+
+    def _waits_for(self, keeper: Keeper) -> str:
+        pid = keeper.child.pid if keeper.child else 0
+        return readiness.starting(self._picture, keeper.program.name, pid)

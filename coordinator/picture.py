@@ -1,0 +1,155 @@
+"""What stands in etcd, decoded: the picture that `vnpu up`, `vnpu-watch` and other onlookers draw from.
+
+`Picture` is plain state, changed by what a watch delivers; `Mirror` keeps one picture current and says when the
+connection to etcd is in doubt. A value that does not decode is set aside in `quarantined` and never shown as truth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import aclosing
+from typing import TypeVar, cast
+
+import msgspec
+
+from coordinator.core.model import (
+    Coordinator,
+    Daemon,
+    Decision,
+    Demand,
+    Device,
+    Epoch,
+    Heartbeat,
+    Load,
+    Policy,
+    Residency,
+    Seat,
+    Spec,
+    Token,
+    Value,
+)
+from coordinator.errors import StoreError
+from coordinator.store.base import Changes, KeyValue, Listing, Store
+from coordinator.store.keys import ROOT, unescape
+
+log = logging.getLogger(__name__)
+T = TypeVar("T", bound=Value)
+
+_RETRY_S = 1.0
+_KEYS: Mapping[tuple[str, ...], type[Value]] = {
+    ("nodes", "*", "daemon"): Daemon,
+    ("nodes", "*", "devices", "*"): Device,
+    ("engines", "*", "spec"): Spec,
+    ("engines", "*", "residency"): Residency,
+    ("engines", "*", "load"): Load,
+    ("tokens", "*", "*"): Token,
+    ("seats", "*", "*"): Seat,
+    ("demand", "*", "*"): Demand,
+    ("policy", "*"): Policy,
+    ("decisions", "*"): Decision,
+    ("coordinators", "*"): Coordinator,
+    ("heartbeat",): Heartbeat,
+    ("epoch",): Epoch,
+}
+_DECODERS = {type_: msgspec.json.Decoder(type_) for type_ in set(_KEYS.values())}
+
+
+def identify(key: str) -> tuple[type[Value], str] | None:
+    """What stands under `key`, and whose it is: `(Device, "local/0")`, `(Spec, "qwen-a")`. None: nothing of ours."""
+    parts = tuple(key.removeprefix(ROOT).split("/"))
+    for pattern, type_ in _KEYS.items():
+        if len(pattern) == len(parts) and all(want in ("*", part) for want, part in zip(pattern, parts, strict=True)):
+            named = (unescape(part) for want, part in zip(pattern, parts, strict=True) if want == "*")
+            return type_, "/".join(named)
+    return None
+
+
+class Picture:
+    """Every value by its type and its owner's id; `revision` is the store's as of the last change."""
+
+    def __init__(self) -> None:
+        self.revision = 0
+        self.quarantined: dict[str, str] = {}
+        self._tables: dict[type[Value], dict[str, Value]] = {type_: {} for type_ in _DECODERS}
+
+    def of(self, type_: type[T]) -> Mapping[str, T]:
+        """All values of one type by id: engine, `<node>/<device>`, `<gateway>/<model>`, …"""
+        return cast("Mapping[str, T]", self._tables[type_])
+
+    def list(self, listing: Listing) -> None:
+        """Replaces everything."""
+        for table in self._tables.values():
+            table.clear()
+        self.quarantined.clear()
+        for kv in listing.kvs:
+            self._set(kv.key, kv)
+        self.revision = listing.revision
+
+    def change(self, changes: Changes) -> None:
+        for change in changes.changes:
+            self._set(change.key, change.kv)
+        self.revision = changes.revision
+
+    def _set(self, key: str, kv: KeyValue | None) -> None:
+        self.quarantined.pop(key, None)
+        known = identify(key)
+        if known is None:
+            return
+        type_, owner = known
+        self._tables[type_].pop(owner, None)
+        if kv is None:
+            return
+        try:
+            self._tables[type_][owner] = _DECODERS[type_].decode(kv.value)
+        except msgspec.MsgspecError as error:
+            self.quarantined[key] = str(error)
+
+
+class Mirror:
+    """Keeps `picture` current from one watch. `doubt` says why it may be out of date; empty: it is not. `heard` is when
+    etcd last said anything (monotonic); a leader's heartbeat makes that once a second."""
+
+    def __init__(self, store: Store) -> None:
+        self.picture = Picture()
+        self.doubt = "connecting to etcd"
+        self.heard = time.monotonic()
+        self._store = store
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until cancelled: list, watch from there, and again after every break."""
+        while True:
+            try:
+                await self._follow()
+            except StoreError as error:
+                self._publish(str(error))
+                await asyncio.sleep(_RETRY_S)
+
+    async def until(self, wanted: Callable[[Picture], bool]) -> None:
+        """Returns as soon as the picture is as `wanted`."""
+        while self.doubt or not wanted(self.picture):
+            await self.changed()
+
+    async def changed(self) -> None:
+        """Returns at the next change of the picture or of the doubt."""
+        await self._changed.wait()
+
+    async def _follow(self) -> None:
+        listing = await self._store.list(ROOT)
+        self.picture.list(listing)
+        self._publish("")
+        async with aclosing(self._store.watch(ROOT, listing.revision + 1)) as watch:
+            async for changes in watch:
+                self.picture.change(changes)
+                self._publish("")
+
+    def _publish(self, doubt: str) -> None:
+        if doubt and doubt != self.doubt:
+            log.warning("etcd is out of sight: %s", doubt)
+        self.doubt = doubt
+        self.heard = self.heard if doubt else time.monotonic()
+        waiting, self._changed = self._changed, asyncio.Event()
+        waiting.set()

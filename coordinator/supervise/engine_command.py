@@ -1,0 +1,111 @@
+"""The ordinary vLLM command of one model, with vNPU's flags and environment: pure, and all there is to an engine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from coordinator.config import Config, Model
+
+MODULE = "vllm.entrypoints.openai.api_server"
+GATE = "engine_patch.gate.Gate"
+THREADS = "VLLM_CPU_OMP_THREADS_BIND"
+
+
+class Command(msgspec.Struct, frozen=True):
+    """`env` is what a plain shell must add to its own."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+
+    def shell(self) -> str:
+        """Lines to paste into a shell."""
+        lines = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        flags: list[str] = []
+        for word in self.argv[3:]:
+            if word.startswith("--"):
+                flags.append(word)
+            else:
+                flags[-1] += " " + shlex.quote(word)
+        return " \\\n  ".join([*lines, shlex.join(self.argv[:3]), *flags])
+
+
+def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str) -> Command:
+    """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`."""
+    model = config.models[name]
+    argv = [python, "-m", MODULE, *_flags(name, model, port), *_engine_args(model.engine_args)]
+    return Command(tuple(argv), _environment(config, name, model, etcd, bind))
+
+
+def _flags(name: str, model: Model, port: int) -> list[str]:
+    flags = {
+        "--model": model.path,
+        "--served-model-name": name,
+        "--host": "127.0.0.1",
+        "--port": str(port),
+        "--kv-cache-memory-bytes": str(int(model.kv_cache)),
+        "--middleware": GATE,
+    }
+    if len(model.devices) > 1:
+        flags["--tensor-parallel-size"] = str(len(model.devices))
+    return [word for pair in flags.items() for word in pair]
+
+
+def _engine_args(given: Mapping[str, object]) -> list[str]:
+    """`max_model_len: 1024` is `--max-model-len 1024`; true is the flag alone, false its `--no-` form, a list several
+    words, a mapping one JSON text, null nothing."""
+    words: list[str] = []
+    for key, value in given.items():
+        flag = key.lstrip("-").replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            words += [f"--{flag}", *map(_word, value)]
+        else:
+            words += [f"--{flag}", _word(value)]
+    return words
+
+
+def _word(value: object) -> str:
+    return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
+
+
+def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], bind: str) -> dict[str, str]:
+    max_wait = config.gateway.max_wait if model.max_wait is None else model.max_wait
+    return {
+        "VNPU_ETCD_ENDPOINTS": ",".join(etcd),
+        "VNPU_NODE": config.node,
+        "VNPU_DEVICE": ",".join(model.devices),
+        "VNPU_ENGINE_ID": name,
+        "VNPU_MAX_QUEUE": str(config.gateway.max_queue),
+        "VNPU_MAX_WAIT": f"{max_wait:g}",
+        "VNPU_LOG_LEVEL": config.log.level.upper(),
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        THREADS: bind,
+    }
+
+
+def bindings(ranks: Sequence[int], cores: Sequence[int]) -> list[str]:
+    """Which cores each engine computes on, given its number of ranks. One core at least stays free for the others of
+    the node where there is a second; with more ranks than cores they go round.
+
+    vLLM's own choice binds every engine of a machine to the same cores."""
+    total = sum(ranks)
+    share = max(1, (len(cores) - 1) // total) if total else 1
+    blocks = [cores[start : start + share] for start in range(0, len(cores) - share + 1, share)]
+    written, n = [], 0
+    for count in ranks:
+        written.append("|".join(_range(blocks[(n + rank) % len(blocks)]) for rank in range(count)))
+        n += count
+    return written
+
+
+def _range(cores: Sequence[int]) -> str:
+    return ",".join(map(str, cores))

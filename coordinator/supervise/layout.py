@@ -1,0 +1,113 @@
+"""What lies in `.vnpu`: the folder of one running node, held by a lock, and `run.json` for other commands."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+import msgspec
+
+from coordinator.errors import ConfigError, VnpuError
+
+SOCKET_LIMIT = 107
+"""Bytes of a Unix socket's path (unix(7), sun_path)."""
+
+
+class Process(msgspec.Struct, frozen=True):
+    """One process of the node; `url` is empty where it has none."""
+
+    name: str
+    kind: str
+    pid: int
+    log: str
+    url: str = ""
+
+
+class RunFile(msgspec.Struct, frozen=True, kw_only=True):
+    """`run.json`: where a running node's parts are. Paths are absolute."""
+
+    version: int = 1
+    pid: int
+    node: str
+    etcd: tuple[str, ...]
+    gateway: str
+    admin: str
+    socket: str
+    processes: tuple[Process, ...]
+
+
+class NotRunning(VnpuError):
+    """No `vnpu up` runs on this folder."""
+
+
+class RunDir:
+    """Paths below one run folder, all absolute."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.socket = self.root / "daemon.sock"
+        self.run_file = self.root / "run.json"
+        self.logs = self.root / "logs"
+        self.etcd = self.root / "etcd"
+        self.daemon = self.root / "daemon"
+        self.config = self.root / "config.json"
+
+    def log(self, name: str) -> Path:
+        return self.logs / f"{quote(name, safe='')}.log"
+
+    def write(self, run: RunFile) -> None:
+        """In one step: a reader sees the old file or the new one."""
+        new = self.run_file.with_suffix(".new")
+        new.write_bytes(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
+        new.replace(self.run_file)
+
+    def read(self) -> RunFile:
+        """Raises NotRunning where there is none, or where its writer is gone."""
+        remedy = "start it: vnpu up --config vnpu.yaml; or name its folder: --run-dir DIR"
+        try:
+            run = msgspec.json.decode(self.run_file.read_bytes(), type=RunFile)
+            os.kill(run.pid, 0)
+        except (FileNotFoundError, ProcessLookupError):
+            raise NotRunning(f"no node is running in {self.root}", remedy=remedy) from None
+        except msgspec.MsgspecError as error:
+            raise NotRunning(f"{self.run_file} is not readable: {error}", remedy=remedy) from None
+        except PermissionError:
+            pass  # it runs, as somebody else
+        return run
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Makes the folder ours, 0700, until the block ends. Raises ConfigError when another `vnpu up` has it, or when
+        its path is too long for a socket."""
+        if len(os.fsencode(self.socket)) > SOCKET_LIMIT:
+            raise ConfigError(f"{self.socket} is too long for a Unix socket", remedy="choose a shorter --run-dir")
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with (self.root / "lock").open("a+b") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                remedy = "stop that one, or name another folder: --run-dir DIR"
+                raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None
+            self.logs.mkdir(exist_ok=True)
+            self.daemon.mkdir(mode=0o700, exist_ok=True)
+            self.clear()
+            try:
+                yield
+            finally:
+                self.clear()
+
+    def clear(self) -> None:
+        """Removes what must not outlive a run, logs excepted."""
+        for path in (self.run_file, self.run_file.with_suffix(".new"), self.socket):
+            path.unlink(missing_ok=True)
+
+    def forget_store(self) -> None:
+        """An embedded etcd lives as long as its `vnpu up`, and the daemon's journal is only true beside it."""
+        for folder in (self.etcd, self.daemon):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.daemon.mkdir(mode=0o700)

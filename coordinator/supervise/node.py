@@ -1,0 +1,237 @@
+"""A whole node: etcd, daemon, coordinator and engines, brought up in that order and taken down in the reverse.
+
+Order down: the coordinator first (its gateway refuses new requests and lets running ones end), then the engines, the
+daemon, etcd. A core process that cannot be kept ends the node; an engine that cannot be kept is announced and left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from coordinator.config import Config
+from coordinator.core.model import Coordinator
+from coordinator.embedded import EmbeddedEtcd, find_binary
+from coordinator.errors import VnpuError
+from coordinator.picture import Mirror, Picture
+from coordinator.store import connect
+from coordinator.supervise import programs, readiness
+from coordinator.supervise.backoff import Backoff
+from coordinator.supervise.child import Child, adopt_orphans, first
+from coordinator.supervise.engine_command import bindings
+from coordinator.supervise.etcd_child import EtcdChild
+from coordinator.supervise.guard import Guard
+from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, State
+from coordinator.supervise.layout import Process, RunDir, RunFile
+from coordinator.supervise.ports import check_free, free_port
+
+STARTS_AT_ONCE = 2
+"""Starting an engine is Python imports for most of it: more at once only make all of them late."""
+STORE_TIMEOUT_S = 10.0
+DOWN = ((Kind.COORDINATOR,), (Kind.ENGINE,), (Kind.DAEMON,), (Kind.ETCD,))
+
+
+class NodeFailed(VnpuError):
+    """The node cannot come up, or cannot go on."""
+
+
+class Display(Protocol):
+    """What a user sees of it."""
+
+    def say(self, text: str) -> None:
+        """One event, for good."""
+
+    def moved(self, keeper: Keeper) -> None:
+        """A process changed its state."""
+
+    def follow(self, keepers: Sequence[Keeper], picture: Picture) -> None:
+        """From here on these processes are coming up, and `picture` shows how far they are."""
+
+    def ready(self, run: RunFile) -> None:
+        """All that can be up is up."""
+
+
+class Node:
+    """One run of `vnpu up`. `without` names models whose engines somebody else starts."""
+
+    def __init__(
+        self,
+        config: Config,
+        file: Path,
+        run_dir: RunDir,
+        display: Display,
+        environ: Mapping[str, str],
+        without: Sequence[str] = (),
+        python: str = sys.executable,
+    ) -> None:
+        self._config = config
+        self._file = file.absolute()
+        self._run_dir = run_dir
+        self._display = display
+        self._environ = environ
+        self._python = python
+        self._names = [name for name in config.models if name not in without]
+        self._urls: tuple[str, ...] = config.endpoints
+        self._identifier = f"{config.node}-{os.getpid()}"
+        self._keepers: list[Keeper] = []
+        self._lost_core: asyncio.Future[Program] = asyncio.get_running_loop().create_future()
+        self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._ready = False
+
+    async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
+        """Until `stop`; then everything ends in order, at once on `hurry`. Raises VnpuError when the node cannot come
+        up or cannot go on; nothing of it is left then either."""
+        with self._run_dir.held(), Guard() as self._guard:
+            self._check_ports()
+            self._guard.remove(self._run_dir.run_file)
+            self._guard.remove(self._run_dir.socket)
+            adopt_orphans()
+            failure = await self._live(stop, hurry)
+        if failure is not None:
+            raise failure
+
+    def _check_ports(self) -> None:
+        config = self._config
+        check_free(config.gateway.listen.host, config.gateway.listen.port, "gateway.listen")
+        check_free(config.admin.listen.host, config.admin.listen.port, "admin.listen")
+        for name in self._names:
+            check_free("127.0.0.1", config.models[name].port or 0, f"models.{name}.port")
+
+    async def _live(self, stop: asyncio.Event, hurry: asyncio.Event) -> VnpuError | None:
+        async with asyncio.TaskGroup() as self._tasks:
+            try:
+                await first((stop.wait(), self._serve(), self._losing_core()))
+            except VnpuError as error:
+                return error
+            finally:
+                await self._take_down(hurry)
+        return None
+
+    async def _serve(self) -> None:
+        """Brings the node up; raises when it cannot go on."""
+        if not self._urls:
+            await self._start_etcd()
+        store = connect(self._urls, environ=self._environ)
+        try:
+            self._mirror = Mirror(store)
+            await first((self._mirror.run(), self._with_store()))
+        finally:
+            await store.close()
+
+    async def _start_etcd(self) -> None:
+        self._run_dir.forget_store()
+        etcd = EmbeddedEtcd(self._run_dir.etcd, self._run_dir.log("etcd"), binary=find_binary(self._environ))
+
+        async def spawn(program: Program) -> Running:
+            return await EtcdChild.spawn(etcd, self._guard)
+
+        await self._keep(programs.etcd(), spawn).ready_once.wait()
+        self._urls = (etcd.url,)
+
+    async def _with_store(self) -> None:
+        await self._store_answers()
+        await self._start_core()
+        engines = [self._keep(program, self._spawn) for program in self._engine_programs()]
+        self._display.follow(self._keepers, self._mirror.picture)
+        await asyncio.gather(*(first((keeper.ready_once.wait(), keeper.ended.wait())) for keeper in engines))
+        self._coordinator = self._mirror.picture.of(Coordinator)[self._identifier]
+        self._ready = True
+        self._display.ready(self._write_run_file())
+        await asyncio.gather(*(keeper.ended.wait() for keeper in engines))
+        if engines:
+            raise NodeFailed("no engine is left", remedy=f"their logs are in {self._run_dir.logs}")
+        await asyncio.Event().wait()
+
+    async def _store_answers(self) -> None:
+        urls = ", ".join(self._urls)
+        try:
+            async with asyncio.timeout(STORE_TIMEOUT_S):
+                await self._mirror.until(lambda picture: True)
+        except TimeoutError:
+            remedy = "mend `etcd:` in the configuration, or start that etcd"
+            raise NodeFailed(f"etcd at {urls} does not answer: {self._mirror.doubt}", remedy=remedy) from None
+        self._display.say(f"etcd answers at {urls}")
+
+    async def _start_core(self) -> None:
+        started = [
+            self._keep(programs.daemon(self._config, self._urls, self._run_dir, self._python), self._spawn),
+            self._keep(
+                programs.coordinator(self._config, self._file, self._urls, self._identifier, self._python), self._spawn
+            ),
+        ]
+        self._display.follow(self._keepers, self._mirror.picture)
+        await asyncio.gather(*(keeper.ready_once.wait() for keeper in started))
+
+    def _engine_programs(self) -> list[Program]:
+        models = self._config.models
+        cores = sorted(os.sched_getaffinity(0))
+        bound = bindings([len(models[name].devices) for name in self._names], cores)
+        taken = {model.port for model in models.values() if model.port}
+        found = []
+        for name, bind in zip(self._names, bound, strict=True):
+            port = models[name].port or free_port(taken)
+            taken.add(port)
+            found.append(programs.engine(self._config, name, self._urls, port, bind, self._python))
+        return found
+
+    def _keep(self, program: Program, spawn: Spawn) -> Keeper:
+        slot = self._slot if program.kind is Kind.ENGINE else asyncio.Semaphore()
+        keeper = Keeper(program, spawn, self._until_ready, self, slot, Backoff())
+        self._keepers.append(keeper)
+        self._tasks.create_task(keeper.run(), name=program.name)
+        return keeper
+
+    async def _spawn(self, program: Program) -> Running:
+        env = programs.environment(program, self._environ)
+        return await Child.spawn(program.argv, env, self._run_dir.log(program.name), self._guard)
+
+    async def _until_ready(self, program: Program, child: Running) -> None:
+        """A program is ready when it says so in etcd, under the process id that we started."""
+        if program.kind is Kind.DAEMON:
+            await self._mirror.until(lambda picture: readiness.daemon(picture, self._config, child.pid))
+        elif program.kind is Kind.COORDINATOR:
+            await self._mirror.until(lambda picture: readiness.coordinator(picture, self._identifier))
+        elif program.kind is Kind.ENGINE:
+            await self._mirror.until(lambda picture: readiness.engine(picture, program.name, child.pid))
+
+    def moved(self, keeper: Keeper) -> None:
+        self._display.moved(keeper)
+        ended = keeper.state is State.ENDED
+        if ended and keeper.program.kind is not Kind.ENGINE and not self._lost_core.done():
+            self._lost_core.set_result(keeper.program)
+        if self._ready and keeper.state in (State.STARTING, State.BACKING_OFF, State.ENDED):
+            self._write_run_file()
+
+    def say(self, text: str) -> None:
+        self._display.say(text)
+
+    async def _losing_core(self) -> None:
+        lost = await asyncio.shield(self._lost_core)
+        raise NodeFailed(f"{lost.name} cannot be kept running", remedy=f"see {self._run_dir.log(lost.name)}")
+
+    def _write_run_file(self) -> RunFile:
+        run = RunFile(
+            pid=os.getpid(),
+            node=self._config.node,
+            etcd=self._urls,
+            gateway=self._coordinator.gateway_url,
+            admin=self._coordinator.admin_url,
+            socket=str(self._run_dir.socket),
+            processes=tuple(self._process(keeper) for keeper in self._keepers if keeper.child is not None),
+        )
+        self._run_dir.write(run)
+        return run
+
+    def _process(self, keeper: Keeper) -> Process:
+        program, child = keeper.program, keeper.child
+        log = str(self._run_dir.log(program.name))
+        return Process(program.name, program.kind, child.pid if child else 0, log, program.url)
+
+    async def _take_down(self, hurry: asyncio.Event) -> None:
+        self._ready = False
+        for kinds in DOWN:
+            await asyncio.gather(*(keeper.stop(hurry) for keeper in self._keepers if keeper.program.kind in kinds))
