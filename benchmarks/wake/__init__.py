@@ -1,0 +1,1 @@
+"""`wake`: what does a request to a sleeping model pay?"""

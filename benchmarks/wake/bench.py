@@ -1,0 +1,168 @@
+"""The pairs of `wake`: asleep and awake, into free memory and after a victim, idle and busy, and one cold start."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import statistics
+import time
+
+import aiohttp
+import msgspec
+from rich.progress import Progress
+
+from benchmarks import figures
+from benchmarks.wake.setting import OTHER, SUBJECT
+from benchmarks.wake.smaps import device_bytes
+from coordinator.core.model import Phase
+from coordinator.demo import memcpy
+from coordinator.demo.audit import Audit
+from coordinator.demo.client import Answer, ask, connect
+from coordinator.demo.scenario import Prompt
+from coordinator.supervise.layout import RunFile
+
+LIMIT_S = 120.0
+RESTART_LIMIT_S = 300.0
+SAMPLE = 256 << 20
+SETTLE_S = 0.5
+
+
+class Samples(msgspec.Struct):
+    """Everything measured, as paired ratios."""
+
+    free: list[float] = []
+    full: list[float] = []
+    cold_over_wake: list[float] = []
+    switch: list[float] = []
+    switch_busy: list[float] = []
+    values: dict[str, float] = {}
+    notes: list[str] = []
+    dropped: int = 0
+
+
+class Bench:
+    def __init__(self, found: RunFile, audit: Audit, weights: int, progress: Progress) -> None:
+        self._found = found
+        self._audit = audit
+        self._weights = weights
+        self._progress = progress
+        self._client = connect(found.gateway)
+        self._samples = Samples()
+        self._asked = 0
+        self._wakes: list[float] = []
+        self._d2h = 0
+
+    async def run(self, pairs: int) -> Samples:
+        await self._audit.until(lambda: all(self._audit.phase(m) is not None for m in (SUBJECT, OTHER)), LIMIT_S)
+        await self._ask(OTHER)
+        await self._ask(SUBJECT)
+        self._samples.values["moved_share"] = self._moved_share()
+        task = self._progress.add_task("pairs", total=pairs)
+        for _ in range(pairs):
+            await self._pair()
+            self._progress.advance(task)
+        await self._cold()
+        self._samples.values["d2h_bytes"] = float(self._d2h)
+        await self._client.close()
+        return self._samples
+
+    async def _pair(self) -> None:
+        """Into free memory, then after an idle victim, then after a busy one; dropped if memcpy drifts meanwhile."""
+        before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        alone, free = await self._free()
+        idle, full = await self._after_victim(busy=False)
+        busy, _ = await self._after_victim(busy=True)
+        after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        if not figures.steady(before, after):
+            self._samples.dropped += 1
+            return
+        yardstick = (before + after) / 2 * self._audit.residency(SUBJECT).restored
+        self._samples.free.append(free / yardstick)
+        self._samples.full.append(full / yardstick)
+        self._samples.switch.append(idle / alone)
+        self._samples.switch_busy.append(busy / alone)
+
+    async def _free(self) -> tuple[float, float]:
+        """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device."""
+        await self._asleep(SUBJECT)
+        await self._asleep(OTHER)
+        return await self._wake()
+
+    async def _after_victim(self, *, busy: bool) -> tuple[float, float]:
+        """Seconds from the victim's order to the subject's residency, and added TTFT, when the other must leave."""
+        await self._ask(OTHER)
+        await self._settled(OTHER, Phase.RESIDENT)
+        await asyncio.sleep(SETTLE_S)
+        if not busy:
+            measured = await self._wake()
+            self._d2h += self._audit.residency(OTHER).d2h
+            return measured
+        preempted = await self._preemptions(OTHER)
+        started = asyncio.Event()
+        writing = asyncio.create_task(ask(self._client, self._prompt(OTHER, 64), started))
+        await started.wait()
+        measured = await self._wake()
+        await writing
+        lost = 64 * (await self._preemptions(OTHER) - preempted)
+        self._samples.values["recomputed_tokens"] = self._samples.values.get("recomputed_tokens", 0.0) + lost
+        return measured
+
+    async def _wake(self) -> tuple[float, float]:
+        """Ask the sleeping subject, then ask it again: (first order to resident, TTFT asleep − TTFT awake)."""
+        first = len(self._audit.orders)
+        seen = len(self._audit.history[SUBJECT])
+        asleep = await self._ask(SUBJECT)
+        await self._settled(SUBJECT, Phase.RESIDENT)
+        resident = next(s.at for s in self._audit.history[SUBJECT][seen:] if s.residency.phase is Phase.RESIDENT)
+        ordered = self._audit.orders[first].at
+        self._wakes.append(asleep.ttft_s)
+        awake = await self._ask(SUBJECT)
+        return resident - ordered, asleep.ttft_s - awake.ttft_s
+
+    async def _cold(self) -> None:
+        """kill -9, and the seconds until the engine, started again alone, gives its first token."""
+        spec = self._audit.specs[SUBJECT]
+        os.kill(spec.pid, signal.SIGKILL)
+        task = self._progress.add_task("one cold start", total=None)
+        await self._audit.until(lambda: self._back(spec.holder.nonce), RESTART_LIMIT_S)
+        self._progress.remove_task(task)
+        first = await self._ask(SUBJECT)
+        cold = self._audit.specs[SUBJECT].cold_start + first.ttft_s
+        self._samples.cold_over_wake = [cold / wake for wake in self._wakes]
+        self._samples.notes.append(
+            f"cold start to first token {cold:.1f} s, wake to first token {statistics.median(self._wakes) * 1e3:.0f} ms"
+        )
+
+    def _back(self, old: str) -> bool:
+        spec = self._audit.specs.get(SUBJECT)
+        return spec is not None and spec.holder.nonce != old and spec.cold_start > 0
+
+    def _moved_share(self) -> float:
+        return min(1.0, device_bytes(self._audit.specs[SUBJECT].pid) / self._weights)
+
+    async def _asleep(self, model: str) -> None:
+        if self._audit.phase(model) is not Phase.OFFLOADED:
+            await self._admin(model, "sleep")
+        await self._settled(model, Phase.OFFLOADED)
+
+    async def _settled(self, model: str, phase: Phase) -> None:
+        await self._audit.until(lambda: self._audit.phase(model) is phase, LIMIT_S)
+
+    def _prompt(self, model: str, tokens: int) -> Prompt:
+        self._asked += 1
+        return Prompt(model, f"{self._asked}: the clock of {time.time_ns()} says {self._asked * 7}; go on.", tokens)
+
+    async def _ask(self, model: str) -> Answer:
+        return await ask(self._client, self._prompt(model, 4))
+
+    async def _preemptions(self, model: str) -> float:
+        url = f"{self._audit.specs[model].url}/metrics"
+        async with aiohttp.ClientSession() as http, http.get(url) as reply:
+            lines = (await reply.text()).splitlines()
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_preemptions_total"))
+
+    async def _admin(self, model: str, action: str) -> None:
+        url = f"{self._found.admin}/v1/models/{model}/{action}"
+        async with aiohttp.ClientSession(raise_for_status=True) as http, http.post(url):
+            pass
