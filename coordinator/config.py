@@ -89,9 +89,10 @@ class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What holds for every model that does not say otherwise. `keep_alive` None: stays until memory is needed."""
+    """What holds for every model that does not say otherwise. `keep_alive` None: stays until its memory is
+    needed. `max_wait` None: the gateway's."""
 
-    keep_alive: Duration | None = None
+    keep_alive: Duration | None = Duration(300)
     min_residency: Duration = Duration(2)
     max_wait: Duration | None = None
     priority: Priority = 0

@@ -1,19 +1,16 @@
 """What stands in etcd, decoded: the picture that `vnpu up`, `vnpu-watch` and other onlookers draw from.
 
-`Picture` is plain state, changed by what a watch delivers; `Mirror` keeps one picture current and says when the
-connection to etcd is in doubt. A value that does not decode is set aside in `quarantined` and never shown as truth.
+`Picture` is plain state, changed by what a watch delivers; `Mirror` keeps one picture current. A value that
+does not decode is set aside in `quarantined` and never shown as truth.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import TypeVar, cast
-
-import msgspec
 
 from coordinator.core.model import (
     Coordinator,
@@ -31,14 +28,14 @@ from coordinator.core.model import (
     Token,
     Value,
 )
-from coordinator.errors import StoreError
+from coordinator.errors import SchemaError
 from coordinator.store.base import Changes, KeyValue, Listing, Store
+from coordinator.store.codec import decode
+from coordinator.store.follow import follow
 from coordinator.store.keys import ROOT, unescape
 
-log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Value)
 
-_RETRY_S = 1.0
 _KEYS: Mapping[tuple[str, ...], type[Value]] = {
     ("nodes", "*", "daemon"): Daemon,
     ("nodes", "*", "devices", "*"): Device,
@@ -54,7 +51,6 @@ _KEYS: Mapping[tuple[str, ...], type[Value]] = {
     ("heartbeat",): Heartbeat,
     ("epoch",): Epoch,
 }
-_DECODERS = {type_: msgspec.json.Decoder(type_) for type_ in set(_KEYS.values())}
 
 
 def identify(key: str) -> tuple[type[Value], str] | None:
@@ -73,7 +69,7 @@ class Picture:
     def __init__(self) -> None:
         self.revision = 0
         self.quarantined: dict[str, str] = {}
-        self._tables: dict[type[Value], dict[str, Value]] = {type_: {} for type_ in _DECODERS}
+        self._tables: dict[type[Value], dict[str, Value]] = {type_: {} for type_ in _KEYS.values()}
 
     def of(self, type_: type[T]) -> Mapping[str, T]:
         """All values of one type by id: engine, `<node>/<device>`, `<gateway>/<model>`, …"""
@@ -103,53 +99,38 @@ class Picture:
         if kv is None:
             return
         try:
-            self._tables[type_][owner] = _DECODERS[type_].decode(kv.value)
-        except msgspec.MsgspecError as error:
+            self._tables[type_][owner] = decode(type_, kv.value)
+        except SchemaError as error:
             self.quarantined[key] = str(error)
 
 
 class Mirror:
-    """Keeps `picture` current from one watch. `doubt` says why it may be out of date; empty: it is not. `heard` is when
-    etcd last said anything (monotonic); a leader's heartbeat makes that once a second."""
+    """Keeps `picture` current from one watch. `heard` is when etcd last told anything (monotonic; None: never yet): a
+    leader's heartbeat makes that once a second, so silence means that etcd is away or that nobody leads."""
 
     def __init__(self, store: Store) -> None:
         self.picture = Picture()
-        self.doubt = "connecting to etcd"
-        self.heard = time.monotonic()
+        self.heard: float | None = None
         self._store = store
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Until cancelled: list, watch from there, and again after every break."""
-        while True:
-            try:
-                await self._follow()
-            except StoreError as error:
-                self._publish(str(error))
-                await asyncio.sleep(_RETRY_S)
+        """Until cancelled; goes on while etcd is away. Raises StoreError where etcd refuses."""
+        async with aclosing(follow(self._store, ROOT)) as updates:
+            async for update in updates:
+                if isinstance(update, Listing):
+                    self.picture.list(update)
+                else:
+                    self.picture.change(update)
+                self.heard = time.monotonic()
+                waiting, self._changed = self._changed, asyncio.Event()
+                waiting.set()
 
     async def until(self, wanted: Callable[[Picture], bool]) -> None:
-        """Returns as soon as the picture is as `wanted`."""
-        while self.doubt or not wanted(self.picture):
+        """Returns as soon as etcd was listed and the picture is as `wanted`."""
+        while self.heard is None or not wanted(self.picture):
             await self.changed()
 
     async def changed(self) -> None:
-        """Returns at the next change of the picture or of the doubt."""
+        """Returns at the next change of the picture."""
         await self._changed.wait()
-
-    async def _follow(self) -> None:
-        listing = await self._store.list(ROOT)
-        self.picture.list(listing)
-        self._publish("")
-        async with aclosing(self._store.watch(ROOT, listing.revision + 1)) as watch:
-            async for changes in watch:
-                self.picture.change(changes)
-                self._publish("")
-
-    def _publish(self, doubt: str) -> None:
-        if doubt and doubt != self.doubt:
-            log.warning("etcd is out of sight: %s", doubt)
-        self.doubt = doubt
-        self.heard = self.heard if doubt else time.monotonic()
-        waiting, self._changed = self._changed, asyncio.Event()
-        waiting.set()

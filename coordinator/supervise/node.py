@@ -153,7 +153,7 @@ class Node:
                 await self._mirror.until(lambda picture: True)
         except TimeoutError:
             remedy = "mend `etcd:` in the configuration, or start that etcd"
-            raise NodeFailed(f"etcd at {urls} does not answer: {self._mirror.doubt}", remedy=remedy) from None
+            raise NodeFailed(f"etcd at {urls} does not answer", remedy=remedy) from None
         self._display.say(f"etcd answers at {urls}")
 
     async def _start_core(self) -> None:
