@@ -1,0 +1,113 @@
+"""The node daemon as a process of its own, for tests: started, killed, stopped, started again on the same state."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+
+from coordinator.store import keys
+from coordinator.store.base import Store
+from coordinator.store.follow import follow
+
+PATIENCE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class DaemonProcess:
+    """`devices` as on the command line, e.g. `0:host:64MiB`. Its log is `folder/daemon.log`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        etcd: str,
+        *,
+        node: str = "local",
+        devices: Sequence[str] = ("0:host:64MiB",),
+        more: Sequence[str] = (),
+        descriptors: int | None = None,
+    ) -> None:
+        self.node = node
+        self.socket = folder / "daemon.sock"
+        self.state_dir = folder / "state"
+        self.log = folder / "daemon.log"
+        self.devices = tuple(devices)
+        self.descriptors = descriptors
+        self.arguments = [
+            "--node", node, "--etcd", etcd, "--socket", str(self.socket), "--state-dir", str(self.state_dir), *more,
+        ]  # fmt: skip
+        self.process: asyncio.subprocess.Process | None = None
+
+    async def __aenter__(self) -> DaemonProcess:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process is not None and self.process.returncode is None:
+            self.process.send_signal(signal.SIGCONT)
+            await self.stop()
+
+    @property
+    def ids(self) -> list[str]:
+        """Of its devices, as etcd names them."""
+        return [f"{self.node}/{device.split(':')[0]}" for device in self.devices]
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
+
+    async def start(self) -> None:
+        """Returns at once: `ready` waits."""
+        devices = [word for device in self.devices for word in ("--device", device)]
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "native.daemon", *self.arguments, *devices,
+                cwd=ROOT, stderr=log, stdout=log, preexec_fn=self._limit,
+            )  # fmt: skip
+
+    async def ready(self, store: Store) -> DaemonProcess:
+        """Until its own keys stand in etcd, and not those of an earlier process."""
+        assert self.process is not None
+        wanted = {keys.daemon(self.node), *map(keys.device, self.ids)}
+        async with asyncio.timeout(PATIENCE_S), aclosing(follow(store, f"{keys.ROOT}nodes/")) as news:
+            async for _ in news:
+                listing = await store.list(f"{keys.ROOT}nodes/")
+                leases = {kv.lease for kv in listing.kvs if kv.key in wanted}
+                ours = [kv for kv in listing.kvs if kv.key == keys.daemon(self.node)]
+                mine = any(f'"pid":{self.pid},' in kv.value.decode() for kv in ours)
+                if mine and len(leases) == 1 and wanted <= {kv.key for kv in listing.kvs}:
+                    return self
+        raise AssertionError("the watch ended")
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+
+    async def ended(self) -> int:
+        assert self.process is not None
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.process.wait()
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return await self.ended()
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def open_descriptors(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    def _limit(self) -> None:
+        if self.descriptors is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))

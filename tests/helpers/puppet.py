@@ -1,0 +1,233 @@
+"""A process of an engine, for tests of the daemon: a real one, to be killed and stopped, moved by lines of JSON.
+
+In the test: `Puppet.start(…)`, then its methods. In the process (`python tests/helpers/puppet.py …`): the real client,
+and real shared mappings of the chunks it was given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mmap
+import os
+import signal
+import sys
+from pathlib import Path
+from types import TracebackType
+
+PATIENCE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class PuppetRefused(Exception):
+    """The daemon refused; `code` as in native.protocol."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
+class Puppet:
+    """The test's end. Killed at the end of the `async with` block where it still lives."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    @classmethod
+    async def start(cls, socket: Path, engine: str, nonce: str, role: str, rank: int = 0) -> Puppet:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, str(socket), engine, nonce, role, str(rank),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        return cls(process)
+
+    async def __aenter__(self) -> Puppet:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        # The transport's pipes would otherwise be closed by the garbage collector, with a warning.
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await asyncio.sleep(0)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self) -> None:
+        """SIGSTOP, as a hung process is."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    async def ended(self) -> int:
+        """Exit status, negative: the signal."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._process.wait()
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    async def call(self, do: str, *args: object) -> object:
+        """Raises `PuppetRefused` where the daemon refused, `ConnectionError` where the process died."""
+        self.send(do, *args)
+        return await self.answer()
+
+    def send(self, do: str, *args: object) -> None:
+        """The call alone: `answer` waits for what comes of it."""
+        if self._process.stdin is None:
+            raise ConnectionError("no pipe")
+        self._process.stdin.write(json.dumps([do, *args]).encode() + b"\n")
+
+    async def answer(self) -> object:
+        if self._process.stdout is None:
+            raise ConnectionError("no pipe")
+        async with asyncio.timeout(PATIENCE_S):
+            line = await self._process.stdout.readline()
+        if not line:
+            raise ConnectionError("the puppet died")
+        kind, value = json.loads(line)
+        if kind == "refused":
+            raise PuppetRefused(*value)
+        if kind == "failed":
+            raise RuntimeError(value)
+        return value
+
+    async def hello(self) -> object:
+        return await self.call("hello")
+
+    async def enter(self, device: str, epoch: str, revision: int, timeout_s: float = 30.0) -> object:
+        return await self.call("enter", device, epoch, revision, timeout_s)
+
+    async def leave(self, device: str, epoch: str, revision: int) -> object:
+        return await self.call("leave", device, epoch, revision)
+
+    async def map(self, device: str, count: int, fill: int, kind: str = "weights") -> list[int]:
+        """Map chunks, fill each with the byte `fill`; ids."""
+        ids = await self.call("map", device, kind, count, fill)
+        assert isinstance(ids, list)
+        return ids
+
+    async def unmap(self, device: str, chunks: list[int]) -> object:
+        return await self.call("unmap", device, chunks)
+
+    async def fills(self) -> object:
+        """The byte each mapped chunk is filled with, by id; None where it is not uniform."""
+        return await self.call("fills")
+
+
+def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
+    from native.client import Client, DaemonError, DaemonRefused
+
+    with Client(path, engine, nonce, role, int(rank)) as client:
+        hands = _Hands(client)
+        for line in sys.stdin:
+            do, *args = json.loads(line)
+            try:
+                answer: tuple[str, object] = ("done", getattr(hands, do)(*args))
+            except DaemonRefused as refused:
+                answer = ("refused", (refused.code.value, str(refused)))
+            except DaemonError as error:
+                answer = ("failed", str(error))
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+
+class _Hands:
+    """What a puppet can do; `client` is a native.client.Client."""
+
+    def __init__(self, client: object) -> None:
+        from native.client import Client
+
+        assert isinstance(client, Client)
+        self.client: Client = client
+        self.mapped: dict[int, mmap.mmap] = {}
+        self.master: int | None = None
+
+    def hello(self) -> dict[str, int]:
+        return self.client.connect().chunk
+
+    def enter(self, device: str, epoch: str, revision: int, timeout_s: float) -> list[object]:
+        opened = self.client.enter(device, epoch, revision, timeout_s)
+        return [opened.epoch, opened.revision, opened.order, opened.bytes]
+
+    def leave(self, device: str, epoch: str, revision: int) -> None:
+        self.client.leave(device, epoch, revision)
+
+    def await_open(self, device: str, timeout_s: float) -> int:
+        return self.client.await_open(device, timeout_s).revision
+
+    def map(self, device: str, kind: str, count: int, fill: int) -> list[int]:
+        from native.protocol import Kind
+
+        chunks = self.client.map(device, Kind(kind), count)
+        for chunk in chunks:
+            self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size)
+            os.close(chunk.fd)
+            self.mapped[chunk.id][:] = bytes([fill]) * chunk.size
+        return [chunk.id for chunk in chunks]
+
+    def unmap(self, device: str, chunks: list[int]) -> None:
+        for chunk in chunks:
+            if chunk in self.mapped:
+                self.mapped.pop(chunk).close()
+        self.client.unmap(device, chunks)
+
+    def fills(self) -> dict[int, int | None]:
+        return {chunk: _fill(content) for chunk, content in self.mapped.items()}
+
+    def create_master(self, size: int) -> int:
+        self.master, size = self.client.create_master(size)
+        return size
+
+    def write_master(self, text: str) -> None:
+        assert self.master is not None
+        os.pwrite(self.master, text.encode(), 0)
+
+    def seal_master(self, digest: str) -> None:
+        self.client.seal_master(digest)
+        if self.master is not None:
+            os.close(self.master)
+            self.master = None
+
+    def read_master(self, digest: str, length: int) -> str | None:
+        """None: there is none; raises RuntimeError where it could be written to."""
+        opened = self.client.open_master(digest)
+        if opened is None:
+            return None
+        descriptor, _ = opened
+        try:
+            os.pwrite(descriptor, b"!", 0)
+        except OSError:
+            return os.pread(descriptor, length, 0).decode()
+        finally:
+            os.close(descriptor)
+        raise RuntimeError("a sealed master could be written to")
+
+    def report_host(self, saved_kv: int) -> None:
+        self.client.report_host(saved_kv)
+
+    def stats(self) -> object:
+        return json.loads(self.client.stats())
+
+    def descriptors(self) -> int:
+        return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def _fill(content: mmap.mmap) -> int | None:
+    first = content[0]
+    return first if content[:] == bytes([first]) * len(content) else None
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
