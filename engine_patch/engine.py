@@ -1,0 +1,142 @@
+"""What the agent drives: an engine whose memory comes and goes. And vLLM as such an engine, from the API server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Coroutine
+from typing import Any, Protocol, TypeVar
+
+from engine_patch import report
+from engine_patch.door import Door
+from engine_patch.report import Report
+
+T = TypeVar("T")
+
+
+class Engine(Protocol):
+    """Called from the agent's loop, one call at a time, except `ping`. The caller sets deadlines; a call that was cut
+    off leaves the engine in no known state and is followed by `end` alone."""
+
+    async def drain(self) -> None:
+        """Shut the door and freeze what runs: no forward pass is under way or begins."""
+        ...
+
+    async def resume(self) -> None:
+        """Let what is frozen run on, open the door."""
+        ...
+
+    async def seal(self) -> tuple[Report, ...]:
+        """Loaded: make host masters; the reports carry the measured footprint and digests."""
+        ...
+
+    async def offload(self) -> tuple[Report, ...]: ...
+
+    async def restore(self) -> tuple[Report, ...]: ...
+
+    async def undo(self) -> tuple[Report, ...]:
+        """Unmap whatever a denied restore has mapped."""
+        ...
+
+    async def ping(self) -> None:
+        """Returns when the engine's own loop has answered."""
+        ...
+
+    def pids(self) -> tuple[int, ...]:
+        """Processes whose death ends the engine, without the caller's own."""
+        ...
+
+    def stopping(self) -> bool:
+        """Whether the engine is being stopped on purpose."""
+        ...
+
+    def end(self, reason: str) -> None:
+        """Answer all that is open with an error and end the processes. Does not wait."""
+        ...
+
+
+class EngineCore(Protocol):
+    """The part of vLLM's AsyncMPClient that is used (vllm/v1/engine/core_client.py, 0.32.0)."""
+
+    resources: Any
+
+    async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None: ...
+
+    async def resume_scheduler_async(self) -> None: ...
+
+    async def is_scheduler_paused_async(self) -> bool: ...
+
+
+class EngineClient(Protocol):
+    """The part of vLLM's AsyncLLM that is used (vllm/v1/engine/async_llm.py, 0.32.0)."""
+
+    engine_core: EngineCore
+
+    async def collective_rpc(self, method: str) -> list[str]: ...
+
+
+class VllmEngine:
+    """`Engine` over AsyncLLM. Every call hops to the API server's loop `loop`, where client and door live."""
+
+    def __init__(self, client: EngineClient, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+        self._client = client
+        self._door = door
+        self._loop = loop
+        self._workers: tuple[int, ...] = ()
+
+    async def drain(self) -> None:
+        async def there() -> None:
+            self._door.shut()
+            # `keep` alone does not keep: clear_cache=True, the default, preempts what runs and drops its KV.
+            await self._client.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+
+        await self._hop(there())
+
+    async def resume(self) -> None:
+        async def there() -> None:
+            await self._client.engine_core.resume_scheduler_async()
+            self._door.open()
+
+        await self._hop(there())
+
+    async def seal(self) -> tuple[Report, ...]:
+        reports = await self._call("vnpu_seal")
+        self._workers = tuple(r.pid for r in reports)
+        return reports
+
+    async def offload(self) -> tuple[Report, ...]:
+        return await self._call("vnpu_offload")
+
+    async def restore(self) -> tuple[Report, ...]:
+        return await self._call("vnpu_restore")
+
+    async def undo(self) -> tuple[Report, ...]:
+        return await self._call("vnpu_undo")
+
+    async def ping(self) -> None:
+        await self._hop(self._client.engine_core.is_scheduler_paused_async())
+
+    def pids(self) -> tuple[int, ...]:
+        return (*self._cores(), *self._workers)
+
+    def stopping(self) -> bool:
+        return bool(self._client.engine_core.resources.engine_manager.manager_stopped.is_set())
+
+    def end(self, reason: str) -> None:
+        """vLLM answers every open request with an error when EngineCore dies, and ends the server; workers follow their
+        parent (`family.die_with_parent`)."""
+        self._loop.call_soon_threadsafe(self._door.fail, reason)
+        for pid in self._cores():
+            os.kill(pid, signal.SIGKILL)
+
+    def _cores(self) -> tuple[int, ...]:
+        processes = self._client.engine_core.resources.engine_manager.processes
+        return tuple(process.pid for process in processes if process.pid is not None and process.is_alive())
+
+    async def _call(self, method: str) -> tuple[Report, ...]:
+        # Without a timeout: a late answer would be taken for that of the next call. The agent ends the engine instead.
+        return report.decode(await self._hop(self._client.collective_rpc(method)))
+
+    async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))

@@ -1,0 +1,72 @@
+"""Host memory that a switch copies from and to: the sealed master of the weights, and the buffer for saved KV.
+
+Both are touched before they are needed: a first touch runs at a tenth of the speed of a copy (facts: 0.38 GB/s).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+from native.client import Client
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_LIBC.mmap.restype = ctypes.c_void_p
+_LIBC.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_FAILED = ctypes.c_void_p(-1).value
+_MADV_HUGEPAGE = 14
+
+
+class Mapping:
+    """`size` bytes at `address`: of a descriptor, shared, or anonymous. All pages are there already."""
+
+    def __init__(self, size: int, fd: int | None = None, *, writable: bool = True) -> None:
+        """Raises OSError where the kernel refuses."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS if fd is None else mmap.MAP_SHARED | mmap.MAP_POPULATE
+        access = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
+        address = _LIBC.mmap(None, size, access, flags, -1 if fd is None else fd, 0)
+        if address is None or address == _FAILED:
+            raise OSError(ctypes.get_errno(), f"mmap of {size} bytes: {os.strerror(ctypes.get_errno())}")
+        self.address: int = address
+        self.size = size
+        if fd is None:
+            # Huge pages where the kernel has them; without them it is only slower.
+            _LIBC.madvise(address, size, _MADV_HUGEPAGE)
+            ctypes.memset(address, 0, size)
+
+    def close(self) -> None:
+        """Unmap; nothing may point here any more. Idempotent."""
+        if self.size:
+            _LIBC.munmap(self.address, self.size)
+            self.size = 0
+
+
+def open_master(client: Client, digest: str, timeout_s: float) -> Mapping | None:
+    """The sealed master of `digest`, read-only; None: the daemon has none."""
+    found = client.open_master(digest, timeout_s)
+    if found is None:
+        return None
+    fd, size = found
+    try:
+        return Mapping(size, fd, writable=False)
+    finally:
+        os.close(fd)
+
+
+def new_master(client: Client, size: int, timeout_s: float) -> Mapping:
+    """A master to be filled and then sealed by the same client; at least `size` bytes."""
+    fd, whole = client.create_master(size, timeout_s)
+    try:
+        return Mapping(whole, fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,93 @@
+"""vLLM's CPU platform with vNPU's worker; in the API server it starts the agent, before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.platforms.cpu import CpuPlatform
+
+from coordinator.errors import ConfigError
+from engine_patch import estimate, family, settings, start, versions
+from engine_patch.plan import Plan
+
+WORKER = "engine_patch.worker.VnpuCPUWorker"
+
+
+class VnpuCpuPlatform(CpuPlatform):  # type: ignore[misc]  # vLLM is not followed
+    """Everything but the worker class is CpuPlatform's."""
+
+    @classmethod
+    def check_and_update_config(cls, vllm_config: Any) -> None:
+        """vLLM calls this for each VllmConfig that is made, in any process of the engine.
+
+        Raises:
+            ConfigError: an option that cannot work together with vNPU, or the engine cannot join.
+        """
+        parallel = vllm_config.parallel_config
+        if parallel.worker_cls == "auto":
+            parallel.worker_cls = WORKER
+        super().check_and_update_config(vllm_config)
+        found = settings.read()
+        if found is None or vllm_config.model_config is None or family.is_child():
+            return
+        _refuse_what_cannot_work(vllm_config, len(found.devices))
+        start.launch(found, _plan(vllm_config))
+
+
+def _refuse_what_cannot_work(config: Any, devices: int) -> None:
+    versions.require_supported(versions.installed())
+    parallel = config.parallel_config
+    refusals = (
+        (parallel.worker_cls != WORKER, "--worker-cls", "vNPU brings its own worker class; leave it out"),
+        (parallel.world_size != devices, "VNPU_DEVICE", f"name {parallel.world_size} devices, one for each rank"),
+        (parallel.data_parallel_size > 1, "--data-parallel-size", "start one engine for each replica"),
+        (parallel._api_process_count > 1, "--api-server-count", "give 1: the agent lives in the API server"),
+        (parallel.distributed_executor_backend not in ("mp", None), "--distributed-executor-backend", "give mp"),
+        (os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "1", "VLLM_ENABLE_V1_MULTIPROCESSING", "unset it"),
+        (config.lora_config is not None, "--enable-lora", "adapters change weights, which have one sealed master"),
+        (config.weight_transfer_config is not None, "--weight-transfer-config", "weights have one sealed master"),
+        (not config.cache_config.kv_cache_memory_bytes, "--kv-cache-memory-bytes", "give the KV cache's size in bytes"),
+    )
+    for wrong, what, remedy in refusals:
+        if wrong:
+            raise ConfigError(f"{what} does not go together with vNPU as it is", remedy=remedy)
+
+
+def _plan(config: Any) -> Plan:
+    model = config.model_config
+    names = model.served_model_name
+    first, *others = [names] if isinstance(names, str) else list(names)
+    return Plan(
+        model=first,
+        aliases=tuple(others),
+        url=_url_from(sys.argv[1:]),
+        pid=os.getpid(),
+        boot_id=family.boot_id(),
+        weights=estimate.weights(_folder(model), torch.empty(0, dtype=model.dtype).element_size()),
+        kv=config.cache_config.kv_cache_memory_bytes,
+        versions={"vllm": versions.installed() or "", "torch": torch.__version__, "vnpu": versions.own()},
+    )
+
+
+def _folder(model: Any) -> Path:
+    """Where the checkpoint lies; a model that is only named is fetched as vLLM would."""
+    if Path(model.model).is_dir():
+        return Path(model.model)
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.safetensors", "*.safetensors.index.json"]
+    return Path(snapshot_download(model.model, revision=model.revision, allow_patterns=patterns))
+
+
+def _url_from(arguments: list[str]) -> str:
+    """The server's URL until it is up and can be asked: vLLM's configuration does not hold it."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int, default=8000)
+    known, _ = parser.parse_known_args(arguments)
+    return start.server_url(known.host, known.port)

@@ -1,0 +1,101 @@
+"""Device pages of one kind at fixed addresses: a reservation, the arena in it, and the chunks mapped into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from native._native import Arena, Driver, DriverError
+from native.client import Chunk, Client
+from native.protocol import Kind
+
+Range = tuple[int, int]
+"""Address and length, in bytes."""
+
+
+class Region:
+    """Chunk i of the region lies at `base + i * chunk`, whenever it is mapped. Not thread-safe.
+
+    Addresses are the same in every life of the memory, so pointers into it stay good; between `drop` and `map` a touch
+    faults.
+    """
+
+    def __init__(
+        self, driver: Driver, client: Client, device: str, kind: Kind, chunk: int, hint: int, size: int
+    ) -> None:
+        """Reserve `size` bytes at `hint`. `device` is the daemon's name of it, `chunk` its chunk size."""
+        self._driver = driver
+        self._client = client
+        self._device = device
+        self.kind = kind
+        self.chunk = chunk
+        self.base = driver.reserve(size, hint)
+        self.arena = Arena(self.base, size, chunk)
+        self._mapped: dict[int, tuple[int, int]] = {}
+        self._owed: list[int] = []
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Chunks that are mapped."""
+        return tuple(sorted(self._mapped))
+
+    @property
+    def bytes(self) -> int:
+        return len(self._mapped) * self.chunk
+
+    def map(self, indices: Sequence[int], timeout_s: float) -> None:
+        """Get a chunk for each index and map it there: all or none. What they hold is foreign.
+
+        Raises:
+            DaemonRefused: no operation is open, no space.
+            DaemonUnavailable: the daemon is away or silent.
+            DriverError: the driver could not map.
+        """
+        chunks = self._client.map(self._device, self.kind, len(indices), timeout_s)
+        handles: list[int] = []
+        try:
+            handles.extend(self._driver.import_handle(chunk.fd, chunk.size) for chunk in chunks)
+            self._driver.map_many([(self._address(i), h) for i, h in zip(indices, handles, strict=True)])
+        except DriverError:
+            self._give_back(chunks, handles, timeout_s)
+            raise
+        finally:
+            for chunk in chunks:
+                os.close(chunk.fd)
+        self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
+
+    def drop(self, indices: Iterable[int], timeout_s: float) -> None:
+        """Unmap these chunks and give them back to the daemon; what is not mapped is passed over.
+
+        Raises:
+            DaemonUnavailable: the daemon is away or silent: unmapped here, and told to the daemon by the next `drop`.
+        """
+        going = [i for i in indices if i in self._mapped]
+        self._driver.unmap_many([self._address(i) for i in going])
+        for i in going:
+            chunk, handle = self._mapped.pop(i)
+            self._driver.destroy(handle)
+            self._owed.append(chunk)
+        self._client.unmap(self._device, self._owed, timeout_s)
+        self._owed.clear()
+
+    def ranges(self, indices: Iterable[int]) -> list[Range]:
+        """Where these chunks lie, neighbours merged, by address."""
+        runs: list[Range] = []
+        for i in sorted(indices):
+            address = self._address(i)
+            if runs and runs[-1][0] + runs[-1][1] == address:
+                runs[-1] = (runs[-1][0], runs[-1][1] + self.chunk)
+            else:
+                runs.append((address, self.chunk))
+        return runs
+
+    def _address(self, index: int) -> int:
+        return self.base + index * self.chunk
+
+    def _give_back(self, chunks: Sequence[Chunk], handles: Sequence[int], timeout_s: float) -> None:
+        for handle in handles:
+            self._driver.destroy(handle)
+        self._owed += [chunk.id for chunk in chunks]
+        self._client.unmap(self._device, self._owed, timeout_s)
+        self._owed.clear()

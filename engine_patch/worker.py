@@ -1,0 +1,134 @@
+"""The worker of each rank: vLLM's CPU worker with the memory hands around it.
+
+The `vnpu_*` methods are called by the agent through `collective_rpc`; they answer with a report as text and never raise
+(see `engine_patch.report`). While memory is away the scheduler is paused, so that no step can come; one that comes
+nevertheless ends the engine rather than reading foreign bytes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import resource
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.worker.cpu_worker import CPUWorker
+
+from coordinator.core.model import Bytes
+from engine_patch import report, settings
+from engine_patch.copier import Copier
+from engine_patch.kv_layout import books, scheduled_blocks
+from engine_patch.memory import Hands, MemoryFault, denied
+from engine_patch.report import Report
+from native import _native
+from native.client import Client, DaemonRefused
+
+log = logging.getLogger("vllm.vnpu.worker")
+
+ADMISSION_S = 3600.0
+"""How long a start-up waits for its token. The leader decides; this only ends what nobody decides about."""
+START_CALL_S = 300.0
+
+
+class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
+    """See the module."""
+
+    def init_device(self) -> None:
+        """Wait for admission first: from here to ready the engine holds the device's memory token."""
+        birth, found = settings.inherited(), settings.required()
+        _allow_many_files()
+        device = found.device(self.rank)
+        client = Client(birth.socket, birth.engine, birth.nonce, "worker", self.rank)
+        log.info("waiting for admission to device %s", device)
+        client.await_open(device, ADMISSION_S)
+        driver = _native.open_driver(birth.drivers[self.rank])
+        chunk = client.connect().chunk[device]
+        self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
+        self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
+        super().init_device()
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        with self._hands.allocating(self._hands.weights):
+            super().load_model(*args, **kwargs)
+        self._hands.trim(self._hands.weights)
+
+    def initialize_from_config(self, kv_cache_config: Any) -> None:
+        with self._hands.allocating(self._hands.kv):
+            super().initialize_from_config(kv_cache_config)
+        self._hands.trim(self._hands.kv)
+        self._books = books(kv_cache_config, everything=self.vllm_config.kv_transfer_config is not None)
+        self._kv_at = self._find_kv()
+
+    def _find_kv(self) -> int:
+        """Where vLLM's one KV buffer lies. A model without KV cache has none."""
+        caches = self.model_runner.kv_caches
+        if not caches:
+            return self._hands.kv.base
+        address: int = caches[0].untyped_storage().data_ptr()
+        starts = {self._hands.kv.base + offset for offset, _ in self._hands.kv.arena.blocks()}
+        if address not in starts:
+            raise MemoryFault("the KV cache did not land in device pages", remedy="report your versions of vLLM, torch")
+        return address
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        if not self._hands.resident:
+            raise RuntimeError("a step was scheduled while this engine's memory is away")
+        for offset, length in self._books.use(scheduled_blocks(scheduler_output)):
+            ctypes.memset(self._kv_at + offset, 0, length)
+        return super().execute_model(scheduler_output)
+
+    # ---- called by the agent
+
+    def vnpu_seal(self) -> str:
+        return self._answer(lambda: {"digest": self._hands.seal()})
+
+    def vnpu_offload(self) -> str:
+        def work() -> dict[str, Any]:
+            saved, steps = self._hands.offload(self._keep())
+            return {"kv_saved": saved, "steps": steps}
+
+        return self._answer(work)
+
+    def vnpu_restore(self) -> str:
+        def work() -> dict[str, Any]:
+            moved, steps = self._hands.restore()
+            self._books.renewed()
+            return {"restored": moved, "steps": steps}
+
+        return self._answer(work)
+
+    def vnpu_undo(self) -> str:
+        def work() -> dict[str, Any]:
+            self._hands.drop()
+            return {}
+
+        return self._answer(work)
+
+    def _keep(self) -> list[tuple[int, int]]:
+        """Addresses of written KV blocks, and whatever else was allocated together with the KV cache."""
+        others = [
+            (self._hands.kv.base + offset, length)
+            for offset, length in self._hands.kv.arena.blocks()
+            if self._hands.kv.base + offset != self._kv_at
+        ]
+        return [(self._kv_at + offset, length) for offset, length in self._books.keep()] + others
+
+    def _answer(self, work: Callable[[], dict[str, Any]]) -> str:
+        try:
+            fields = work()
+        except DaemonRefused as refused:
+            fields = {"denied": str(refused)} if denied(refused) else {"error": str(refused)}
+        except Exception as error:
+            # vLLM's channel must not see it; the agent ends the engine for it.
+            log.exception("a memory operation failed")
+            fields = {"error": f"{type(error).__name__}: {error}"}
+        one = Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
+        return report.encode(one).decode()
+
+
+def _allow_many_files() -> None:
+    """Each mapped chunk holds a descriptor."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
