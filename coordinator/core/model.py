@@ -25,6 +25,7 @@ ByteCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+UnixTime = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
 
@@ -246,7 +247,7 @@ class Decision(Value, frozen=True, kw_only=True):
     """`decisions/<n>`, a ring: what was decided, for whom, why, and every candidate's score."""
 
     n: Count
-    at: Seconds
+    at: UnixTime
     """Unix time of the decision, for display only."""
     order: Order
     engine: Name
