@@ -127,14 +127,15 @@ std::size_t populate_chunk(const Fd& file, std::size_t size) {
     return huge_bytes(window.data(), size);
 }
 
+// tmpfs reports the huge page size as its block size for files that it backs with huge pages.
+bool is_huge(const struct stat& facts) { return static_cast<std::size_t>(facts.st_blksize) >= page; }
+
 Chunk adopt(Fd file) {
     struct stat facts{};
     if (::fstat(file.get(), &facts) != 0) {
         throw errno_error("import_handle", errno, "cannot stat the descriptor", "pass an open descriptor");
     }
-    // tmpfs reports the huge page size as its block size for files that it backs with huge pages.
-    const bool huge = static_cast<std::size_t>(facts.st_blksize) >= page;
-    return {std::move(file), 0, huge, {facts.st_dev, facts.st_ino}};
+    return {std::move(file), 0, is_huge(facts), {facts.st_dev, facts.st_ino}};
 }
 
 void check_shareable(int fd, std::size_t size) {
@@ -157,29 +158,41 @@ void check_shareable(int fd, std::size_t size) {
     }
 }
 
+// Where the files of own chunks come from.
 struct Backing {
-    Fd directory;  // none: memfd
+    Fd directory;       // none: memfd
+    bool huge = false;  // the kernel would use huge pages for them
+
+    Fd file(std::size_t size) const { return directory ? unnamed_file(directory, size) : memory_file(size); }
 };
 
-Backing open_backing(const DriverOptions& options) {
+Fd open_directory(const DriverOptions& options) {
     if (options.backing == "memfd") {
         return {};
     }
     if (options.backing.starts_with('/')) {
-        return {open_tmpfs(options.backing)};
+        return open_tmpfs(options.backing);
     }
     if (options.backing != "auto" && options.backing != "tmpfs") {
         throw errno_error("open_driver", EINVAL, "backing '" + options.backing + "' is unknown",
                           "use auto, tmpfs, memfd, or the absolute path of a folder on a tmpfs");
     }
     try {
-        return {mount_huge_tmpfs(options.limit)};
+        return mount_huge_tmpfs(options.limit);
     } catch (const DriverError&) {
         if (options.backing == "tmpfs") {
             throw;
         }
         return {};
     }
+}
+
+Backing open_backing(const DriverOptions& options) {
+    Backing backing{open_directory(options)};
+    const Fd probe = backing.file(page);  // takes no page
+    struct stat facts{};
+    backing.huge = ::fstat(probe.get(), &facts) == 0 && is_huge(facts);
+    return backing;
 }
 
 class HostDriver final : public Driver {
@@ -194,9 +207,9 @@ class HostDriver final : public Driver {
     }
 
     std::string_view name() const override { return "host"; }
-    std::string_view backing() const override { return huge() ? "tmpfs" : "memfd"; }
+    std::string_view backing() const override { return backing_.directory ? "tmpfs" : "memfd"; }
     int device() const override { return device_; }
-    bool huge() const override { return static_cast<bool>(backing_.directory); }
+    bool huge() const override { return backing_.huge; }
     std::size_t granularity() const override { return page; }
 
     Address reserve(std::size_t size, Address hint) override;
@@ -257,8 +270,8 @@ std::size_t HostDriver::room() const {
         left = std::min(left, limit_ - own_bytes_);
     }
     struct statfs system{};
-    if (limit_ != 0 && huge() && ::fstatfs(backing_.directory.get(), &system) == 0) {
-        // Less than that where another process still holds pages of a chunk destroyed here.
+    if (backing_.directory && ::fstatfs(backing_.directory.get(), &system) == 0 && system.f_blocks != 0) {
+        // Less than the limit leaves where another process still holds pages of a chunk destroyed here.
         left = std::min<std::size_t>(left, system.f_bavail * static_cast<std::size_t>(system.f_bsize));
     }
     return left;
@@ -276,7 +289,7 @@ void HostDriver::take_room(std::size_t size) {
 }
 
 Chunk HostDriver::new_chunk(std::size_t size) const {
-    Fd file = huge() ? unnamed_file(backing_.directory, size) : memory_file(size);
+    Fd file = backing_.file(size);
     const std::size_t on_huge_pages = populate_chunk(file, size);
     Chunk chunk = adopt(std::move(file));
     chunk.huge_bytes = on_huge_pages;

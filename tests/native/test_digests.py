@@ -1,0 +1,158 @@
+"""Checks of content: CRC-32C by its standard, the content digest by hashlib, the canary by its promise."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from native._native import crc32c, sample_digest
+from native.digest import LEAF, content_digest
+from tests.helpers.memory import buffer, read, write
+
+MIB = 1 << 20
+PAGE = 2 * MIB
+NOISE = random.Random(2).randbytes(3 * MIB)
+
+
+def crc(data: bytes, init: int = 0, kernel: str = "") -> int:
+    with buffer(max(1, len(data))) as base:
+        write(base, data)
+        return crc32c(base, len(data), init, kernel)
+
+
+@pytest.mark.parametrize("kernel", ["", "portable"])
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", 0),
+        (bytes(32), 0x8A9136AA),  # RFC 3720 B.4
+        (b"\xff" * 32, 0x62A8AB43),
+        (bytes(range(32)), 0x46DD794E),
+        (bytes(range(31, -1, -1)), 0x113FDB5C),
+        (b"123456789", 0xE3069283),
+    ],
+)
+def test_crc32c_of_the_standard_and_known_texts(kernel: str, data: bytes, expected: int) -> None:
+    assert crc(data, kernel=kernel) == expected
+
+
+@given(st.integers(0, 200_000), st.integers(0, 64), st.integers(0, 2**32 - 1))
+def test_the_fast_crc_is_the_plain_one(length: int, start: int, init: int) -> None:
+    data = NOISE[start : start + length]
+    assert crc(data, init) == crc(data, init, "portable")
+
+
+@given(st.lists(st.integers(0, 60_000), max_size=5))
+def test_crc_goes_on_where_it_stopped(lengths: list[int]) -> None:
+    total, at = 0, 0
+    for length in lengths:
+        total = crc(NOISE[at : at + length], total)
+        at += length
+    assert total == crc(NOISE[:at])
+
+
+def test_an_unknown_crc_kernel_is_named() -> None:
+    with pytest.raises(ValueError, match="magic"):
+        crc(b"", kernel="magic")
+
+
+# The content digest
+
+
+def expected_digest(data: bytes) -> str:
+    leaves = [data[at : at + LEAF] for at in range(0, len(data), LEAF)]
+    joined = b"".join(hashlib.sha256(leaf).digest() for leaf in leaves)
+    return "sha256-tree:" + hashlib.sha256(joined + len(data).to_bytes(8, "little")).hexdigest()
+
+
+@given(st.lists(st.tuples(st.integers(0, MIB), st.integers(0, MIB + 5000)), max_size=4), st.integers(1, 3))
+def test_content_digest_is_as_documented(ranges: list[tuple[int, int]], threads: int) -> None:
+    with buffer(len(NOISE)) as base:
+        write(base, NOISE)
+        data = b"".join(NOISE[start : start + length] for start, length in ranges)
+        assert content_digest([(base + start, length) for start, length in ranges], threads) == expected_digest(data)
+
+
+def test_content_digest_does_not_depend_on_how_the_bytes_are_cut() -> None:
+    with buffer(len(NOISE)) as base:
+        write(base, NOISE)
+        pieces = [(base, 1), (base + 1, MIB + 7), (base + MIB + 8, 0), (base + MIB + 8, len(NOISE) - MIB - 8)]
+        assert content_digest(pieces) == content_digest([(base, len(NOISE))], 2)
+
+
+def test_content_digest_refuses_nonsense() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        content_digest([(0, -1)])
+    with pytest.raises(ValueError, match="max_workers"):
+        content_digest([], 0)
+
+
+# The canary
+
+RANGES = st.lists(st.tuples(st.integers(0, PAGE), st.integers(1, 3 * PAGE)), min_size=1, max_size=3)
+"""Gap before each range, and its length."""
+
+
+@given(RANGES, st.data())
+def test_any_page_that_was_not_restored_is_noticed(layout: list[tuple[int, int]], data: st.DataObject) -> None:
+    with buffer(16 * PAGE) as memory:
+        base = (memory + PAGE - 1) // PAGE * PAGE
+        ranges, at = [], base
+        for gap, length in layout:
+            ranges.append((at + gap, length))
+            at += gap + length
+        touched = sorted(
+            {page for start, size in ranges for page in range(start // PAGE, (start + size - 1) // PAGE + 1)}
+        )
+        for page in touched:
+            write(page * PAGE, NOISE[:PAGE])
+        right = sample_digest(ranges)
+
+        missed = data.draw(st.sampled_from(touched)) * PAGE
+        write(missed, NOISE[MIB : MIB + PAGE])
+
+        assert sample_digest(ranges) != right
+        write(missed, NOISE[:PAGE])
+        assert sample_digest(ranges) == right
+
+
+def test_the_canary_depends_on_content_not_on_addresses() -> None:
+    with buffer(5 * MIB) as one, buffer(5 * MIB) as other:
+        write(one + 4096, NOISE)
+        write(other + 40, NOISE)
+        cut = [(0, MIB), (MIB, 100), (MIB + 100, len(NOISE) - MIB - 100)]
+        here = sample_digest([(one + 4096 + start, length) for start, length in cut])
+        assert here == sample_digest([(other + 40 + start, length) for start, length in cut])
+        assert here != sample_digest([(one + 4096, len(NOISE))])
+        assert here != sample_digest([(other + 40 + start, length) for start, length in reversed(cut)])
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 262143, 262144, 262145])
+def test_the_first_and_last_byte_of_a_range_count(length: int) -> None:
+    with buffer(MIB) as base:
+        write(base, NOISE[:length])
+        right = sample_digest([(base, length)])
+        for at in (0, length - 1):
+            write(base + at, bytes([NOISE[at] ^ 1]))
+            assert sample_digest([(base, length)]) != right
+            write(base + at, NOISE[at : at + 1])
+        write(base + length, b"beyond the end does not count")
+        assert sample_digest([(base, length)]) == right
+
+
+def test_wider_and_denser_samples_notice_more() -> None:
+    with buffer(MIB) as base:
+        write(base, NOISE[:MIB])
+        everything = sample_digest([(base, MIB)], 4096, 4096)
+        write(base + 777_777, bytes([read(base + 777_777, 1)[0] ^ 1]))
+        assert sample_digest([(base, MIB)], 4096, 4096) != everything
+
+
+@pytest.mark.parametrize(("stride", "width"), [(2 * MIB, 64), (4096, 0), (64, 65), (0, 0)])
+def test_a_canary_that_could_miss_a_page_is_refused(stride: int, width: int) -> None:
+    with pytest.raises(ValueError, match="width <= stride"):
+        sample_digest([], stride, width)

@@ -1,0 +1,242 @@
+"""Chunks across processes, and a system that refuses: descriptors sent, importers killed, limits of the kernel."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from native._native import Driver, DriverError
+from tests.helpers.drivers import DriverCase
+from tests.helpers.memory import read, write
+
+CHUNK = 2 << 20
+ROOT = Path(__file__).parents[2]
+
+IMPORTER = """
+    import os, socket, sys
+    from native._native import DriverError, open_driver
+    from tests.helpers.memory import read, write
+
+    line = socket.socket(fileno=int(sys.argv[1]))
+    driver = open_driver("host")
+    while True:
+        command, fds, _, _ = socket.recv_fds(line, 64, 1)
+        if command == b"map":
+            handle = driver.import_handle(fds[0], CHUNK)
+            os.close(fds[0])
+            base = driver.reserve(CHUNK)
+            driver.map(base, handle)
+            line.send(read(base, 16))
+            write(base + CHUNK - 16, b"from the importer"[:16])
+        elif command == b"unmap":
+            driver.unmap(base)
+            driver.destroy(handle)
+            driver.release(base)
+            line.send(b"gone")
+        else:
+            break
+"""
+
+
+def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in an interpreter of its own; its output is part of the failure."""
+    script = f"CHUNK = {CHUNK}\n" + textwrap.dedent(code)
+    command = [sys.executable, "-c", script, *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@contextmanager
+def importer() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.settimeout(60)
+    script = f"CHUNK = {CHUNK}\n" + textwrap.dedent(IMPORTER)
+    process = subprocess.Popen([sys.executable, "-c", script, str(there.fileno())], pass_fds=[there.fileno()], cwd=ROOT)
+    there.close()
+    try:
+        yield here, process
+    finally:
+        here.close()
+        process.kill()
+        process.wait(60)
+
+
+@pytest.fixture
+def mapped(driver: Driver) -> Iterator[tuple[int, int]]:
+    """A chunk of ours, mapped here, and its one descriptor."""
+    handle = driver.create(CHUNK)
+    base = driver.reserve(CHUNK)
+    driver.map(base, handle)
+    fd = driver.export_handle(handle)
+    yield base, fd
+    os.close(fd)
+    driver.unmap(base)
+    driver.destroy(handle)
+    driver.release(base)
+
+
+def test_another_process_maps_the_same_pages(mapped: tuple[int, int]) -> None:
+    base, fd = mapped
+    write(base, b"from the owner!!")
+    with importer() as (line, _):
+        for _ in range(2):  # unmapped and sent again, by the same descriptor
+            socket.send_fds(line, [b"map"], [fd])
+            assert line.recv(64) == b"from the owner!!"
+            line.send(b"unmap")
+            assert line.recv(64) == b"gone"
+    assert read(base + CHUNK - 16, 16) == b"from the importe"
+
+
+def test_a_killed_importer_takes_nothing_with_it(mapped: tuple[int, int]) -> None:
+    base, fd = mapped
+    write(base, b"before the kill!")
+    with importer() as (line, process):
+        socket.send_fds(line, [b"map"], [fd])
+        assert line.recv(64) == b"before the kill!"
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL
+    assert read(base, 16) == b"before the kill!"
+
+    with importer() as (line, _):  # and the chunk can be given to the next
+        socket.send_fds(line, [b"map"], [fd])
+        assert line.recv(64) == b"before the kill!"
+
+
+def test_pages_are_free_when_the_last_process_lets_go() -> None:
+    """On our tmpfs the kernel counts, so a destroyed chunk that an importer still holds is not given twice."""
+    driver = DriverCase("host", "host", "tmpfs").open(limit=2 * CHUNK)
+    handle = driver.create(CHUNK)
+    fd = driver.export_handle(handle)
+    with importer() as (line, process):
+        socket.send_fds(line, [b"map"], [fd])
+        line.recv(64)
+        os.close(fd)
+        driver.destroy(handle)
+        assert (driver.stats().own_bytes, driver.free_bytes()) == (0, CHUNK)
+        with pytest.raises(DriverError) as raised:
+            driver.create(2 * CHUNK)
+        assert raised.value.name == "ENOSPC"
+        process.kill()
+        process.wait(60)
+    assert driver.free_bytes() == 2 * CHUNK
+    driver.destroy(driver.create(2 * CHUNK))
+
+
+def test_running_out_of_mappings_leaves_all_as_it_was(case: DriverCase) -> None:
+    run_python(
+        """
+        import ctypes, mmap, sys
+        from native._native import DriverError, open_driver
+        from tests.helpers.memory import readable, write
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+        libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+        libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        driver = open_driver("host", 0, 0, sys.argv[1])
+        handles = [driver.create(CHUNK) for _ in range(8)]
+        base = driver.reserve(32 * CHUNK)
+        pairs = [(base + 2 * i * CHUNK, handle) for i, handle in enumerate(handles)]  # apart: each splits a mapping
+        before = driver.stats().mapped_bytes
+
+        most = int(open("/proc/sys/vm/max_map_count").read())
+        wall = libc.mmap(None, 2 * most * 4096, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0)
+        pages = iter(range(0, 2 * most, 2))
+        holes = []
+        for page in pages:  # every other page differs, until the kernel has no mapping left
+            if libc.mprotect(wall + page * 4096, 4096, 1):
+                break
+            holes.append(wall + page * 4096)
+        for page in holes[-4:]:
+            assert libc.mprotect(page, 4096, 0) == 0  # joins three mappings: room for some chunks, not for eight
+
+        for _ in range(3):  # the failure must not use anything up
+            try:
+                driver.map_many(pairs)
+            except DriverError as error:
+                assert error.name == "ENOMEM" and "max_map_count" in error.remedy, error
+            else:
+                raise SystemExit("eight chunks were mapped")
+            assert driver.stats().mapped_bytes == before == 0
+            assert not any(readable(va) for va, _ in pairs)
+
+        libc.munmap(wall, 2 * most * 4096)
+        driver.map_many(pairs)
+        write(pairs[-1][0], b"works")
+        driver.unmap_many([va for va, _ in pairs])
+        """,
+        case.backing,
+    )
+
+
+def test_running_out_of_descriptors_leaves_all_as_it_was(case: DriverCase) -> None:
+    run_python(
+        """
+        import os, resource, sys
+        from native._native import DriverError, open_driver
+
+        driver = open_driver("host", 0, 8 * CHUNK, sys.argv[1])
+        handle = driver.create(CHUNK)
+        used = len(os.listdir("/proc/self/fd")) - 1
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
+        for call in (lambda: driver.create(CHUNK), lambda: driver.export_handle(handle)):
+            try:
+                call()
+            except DriverError as error:
+                assert error.name == "EMFILE" and "open files" in error.remedy, error
+            else:
+                raise SystemExit("a descriptor was made")
+        assert driver.stats().own_bytes == CHUNK
+        driver.destroy(handle)
+        assert driver.free_bytes() == 8 * CHUNK
+        handle = driver.create(CHUNK)
+        driver.destroy(handle)
+        """,
+        case.backing,
+    )
+
+
+def test_a_user_without_privileges_gets_huge_pages_or_the_fallback() -> None:
+    """In a user namespace where those are allowed; else `tmpfs` fails with a remedy and `auto` takes memfd."""
+    run_python(
+        """
+        import os
+        from native._native import DriverError, open_driver
+        from tests.helpers.memory import read, write
+
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setresgid(65534, 65534, 65534)
+            os.setresuid(65534, 65534, 65534)
+        try:
+            driver = open_driver("host", 0, 4 * CHUNK, "tmpfs")
+        except DriverError as error:
+            assert "user namespaces" in error.remedy and "memfd" in error.remedy, error
+            driver = open_driver("host", 0, 4 * CHUNK, "auto")
+            assert driver.backing == "memfd"
+        else:
+            assert driver.backing == "tmpfs"
+        handle, base = driver.create(CHUNK), driver.reserve(CHUNK)
+        driver.map(base, handle)
+        write(base, b"unprivileged")
+        assert read(base, 12) == b"unprivileged"
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            pass
+        else:
+            raise SystemExit("a child was left behind")
+        print(driver.backing)
+        """
+    )
