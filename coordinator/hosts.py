@@ -42,6 +42,15 @@ def is_loopback(host: str) -> bool:
     return address.is_loopback if address is not None else host.lower() == "localhost"
 
 
+def advertised(url: str) -> str:
+    """The URL by which others reach a listener: a wildcard address becomes this machine's name."""
+    parsed = URL(url)
+    address = literal(parsed.host or "")
+    if address is None or not address.is_unspecified:
+        return url
+    return str(parsed.with_host(socket.gethostname()))
+
+
 class HostGuard:
     """Refuses a request whose `Host` is a name we do not go by, or whose `Origin` is another site."""
 

@@ -66,6 +66,7 @@ class Metrics:
             "vnpu_decisions", "Decisions, by what became of their transaction", ["order", "outcome"], registry=registry
         )
         self._evictions = Counter("vnpu_evictions", "Offloads ordered", ["model", "reason"], registry=registry)
+        self._quarantined = Gauge("vnpu_quarantined_values", "Values in etcd that do not decode", registry=registry)
         self._switch = Histogram(
             "vnpu_switch_seconds",
             "From the transaction of an order until the engine says it is done",
@@ -94,6 +95,9 @@ class Metrics:
     def request_finished(self, model: str, status: int) -> None:
         """`model` is empty where the request named none that exists."""
         self._requests.labels(model, str(status)).inc()
+
+    def quarantined(self, count: int) -> None:
+        self._quarantined.set(count)
 
     def decided(self, command: Grant | Reclaim, outcome: Granted | GrantRefused, now: float) -> None:
         """A transaction's outcome, at `now` (monotonic seconds)."""

@@ -22,6 +22,7 @@ from coordinator.gateway.problem import Problem, bad_request, unknown_model
 from coordinator.store import keys
 from coordinator.store.base import Store
 from coordinator.store.codec import decode
+from coordinator.store.facts import Quarantined
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,11 @@ class Core(Protocol):
     @property
     def models(self) -> Iterable[str]:
         """Every model that is configured or has an engine."""
+        ...
+
+    @property
+    def quarantined(self) -> Iterable[Quarantined]:
+        """Values in etcd that do not decode and are not obeyed."""
         ...
 
     def view(self) -> State: ...
@@ -101,7 +107,9 @@ class Handlers:
             return _problem(Problem(503, "store_unavailable", f"etcd: {error}", retry_after=2))
 
     async def _state(self, request: web.Request) -> web.StreamResponse:
-        return _json({"coordinator": self._core.id, **msgspec.to_builtins(self._core.view())})
+        quarantined = [{"key": q.key, "size": q.size, "reason": q.reason} for q in self._core.quarantined]
+        state = msgspec.to_builtins(self._core.view())
+        return _json({"coordinator": self._core.id, **state, "quarantined": quarantined})
 
     async def _devices(self, request: web.Request) -> web.StreamResponse:
         return _json({"devices": self._core.view().devices})

@@ -1,0 +1,139 @@
+"""`python -m coordinator --config vnpu.yaml --etcd URL[,URL] [--id ID]`: scheduler, gateway and admin API.
+
+Any number of them may run: one leads, all route. SIGTERM and SIGINT end it in order; a second one at once. Exit codes:
+0 done, 1 failed, 2 wrong use or configuration.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import uvloop
+
+from coordinator.admin.app import Settings as AdminSettings
+from coordinator.config import Config, Defaults, load
+from coordinator.core.model import ModelId
+from coordinator.core.scheduler import Scheduler
+from coordinator.core.settings import Settings as ModelSettings
+from coordinator.errors import ConfigError, VnpuError
+from coordinator.gateway.settings import Settings as GatewaySettings
+from coordinator.runtime import Runtime, Settings
+from coordinator.store import connect
+from coordinator.store.base import Store
+
+log = logging.getLogger("coordinator")
+
+
+def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
+    """The exit code."""
+    options = _parser().parse_args(argv)
+    try:
+        config = load(options.config, environ)
+        logging.basicConfig(
+            level=environ.get("VNPU_LOG_LEVEL", config.log.level).upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+            stream=sys.stderr,
+        )
+        store = connect(_endpoints(options.etcd, config, environ), environ=environ)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_serve(settings(config, options.id, environ), scheduler(config), store))
+    except ConfigError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+
+
+def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Settings:
+    """What the process around the core is told."""
+    trusted = tuple(host.strip() for host in environ.get("VNPU_ENGINE_HOSTS", "").split(",") if host.strip())
+    gateway, admin = config.gateway, config.admin
+    return Settings(
+        id=identifier,
+        gateway=GatewaySettings(
+            host=gateway.listen.host,
+            port=gateway.listen.port,
+            max_queue=gateway.max_queue,
+            models=tuple(config.models),
+            trusted_hosts=trusted,
+        ),
+        admin=AdminSettings(
+            host=admin.listen.host, port=admin.listen.port, api_key=admin.api_key, trusted_hosts=trusted
+        ),
+    )
+
+
+def scheduler(config: Config) -> Scheduler:
+    """The core, as configured."""
+
+    def of(model: Defaults) -> ModelSettings:
+        return ModelSettings(
+            pin=model.pin,
+            priority=model.priority,
+            keep_alive=model.keep_alive,
+            min_residency=model.min_residency,
+            max_wait=config.gateway.max_wait if model.max_wait is None else model.max_wait,
+        )
+
+    return Scheduler(of(config.defaults), {ModelId(name): of(model) for name, model in config.models.items()})
+
+
+async def _serve(told: Settings, core: Scheduler, store: Store) -> int:
+    """Until a signal. Expected failures end in one line, defects in a traceback."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _signalled, stop, number)
+    failures: list[str] = []
+    try:
+        await Runtime(told, store, core).run(stop)
+    except* (VnpuError, OSError) as errors:
+        failures.extend(str(error) for error in _leaves(errors))
+    finally:
+        await store.close()
+    for failure in failures:
+        log.error("%s", failure)
+    return 1 if failures else 0
+
+
+def _signalled(stop: asyncio.Event, number: signal.Signals) -> None:
+    if stop.is_set():
+        log.warning("%s again: ending at once", number.name)
+        os._exit(1)
+    log.info("%s: ending in order", number.name)
+    stop.set()
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> list[BaseException]:
+    found: list[BaseException] = []
+    for error in group.exceptions:
+        found.extend(_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
+    return found
+
+
+def _endpoints(given: str, config: Config, environ: Mapping[str, str]) -> list[str]:
+    """Named on the command line, in the environment, or in the configuration, in this order."""
+    named = given or environ.get("VNPU_ETCD_ENDPOINTS", "") or environ.get("ETCD_ENDPOINTS", "")
+    endpoints = [url.strip() for url in named.split(",") if url.strip()] or list(config.endpoints)
+    if not endpoints:
+        raise ConfigError("no etcd endpoint is known", remedy="name one by --etcd http://host:2379")
+    return endpoints
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m coordinator", description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the node's vnpu.yaml")
+    parser.add_argument("--etcd", default="", metavar="URL[,URL]", help="etcd's endpoints")
+    own = f"{socket.gethostname()}-{os.getpid()}"
+    parser.add_argument("--id", default=own, help="this coordinator's name in etcd, unique among all")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,197 @@
+"""A coordinator among coordinators: its session, its key, its candidacy, and what a leader owes the others.
+
+Everything here ends and begins anew with the session. A session that is lost ends leadership at once in this process;
+what was ordered meanwhile carries its own proof (PROTOCOL rule 2), so a leader that does not know yet harms nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import msgspec
+
+from coordinator.core.events import Event, LeadershipGained, LeadershipLost
+from coordinator.core.model import Coordinator, Demand, Heartbeat
+from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreError, StoreUnavailable
+from coordinator.store import keys
+from coordinator.store.base import Compare, Delete, Op, Put, Store, TxnResult
+from coordinator.store.codec import encode
+from coordinator.store.election import Election, Leadership
+from coordinator.store.epoch import ensure_epoch
+from coordinator.store.session import TTL_S, Session, open_session
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT_S = 1.0
+DEMAND_EVERY_S = 0.2
+"""The first request that waits is published at once, then at most that often."""
+RETRY_S = 0.5
+RESIGN_S = 2.0
+OPS_PER_TXN = 100
+
+
+class Member:
+    """`post` puts an event into the inbox; `caught_up(revision)` returns when the inbox holds everything up to it;
+    `demand` is what waits at this process's gateway. `identity` says who we are and where."""
+
+    def __init__(
+        self,
+        store: Store,
+        identity: Coordinator,
+        post: Callable[[Event], None],
+        caught_up: Callable[[int], Awaitable[None]],
+        demand: Callable[[], Mapping[str, int]],
+        *,
+        ttl: int = TTL_S,
+    ) -> None:
+        self._store = store
+        self._identity = identity
+        self._post = post
+        self._caught_up = caught_up
+        self._demand = demand
+        self._ttl = ttl
+        self._session: Session | None = None
+        self._demand_moved = asyncio.Event()
+        self._epoch_missing = asyncio.Event()
+        self.leading = False
+
+    @property
+    def healthy(self) -> bool:
+        """Whether etcd answered within the last TTL."""
+        return self._session is not None and self._session.alive
+
+    def demand_moved(self) -> None:
+        """What waits at the gateway has changed."""
+        self._demand_moved.set()
+
+    def epoch_missing(self) -> None:
+        """The epoch's key is gone: whoever leads puts a new one."""
+        self._epoch_missing.set()
+
+    async def run(self) -> None:
+        """Session after session, until cancelled; then the leadership is resigned and the lease revoked."""
+        while True:
+            try:
+                async with open_session(self._store, self._ttl) as session:
+                    self._session = session
+                    await self._live(session)
+            except* StoreError as errors:
+                log.warning("membership is interrupted: %s", "; ".join(map(str, errors.exceptions)))
+            finally:
+                self._session = None
+            await asyncio.sleep(RETRY_S)
+
+    async def _live(self, session: Session) -> None:
+        """Until the session or the leadership is lost. Raises `StoreError`s, in a group."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._publish_demand(session), name="demand")
+            await self._announce(session, leading=False)
+            await self._run_for_office(session)
+
+    async def _run_for_office(self, session: Session) -> None:
+        election = Election(self._store, session, self._identity.id.encode())
+        mine = await election.campaign()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._lead(session, mine), name="lead")
+                await election.until_lost(mine)
+                raise LeaseLost("the leadership is over", remedy="stand again in a new session")
+        finally:
+            try:
+                async with asyncio.timeout(RESIGN_S):
+                    await election.resign(mine)
+            except TimeoutError:
+                log.info("resigning is left to the lease")
+
+    async def _lead(self, session: Session, mine: Leadership) -> None:
+        """First know everything that happened before (PROTOCOL rule 12), then lead."""
+        try:
+            await self._caught_up(await self._announce(session, leading=True))
+            await self._ensure_epoch()
+            self.leading = True
+            self._post(LeadershipGained(mine.key, mine.create_revision))
+            self._demand_moved.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._beat(session, mine), name="heartbeat")
+                tasks.create_task(self._keep_epoch(), name="epoch")
+        finally:
+            if self.leading:
+                self.leading = False
+                self._post(LeadershipLost())
+
+    async def _announce(self, session: Session, *, leading: bool) -> int:
+        """Our own key; returns its revision."""
+        value = encode(msgspec.structs.replace(self._identity, leading=leading))
+        put = Put(keys.coordinator(self._identity.id), value, session.lease)
+        return (await self._surely(session, [], [put])).revision
+
+    async def _beat(self, session: Session, mine: Leadership) -> None:
+        """Once a second the watch of everybody hears something. Raises `LeaseLost` when somebody else leads."""
+        loop = asyncio.get_running_loop()
+        n, due = 0, loop.time()
+        while True:
+            put = Put(keys.HEARTBEAT, encode(Heartbeat(n=n)), session.lease)
+            try:
+                if not (await self._store.txn([mine.holds()], [put])).succeeded:
+                    raise LeaseLost(f"{mine.key} is gone", remedy="stand again in a new session")
+            except (StoreUnavailable, Ambiguous) as error:
+                log.debug("heartbeat %d: %s", n, error)
+            n = (n + 1) % (1 << 31)
+            due = max(due + HEARTBEAT_S, loop.time())
+            await asyncio.sleep(due - loop.time())
+
+    async def _keep_epoch(self) -> None:
+        while True:
+            await self._epoch_missing.wait()
+            self._epoch_missing.clear()
+            await self._ensure_epoch()
+
+    async def _ensure_epoch(self) -> None:
+        while True:
+            try:
+                epoch = await ensure_epoch(self._store)
+            except StoreUnavailable as error:
+                log.warning("cannot read the epoch yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+            except SchemaError as error:
+                log.error("%s does not decode, nothing will be granted: %s", keys.EPOCH, error)
+                return
+            else:
+                log.info("epoch %s", epoch.id)
+                return
+
+    async def _publish_demand(self, session: Session) -> None:
+        """What waits here, under our lease, for a leader elsewhere; a leader here hears it without etcd."""
+        published: dict[str, int] = {}
+        while True:
+            wanted = {} if self.leading else {model: n for model, n in self._demand().items() if n}
+            ops = [self._demand_op(session, model, wanted.get(model, 0)) for model in _moved(published, wanted)]
+            for start in range(0, len(ops), OPS_PER_TXN):
+                await self._surely(session, [], ops[start : start + OPS_PER_TXN])
+            published = wanted
+            if ops:
+                await asyncio.sleep(DEMAND_EVERY_S)
+            await self._demand_moved.wait()
+            self._demand_moved.clear()
+
+    def _demand_op(self, session: Session, model: str, waiting: int) -> Op:
+        key = keys.demand(self._identity.id, model)
+        return Put(key, encode(Demand(waiting=waiting)), session.lease) if waiting else Delete(key)
+
+    async def _surely(self, session: Session, compares: Sequence[Compare], then: Sequence[Op]) -> TxnResult:
+        """An idempotent transaction, sent until it is answered. Raises `LeaseLost` with the session."""
+        while True:
+            try:
+                return await self._store.txn(compares, then)
+            except (StoreUnavailable, Ambiguous) as error:
+                log.debug("sent again: %s", error)
+            if not session.alive:
+                raise LeaseLost("the session ended", remedy="open a new session")
+            await asyncio.sleep(RETRY_S)
+
+
+def _moved(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
+    """Models whose count differs."""
+    return sorted(model for model in {*before, *after} if before.get(model, 0) != after.get(model, 0))

@@ -1,0 +1,228 @@
+"""The process around the core: one inbox, one loop, and the sources that fill it.
+
+*event -> inbox -> `Scheduler.handle` -> commands -> effects -> event.* Sources are the watch, the gateway's demand, the
+operators' orders, leadership, and the clock. Decisions run beside the loop; what becomes of one is an event. While etcd
+is away nothing is decided, routes stay as they are and requests keep flowing (PROTOCOL rule 14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing
+
+import msgspec
+
+from coordinator.admin.app import Admin
+from coordinator.admin.app import Settings as AdminSettings
+from coordinator.admin.feed import Feed
+from coordinator.core.commands import Command, Grant, Reclaim, Refuse, Route
+from coordinator.core.events import Changed, DemandSeen, EpochSeen, Event, Listed, OrderAsked, Tick
+from coordinator.core.model import Coordinator, ModelId
+from coordinator.core.scheduler import Scheduler
+from coordinator.core.view import State
+from coordinator.effects import Effects
+from coordinator.gateway.app import Gateway
+from coordinator.gateway.settings import Settings as GatewaySettings
+from coordinator.hosts import advertised
+from coordinator.membership import Member
+from coordinator.metrics import Metrics
+from coordinator.sources import DemandPost, Reached
+from coordinator.store import keys
+from coordinator.store.base import Listing, Store
+from coordinator.store.facts import Quarantined, Reader
+from coordinator.store.follow import follow
+from coordinator.store.session import TTL_S
+
+log = logging.getLogger(__name__)
+
+LEAST_TICK_S = 0.001
+"""A deadline in the past is a tick soon, never a loop without a pause."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`id` names this coordinator and its gateway in etcd."""
+
+    id: str
+    gateway: GatewaySettings = GatewaySettings()
+    admin: AdminSettings = AdminSettings()
+    lease_ttl: int = TTL_S
+
+
+class Runtime:
+    """One coordinator; make it while a loop runs, then `run` it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        scheduler: Scheduler,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._scheduler = scheduler
+        self._clock = clock
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue()
+        self._reader = Reader()
+        self._reached = Reached()
+        self._metrics = Metrics(scheduler.view)
+        self._effects = Effects(store)
+        self._feed = Feed()
+        self._demand = DemandPost(settings.id, self._heard_demand)
+        self._decisions: set[asyncio.Task[None]] = set()
+        self._member: Member | None = None
+        self._gateway = Gateway(settings.gateway, self._metrics, self._demand.changed, self, clock=clock)
+        self._admin = Admin(settings.admin, self, store, self._feed)
+        self.ready = asyncio.Event()
+
+    # ---- what gateway and admin API ask
+
+    @property
+    def id(self) -> str:
+        return self._settings.id
+
+    @property
+    def leading(self) -> bool:
+        return self._member is not None and self._member.leading
+
+    @property
+    def gateway_url(self) -> str:
+        return self._gateway.url
+
+    @property
+    def admin_url(self) -> str:
+        return self._admin.url
+
+    @property
+    def models(self) -> Iterable[str]:
+        return {*self._settings.gateway.models, *(model.id for model in self._scheduler.view().models)}
+
+    @property
+    def quarantined(self) -> Iterable[Quarantined]:
+        """Values in etcd that do not decode and are not obeyed."""
+        return self._reader.quarantined.values()
+
+    def view(self) -> State:
+        return self._scheduler.view()
+
+    def order(self, asked: OrderAsked) -> None:
+        self._inbox.put_nowait(asked)
+
+    def max_wait(self, model: str) -> float:
+        return self._scheduler.settings(ModelId(model)).max_wait
+
+    def healthy(self) -> bool:
+        return self._member is not None and self._member.healthy
+
+    def phases(self) -> Mapping[str, str]:
+        """The phase of each model's most awake engine."""
+        view = self._scheduler.view()
+        engines = {engine.id: engine for engine in view.engines}
+        return {
+            model.id: min((engines[each].phase or "stopped" for each in model.engines if each in engines), key=_sleep)
+            for model in view.models
+            if any(each in engines for each in model.engines)
+        }
+
+    # ---- life
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop`; then: admit nothing, let answers end, resign, revoke the session. Raises OSError when an
+        address cannot be listened on, `StoreError` when etcd refuses us."""
+        async with AsyncExitStack() as listeners:
+            await listeners.enter_async_context(self._admin)
+            await listeners.enter_async_context(self._gateway)
+            member = self._member = Member(
+                self._store,
+                Coordinator(id=self.id, admin_url=advertised(self.admin_url), gateway_url=advertised(self.gateway_url)),
+                self._inbox.put_nowait,
+                self._reached.until,
+                lambda: self._gateway.demand,
+                ttl=self._settings.lease_ttl,
+            )
+            async with asyncio.TaskGroup() as tasks:
+                sources = (
+                    tasks.create_task(self._follow(member), name="watch"),
+                    tasks.create_task(self._loop(tasks), name="loop"),
+                )
+                membership = tasks.create_task(member.run(), name="membership")
+                self.ready.set()
+                await stop.wait()
+                log.info("stopping: running answers may end")
+                await self._gateway.drain()
+                membership.cancel()
+                await asyncio.wait((membership,))
+                for task in (*sources, *self._decisions):
+                    task.cancel()
+
+    async def _follow(self, member: Member) -> None:
+        """The one watch."""
+        async with aclosing(follow(self._store, keys.ROOT)) as updates:
+            async for update in updates:
+                event = self._reader.listed(update) if isinstance(update, Listing) else self._reader.changed(update)
+                self._metrics.quarantined(len(self._reader.quarantined))
+                self._inbox.put_nowait(event)
+                self._reached.move(update.revision)
+                if _without_epoch(event):
+                    member.epoch_missing()
+
+    async def _loop(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            event = await self._next()
+            now = self._clock()
+            self._metrics.saw(event, now)
+            if not isinstance(event, Tick):
+                self._feed.publish("event", event)
+            for command in self._scheduler.handle(event, now):
+                self._feed.publish("command", command)
+                self._perform(command, tasks)
+            await asyncio.sleep(0)
+
+    async def _next(self) -> Event:
+        """The next event, or a `Tick` at the scheduler's deadline."""
+        deadline = self._scheduler.deadline()
+        if deadline is None:
+            return await self._inbox.get()
+        try:
+            async with asyncio.timeout(max(deadline - self._clock(), LEAST_TICK_S)):
+                return await self._inbox.get()
+        except TimeoutError:
+            return Tick()
+
+    def _perform(self, command: Command, tasks: asyncio.TaskGroup) -> None:
+        match command:
+            case Route():
+                self._gateway.route(command)
+            case Refuse():
+                self._gateway.refuse(command)
+            case Grant() | Reclaim():
+                decision = tasks.create_task(self._decide(command), name=f"decision {command.id}")
+                self._decisions.add(decision)
+                decision.add_done_callback(self._decisions.discard)
+
+    async def _decide(self, command: Grant | Reclaim) -> None:
+        outcome = await self._effects.perform(command)
+        self._metrics.decided(command, outcome, self._clock())
+        self._inbox.put_nowait(outcome)
+
+    def _heard_demand(self, event: DemandSeen) -> None:
+        self._inbox.put_nowait(event)
+        if self._member is not None:
+            self._member.demand_moved()
+
+
+def _without_epoch(event: Listed | Changed) -> bool:
+    """Whether it says that there is no epoch."""
+    epochs = [fact.epoch for fact in event.facts if isinstance(fact, EpochSeen)]
+    return epochs[-1] is None if epochs else isinstance(event, Listed)
+
+
+_AWAKE = ("resident", "restoring", "starting", "draining", "offloaded", "stopped", "lost", "failed")
+
+
+def _sleep(phase: str) -> int:
+    return _AWAKE.index(phase)
