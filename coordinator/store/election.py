@@ -17,7 +17,7 @@ import msgspec
 
 from coordinator.errors import Ambiguous, LeaseLost, StoreError
 from coordinator.store import keys
-from coordinator.store.base import Changes, CreateRevision, Delete, KeyValue, Listing, Put, Store
+from coordinator.store.base import Changes, Compare, CreateRevision, Delete, KeyValue, Listing, Put, Store
 from coordinator.store.follow import DOUBT_S, follow
 from coordinator.store.session import Session
 
@@ -57,11 +57,11 @@ class Election:
 
     async def campaign(self) -> Leadership:
         """Waits until elected. Cancelled, it withdraws. Raises `LeaseLost` when the session ends first."""
-        mine = Leadership(self.key, await self._stand())
         try:
+            mine = Leadership(self.key, await self._stand())
             await self._before_lost(self._until_first(mine))
         except BaseException:
-            await self.resign(mine)
+            await self._withdraw([])
             raise
         log.info("elected: %s at revision %d", mine.key, mine.create_revision)
         return mine
@@ -75,10 +75,14 @@ class Election:
 
     async def resign(self, mine: Leadership) -> None:
         """Let the next one lead. Where etcd does not answer, the end of the session does it."""
+        await self._withdraw([mine.holds()])
+
+    async def _withdraw(self, compares: list[Compare]) -> None:
+        """The key is named after our lease: nobody else's can be meant."""
         try:
-            await self._store.txn([mine.holds()], [Delete(mine.key)])
+            await self._store.txn(compares, [Delete(self.key)])
         except StoreError as error:
-            log.info("resigning %s is left to the lease: %s", mine.key, error)
+            log.info("withdrawing %s is left to the lease: %s", self.key, error)
 
     async def _stand(self) -> int:
         """The create revision of our key, put now or by an attempt whose reply was lost."""

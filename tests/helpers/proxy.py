@@ -17,9 +17,10 @@ class Proxy:
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._running: dict[asyncio.Task[None], asyncio.Event] = {}
-        self.swallow_replies = False
-        """Requests reach the server, its answers do not come back: the connection is closed instead."""
-        self.connections = 0
+        self.swallow: bytes | None = None
+        """The answer to a request that contains these bytes does not come back: the connection is closed instead."""
+        self.mute = False
+        """New connections are accepted and nothing passes on them: a half-dead server."""
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
@@ -56,13 +57,14 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         flowing = self._running[task] = asyncio.Event()
-        flowing.set()
-        self.connections += 1
+        if not self.mute:
+            flowing.set()
+        swallowing = asyncio.Event()
         with suppress(OSError, asyncio.CancelledError):
             upstream, downstream = await asyncio.open_connection("127.0.0.1", self._port)
             try:
-                there = asyncio.create_task(self._pipe(reader, downstream, flowing))
-                back = asyncio.create_task(self._pipe(upstream, writer, flowing, replies=True))
+                there = asyncio.create_task(self._requests(reader, downstream, flowing, swallowing))
+                back = asyncio.create_task(self._replies(upstream, writer, flowing, swallowing))
                 try:
                     await asyncio.wait((there, back), return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -74,13 +76,32 @@ class Proxy:
         writer.transport.abort()
         del self._running[task]
 
-    async def _pipe(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, flowing: asyncio.Event, *, replies: bool = False
+    async def _requests(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        flowing: asyncio.Event,
+        swallowing: asyncio.Event,
     ) -> None:
         with suppress(OSError):
             while data := await source.read(CHUNK):
                 await flowing.wait()
-                if replies and self.swallow_replies:
+                if self.swallow is not None and self.swallow in data:
+                    swallowing.set()
+                sink.write(data)
+                await sink.drain()
+
+    async def _replies(
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        flowing: asyncio.Event,
+        swallowing: asyncio.Event,
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(CHUNK):
+                await flowing.wait()
+                if swallowing.is_set():
                     return
                 sink.write(data)
                 await sink.drain()

@@ -8,7 +8,8 @@ from contextlib import aclosing
 from typing import TypeVar
 
 from coordinator.errors import Ambiguous, StoreUnavailable
-from coordinator.store.base import Changes, CreateRevision, Put, Store
+from coordinator.store.base import Changes, CreateRevision, Listing, Put, Store
+from coordinator.store.follow import follow
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
@@ -34,6 +35,15 @@ async def take(source: AsyncGenerator[T, None], count: int) -> list[T]:
     """The next `count` items."""
     async with asyncio.timeout(PATIENCE_S):
         return [await anext(source) for _ in range(count)]
+
+
+async def appears(store: Store, key: str) -> None:
+    """Returns once the key stands."""
+    async with asyncio.timeout(PATIENCE_S), aclosing(follow(store, key, doubt=None)) as updates:
+        async for update in updates:
+            found = update.kvs if isinstance(update, Listing) else [change.kv for change in update.changes]
+            if any(kv and kv.key == key for kv in found):
+                return
 
 
 async def changes_until(store: Store, prefix: str, start: int, last: int) -> list[Changes]:
