@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from coordinator.supervise.node import Node
 INTERRUPTED = 130
 
 
-def up(file: Path, run_dir: Path, without: Sequence[str], console: Console) -> int:
-    """Runs until it is told to stop. Returns the exit code: 0 after SIGTERM, 130 after Ctrl-C."""
+def up(file: Path, run_dir: Path, without: Sequence[str], console: Console, python: str = sys.executable) -> int:
+    """Runs until it is told to stop. Returns the exit code: 0 after SIGTERM, 130 after Ctrl-C. `python` runs the parts
+    of the node."""
     config = configuration.load(file, os.environ)
     for name in without:
         if name not in config.models:
@@ -32,25 +34,23 @@ def up(file: Path, run_dir: Path, without: Sequence[str], console: Console) -> i
         raise ConfigError("vLLM is not installed in this Python", remedy="make setup, then .venv/bin/vnpu")
     progress = Progress(console)
     try:
-        return asyncio.run(_up(config, file, RunDir(run_dir), without, progress))
+        return asyncio.run(_up(Node(config, file, RunDir(run_dir), progress, os.environ, without, python), progress))
     finally:
         progress.close()
 
 
-async def _up(
-    config: configuration.Config, file: Path, run_dir: RunDir, without: Sequence[str], progress: Progress
-) -> int:
-    stop, hurry, received = asyncio.Event(), asyncio.Event(), []
+async def _up(node: Node, progress: Progress) -> int:
+    stop, hurry, received = asyncio.Event(), asyncio.Event(), set[signal.Signals]()
 
     def on_signal(number: signal.Signals) -> None:
         progress.close()
-        received.append(number)
+        received.add(number)
         progress.say("stopping everything now" if stop.is_set() else "stopping; once more to kill what lingers")
         (hurry if stop.is_set() else stop).set()
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_signal, number)
-    await Node(config, file, run_dir, progress, os.environ, without).run(stop, hurry)
-    progress.say("stopped; logs are in " + str(run_dir.logs))
+    await node.run(stop, hurry)
+    progress.say("stopped")
     return INTERRUPTED if signal.SIGINT in received else 0

@@ -78,7 +78,7 @@ class Node:
         self._urls: tuple[str, ...] = config.endpoints
         self._identifier = f"{config.node}-{os.getpid()}"
         self._keepers: list[Keeper] = []
-        self._lost_core: asyncio.Future[Program] = asyncio.get_running_loop().create_future()
+        self._core_lost = asyncio.Event()
         self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
         self._ready = False
 
@@ -200,9 +200,8 @@ class Node:
 
     def moved(self, keeper: Keeper) -> None:
         self._display.moved(keeper)
-        ended = keeper.state is State.ENDED
-        if ended and keeper.program.kind is not Kind.ENGINE and not self._lost_core.done():
-            self._lost_core.set_result(keeper.program)
+        if keeper.state is State.ENDED and keeper.program.kind is not Kind.ENGINE:
+            self._core_lost.set()
         if self._ready and keeper.state in (State.STARTING, State.BACKING_OFF, State.ENDED):
             self._write_run_file()
 
@@ -210,7 +209,9 @@ class Node:
         self._display.say(text)
 
     async def _losing_core(self) -> None:
-        lost = await asyncio.shield(self._lost_core)
+        await self._core_lost.wait()
+        core = (keeper for keeper in self._keepers if keeper.program.kind is not Kind.ENGINE)
+        lost = next(keeper.program for keeper in core if keeper.state is State.ENDED)
         raise NodeFailed(f"{lost.name} cannot be kept running", remedy=f"see {self._run_dir.log(lost.name)}")
 
     def _write_run_file(self) -> RunFile:

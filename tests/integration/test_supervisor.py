@@ -1,0 +1,225 @@
+"""`vnpu up` as a process: what it starts, what it says, and that nothing is left of it however it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.processes import alive, wait_gone
+
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import sys
+from pathlib import Path
+from rich.console import Console
+from coordinator.cli import main
+from coordinator.cli.up import up
+main.COMMANDS = {"up": lambda args: up(Path(args.config), Path(args.run_dir), args.without, Console(), sys.argv[1])}
+sys.exit(main.main(sys.argv[2:]))
+"""
+
+
+class Up:
+    """A `vnpu up` whose parts are stand-ins; its output is read line by line."""
+
+    def __init__(self, folder: Path, *arguments: str, **environ: str) -> None:
+        self.run_dir = folder / "run"
+        self._said: list[str] = []
+        python = folder / "python"
+        python.write_text(f'#!/bin/sh\nexec {sys.executable} {ROOT}/tests/helpers/stand_in.py "$@"\n')
+        python.chmod(0o755)
+        command = ["up", "--config", str(folder / "vnpu.yaml"), "--run-dir", str(self.run_dir), *arguments]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DRIVER, str(python), *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "200", **environ},
+            start_new_session=True,
+        )
+
+    def until(self, pattern: str) -> str:
+        """Reads on to the first line that matches. Fails where the output ends before."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._said.append(line)
+            if re.search(pattern, line):
+                return line
+        pytest.fail(f"{pattern!r} was never said:\n{self.said}")
+
+    @property
+    def said(self) -> str:
+        return "".join(self._said)
+
+    def end(self) -> int:
+        """The exit code, with all that was said until then in `said`."""
+        rest, _ = self.process.communicate(timeout=100)
+        self._said.append(rest)
+        return self.process.returncode
+
+    def run_file(self) -> dict:
+        return json.loads((self.run_dir / "run.json").read_text())
+
+    def pids(self) -> set[int]:
+        """Of all parts and their children; etcd's own included."""
+        parts = self.run_file()["processes"]
+        grandchildren = [
+            int(found) for part in parts for found in re.findall(r"grandchild (\d+)", Path(part["log"]).read_text())
+        ]
+        return {part["pid"] for part in parts} | set(grandchildren)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "vnpu.yaml").write_text(
+        textwrap.dedent("""
+            devices: [{id: 0, capacity: 1GiB}]
+            gateway: {listen: 127.0.0.1:0}
+            admin: {listen: 127.0.0.1:0}
+            models:
+              org/a: {path: a, kv_cache: 1MiB}
+              b: {path: b, kv_cache: 1MiB, restart: never}
+        """)
+    )
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator:
+    started: list[Up] = []
+
+    def start(*arguments: str, **environ: str) -> Up:
+        started.append(Up(folder, *arguments, **environ))
+        return started[-1]
+
+    yield start
+    for up in started:
+        if up.process.poll() is None:
+            up.process.kill()
+        up.process.wait()
+        if up.process.stdout is not None:
+            up.process.stdout.close()
+
+
+def test_up_tells_where_everything_is_and_ctrl_c_ends_it_in_order(start, folder):
+    up = start()
+    up.until("Ctrl-C")
+    run = up.run_file()
+    assert run["pid"] == up.process.pid
+    assert (run["gateway"], run["admin"], run["node"]) == ("http://127.0.0.1:1", "http://127.0.0.1:2", "local")
+    assert [part["name"] for part in run["processes"]] == ["etcd", "daemon", "coordinator", "org/a", "b"]
+    assert {part["kind"] for part in run["processes"]} == {"etcd", "daemon", "coordinator", "engine"}
+    assert all(Path(part["log"]).exists() and alive(part["pid"]) for part in run["processes"])
+    assert Path(run["socket"]).is_socket()
+    pids = up.pids()
+    assert len(pids) == 5 + 4
+
+    second = start()
+    assert second.end() == 2
+    assert "another `vnpu up` runs in" in second.said
+
+    up.process.send_signal(signal.SIGINT)
+    assert up.end() == 130
+    stopping = re.findall(r"(\S+): stopping", up.said)
+    assert stopping[0] == "coordinator"
+    assert set(stopping[1:3]) == {"org/a", "b"}
+    assert stopping[3:] == ["daemon", "etcd"]
+    assert not [pid for pid in pids if alive(pid)]
+    assert not (up.run_dir / "run.json").exists()
+    assert not (up.run_dir / "daemon.sock").exists()
+
+
+def test_a_killed_engine_is_announced_and_restarted_and_a_killed_up_leaves_nothing(start, folder):
+    up = start()
+    up.until("Ctrl-C")
+    pids = up.pids()
+    parts = {part["name"]: part["pid"] for part in up.run_file()["processes"]}
+
+    os.kill(parts["org/a"], signal.SIGKILL)
+    up.until(r"org/a was killed by SIGKILL; restarting in 1 s \(crash 1\)")
+    up.until("org/a: ready")
+    anew = {part["name"]: part["pid"] for part in up.run_file()["processes"]}
+    assert anew["org/a"] != parts["org/a"]
+    assert {**anew, "org/a": 0} == {**parts, "org/a": 0}
+
+    os.kill(parts["b"], signal.SIGKILL)
+    up.until(r"b was killed by SIGKILL; it is not restarted \(restart: never\)")
+    os.kill(parts["etcd"], signal.SIGKILL)
+    up.until("etcd was killed by SIGKILL; restarting in 1 s")
+    up.until("etcd: ready")
+
+    pids |= up.pids()
+    up.process.kill()
+    for pid in pids:
+        wait_gone(pid)
+    wait_gone_file(up.run_dir / "run.json")
+    wait_gone_file(up.run_dir / "daemon.sock")
+
+
+def wait_gone_file(path: Path) -> None:
+    """The guard removes files after it has killed processes; it ends then, and its end is what we cannot see."""
+    until = time.monotonic() + 60.0
+    while path.exists():
+        assert time.monotonic() < until, f"{path} is still there"
+        time.sleep(0.01)
+
+
+def test_a_daemon_that_cannot_start_ends_the_node(start, folder):
+    up = start(STAND_IN_FAIL="native.daemon")
+    assert up.end() == 1
+    assert "daemon ended with status 3; restarting in 1 s (crash 1)" in up.said
+    assert "daemon ended with status 3; given up after 3 failed starts" in up.said
+    assert "vnpu: daemon cannot be kept running (see" in up.said
+    assert "cannot" in (up.run_dir / "logs" / "daemon.log").read_text()
+    assert not (up.run_dir / "run.json").exists()
+
+
+def test_what_ignores_sigterm_is_killed_on_the_second_ctrl_c(start, folder):
+    up = start("--without", "b", STAND_IN_STUBBORN="vllm.entrypoints.openai.api_server")
+    up.until("Ctrl-C")
+    pids = up.pids()
+    up.process.send_signal(signal.SIGTERM)
+    up.until("org/a: stopping")
+    up.process.send_signal(signal.SIGTERM)
+    assert up.end() == 0
+    assert "stopping everything now" in up.said
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_port_that_is_taken_is_named_before_anything_starts(start, folder):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = (folder / "vnpu.yaml").read_text()
+        (folder / "vnpu.yaml").write_text(
+            text.replace("gateway: {listen: 127.0.0.1:0}", f"gateway: {{listen: 127.0.0.1:{port}}}")
+        )
+        up = start()
+        assert up.end() == 2
+    assert f"gateway.listen: 127.0.0.1:{port} is taken by another process" in up.said
+    assert not list((up.run_dir / "logs").iterdir())
+
+
+def test_an_etcd_that_does_not_answer_is_named(start, folder):
+    text = (folder / "vnpu.yaml").read_text()
+    (folder / "vnpu.yaml").write_text(text + "etcd: [http://127.0.0.1:9]\n")
+    up = start()
+    assert up.end() == 1
+    assert "etcd at http://127.0.0.1:9 does not answer" in up.said

@@ -1,0 +1,103 @@
+"""The vLLM command of a model, word for word, and which cores it computes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from coordinator.config import Config, Device, Duration, Gateway, Model, Size
+from coordinator.supervise.engine_command import bindings, engine_command
+from coordinator.supervise.programs import engine, environment
+
+
+def config(**model: object) -> Config:
+    return Config(
+        node="n1",
+        devices=[Device(0, Size(1 << 30)), Device(1, Size(1 << 30))],
+        gateway=Gateway(max_queue=7, max_wait=Duration(30)),
+        models={"org/a": Model(path="/m/a b", kv_cache=Size(64 << 20), **{"device": 0, **model})},
+    )
+
+
+def command(**model: object):
+    return engine_command(config(**model), "org/a", ["http://e1:1", "http://e2:2"], 9001, "0", "/py")
+
+
+def test_it_is_the_ordinary_server_with_our_flags_and_environment():
+    got = command()
+    assert got.argv == (
+        *("/py", "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", "/m/a b", "--served-model-name", "org/a", "--host", "127.0.0.1", "--port", "9001"),
+        *("--kv-cache-memory-bytes", "67108864", "--middleware", "engine_patch.gate.Gate"),
+    )
+    assert got.env == {
+        "VNPU_ETCD_ENDPOINTS": "http://e1:1,http://e2:2",
+        "VNPU_NODE": "n1",
+        "VNPU_DEVICE": "0",
+        "VNPU_ENGINE_ID": "org/a",
+        "VNPU_MAX_QUEUE": "7",
+        "VNPU_MAX_WAIT": "30",
+        "VNPU_LOG_LEVEL": "INFO",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_model_len": 1024}, ["--max-model-len", "1024"]),
+        ({"--max-model-len": 1024}, ["--max-model-len", "1024"]),
+        ({"enforce_eager": True}, ["--enforce-eager"]),
+        ({"enable_prefix_caching": False}, ["--no-enable-prefix-caching"]),
+        ({"seed": None}, []),
+        ({"compilation_config": {"mode": 0}}, ["--compilation-config", '{"mode": 0}']),
+        ({"lora_modules": ["a=b", "c=d"]}, ["--lora-modules", "a=b", "c=d"]),
+        ({"swap": 0.5, "dtype": "bfloat16"}, ["--swap", "0.5", "--dtype", "bfloat16"]),
+    ],
+)
+def test_engine_args_become_flags(given, words):
+    assert list(command(engine_args=given).argv[15:]) == words
+
+
+def test_a_group_is_a_tensor_parallel_engine():
+    got = command(device=[1, 0])
+    assert got.argv[-2:] == ("--tensor-parallel-size", "2")
+    assert got.env["VNPU_DEVICE"] == "1,0"
+
+
+def test_a_models_own_patience_goes_before_the_gateways():
+    assert command(max_wait=Duration(2.5)).env["VNPU_MAX_WAIT"] == "2.5"
+
+
+def test_the_printed_command_can_be_pasted():
+    text = command(engine_args={"enforce_eager": True}).shell()
+    lines = text.split(" \\\n  ")
+    assert lines[0] == "VNPU_ETCD_ENDPOINTS=http://e1:1,http://e2:2"
+    assert "/py -m vllm.entrypoints.openai.api_server" in lines
+    assert "--model '/m/a b'" in lines
+    assert lines[-1] == "--enforce-eager"
+
+
+def test_a_users_own_core_binding_holds_and_the_rest_is_ours():
+    program = engine(config(restart="never"), "org/a", ["http://e:1"], 9001, "0", "/py")
+    seen = environment(program, {"VLLM_CPU_OMP_THREADS_BIND": "3", "VNPU_NODE": "other", "HOME": "/h"})
+    assert (seen["VLLM_CPU_OMP_THREADS_BIND"], seen["VNPU_NODE"], seen["HOME"]) == ("3", "n1", "/h")
+    assert (program.url, program.restart) == ("http://127.0.0.1:9001", False)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "cores", "bound"),
+    [
+        ([1, 1, 1], [0, 1], ["0", "1", "0"]),
+        ([1], [0, 1], ["0"]),
+        ([2], [4, 5], ["4|5"]),
+        ([1, 2], [0], ["0", "0|0"]),
+        ([1, 1], list(range(8)), ["0,1,2", "3,4,5"]),
+        ([2, 1], list(range(8)), ["0,1|2,3", "4,5"]),
+        ([], [0], []),
+    ],
+)
+def test_engines_go_round_the_cores_and_leave_one_free_where_there_are_more(ranks, cores, bound):
+    assert bindings(ranks, cores) == bound

@@ -1,0 +1,67 @@
+"""The run folder: one owner at a time, a run file that is whole or absent."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from coordinator.errors import ConfigError
+from coordinator.supervise.layout import NotRunning, Process, RunDir, RunFile
+
+
+def run_file(pid: int) -> RunFile:
+    return RunFile(
+        pid=pid,
+        node="n",
+        etcd=("http://e:1",),
+        gateway="http://g",
+        admin="http://a",
+        socket="/s",
+        processes=(Process("b", "engine", 7, "/l"),),
+    )
+
+
+def test_the_run_file_comes_back_and_goes_with_its_run(tmp_path: Path):
+    folder = RunDir(tmp_path / "run")
+    with folder.held():
+        folder.write(run_file(os.getpid()))
+        assert folder.read() == run_file(os.getpid())
+        folder.socket.touch()
+    assert sorted(path.name for path in folder.root.iterdir()) == ["daemon", "lock", "logs"]
+    with pytest.raises(NotRunning, match="no node is running"):
+        folder.read()
+
+
+def test_a_run_file_whose_writer_is_dead_counts_for_nothing(tmp_path: Path):
+    folder = RunDir(tmp_path)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    folder.write(run_file(dead.pid))
+    with pytest.raises(NotRunning):
+        folder.read()
+    folder.run_file.write_text("{")
+    with pytest.raises(NotRunning, match="not readable"):
+        folder.read()
+
+
+def test_a_second_owner_is_refused_and_leaves_the_first_ones_files(tmp_path: Path):
+    folder = RunDir(tmp_path)
+    with folder.held():
+        folder.write(run_file(os.getpid()))
+        with pytest.raises(ConfigError, match="another `vnpu up` runs"), RunDir(tmp_path).held():
+            pass
+        assert folder.run_file.exists()
+    with folder.held():
+        pass
+
+
+def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="too long"), RunDir(tmp_path / ("x" * 120)).held():
+        pass
+
+
+def test_a_models_name_with_a_slash_is_one_log_file(tmp_path: Path):
+    assert RunDir(tmp_path).log("org/a").name == "org%2Fa.log"
