@@ -41,8 +41,13 @@ const char* mapping_remedy(int error) {
 
 // Nothing is there, and nobody else can be put there. False: the kernel refused, and what was there still is.
 bool hide(Address va, std::size_t size) {
-    constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
-    return ::mmap(pointer(va), size, PROT_NONE, flags, -1, 0) != MAP_FAILED;
+    constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    if (::mmap(pointer(va), size, PROT_NONE, flags | MAP_FIXED, -1, 0) != MAP_FAILED) {
+        return true;
+    }
+    // With as many mappings as a process may have, replacing one is refused, but removing it makes room for the next.
+    return errno == ENOMEM && ::munmap(pointer(va), size) == 0 &&
+           ::mmap(pointer(va), size, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1, 0) == pointer(va);
 }
 
 // Address of `size` inaccessible bytes at a multiple of `page`.

@@ -16,7 +16,8 @@ from native.smaps import mappings
 from tests.helpers.drivers import DriverCase
 from tests.helpers.memory import read, readable, write
 
-GIB = 1 << 30
+HINT = 0x2000_0000_0000
+"""A multiple of 1 GiB that nothing else is put at."""
 
 
 def facts(driver: Driver) -> tuple[int, ...]:
@@ -95,7 +96,7 @@ def test_a_reservation_is_aligned_and_inaccessible(driver: Driver, base: int, ch
 
 
 def test_a_hint_is_obeyed(driver: Driver, chunk: int) -> None:
-    hint = 0x2000 * GIB
+    hint = HINT
     assert driver.reserve(chunk, hint) == hint
     driver.release(hint)
     assert driver.reserve(2 * chunk, hint) == hint
@@ -103,7 +104,7 @@ def test_a_hint_is_obeyed(driver: Driver, chunk: int) -> None:
 
 
 def test_a_taken_hint_is_refused_and_what_is_there_stays(driver: Driver, chunk: int, refused, handles) -> None:
-    hint = driver.reserve(chunk, 0x2000 * GIB)
+    hint = driver.reserve(chunk, HINT)
     driver.map(hint, handles[0])
     write(hint, b"mine")
 
@@ -118,7 +119,7 @@ def test_a_taken_hint_is_refused_and_what_is_there_stays(driver: Driver, chunk: 
 def test_sizes_and_hints_are_whole(chunk: int, refused, bytes_off: int) -> None:
     assert refused("reserve", chunk + bytes_off).name == "EINVAL"
     assert refused("reserve", 0).name == "EINVAL"
-    assert refused("reserve", chunk, 0x2000 * GIB + chunk).name == "EINVAL"  # Ascend wants 1 GiB
+    assert refused("reserve", chunk, HINT + chunk).name == "EINVAL"  # Ascend wants 1 GiB
     assert refused("create", chunk + bytes_off).name == "EINVAL"
     assert refused("create", 0).name == "EINVAL"
 
@@ -386,7 +387,7 @@ def test_dropping_a_driver_leaves_what_is_mapped_and_closes_the_rest(case: Drive
     chunk = 2 << 20
     before = open_descriptors()
     driver = case.open()
-    used, empty = driver.reserve(chunk), driver.reserve(chunk, 0x2000 * GIB)
+    used, empty = driver.reserve(chunk), driver.reserve(chunk, HINT)
     driver.map(used, driver.create(chunk))
     driver.create(chunk)
     write(used, b"kept")
