@@ -7,17 +7,17 @@ RUN apt-get update \
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# Pins first: this layer is built again only when they change.
+# Pins first: this layer is built again only when they change. The lists are complete, hence --no-deps.
 COPY docker/requirements/build.txt docker/requirements/runtime.txt docker/requirements/
 RUN python -m venv /opt/build \
-    && /opt/build/bin/pip install -r docker/requirements/build.txt \
-    && pip install -r docker/requirements/runtime.txt
+    && /opt/build/bin/pip install --no-deps -r docker/requirements/build.txt \
+    && pip install --no-deps -r docker/requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY native native
 COPY transfer transfer
 COPY engine_patch engine_patch
 COPY coordinator coordinator
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+RUN PATH=/opt/build/bin:$PATH /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && pip install --no-deps /dist/*.whl
 
 FROM python:3.11-slim-bookworm

