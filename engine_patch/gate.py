@@ -109,10 +109,13 @@ class Gate:
             if message["type"] == "lifespan.startup.complete":
                 keeper.attach(scope["app"].state)
 
-        try:
-            await self._app(scope, receive, announcing)
-        finally:
-            await asyncio.to_thread(keeper.stop)
+        async def parting() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await asyncio.to_thread(keeper.stop)
+            return message
+
+        await self._app(scope, parting, announcing)
 
     async def _hold(self, keeper: Keeper, scope: Scope, receive: Receive, send: Send) -> None:
         door, hold, gone = keeper.door(), Hold(receive), None

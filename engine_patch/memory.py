@@ -114,6 +114,15 @@ class Hands:
                 f"{arena.spilled_bytes} bytes of {region.kind} did not fit into the {arena.capacity} bytes estimated",
                 remedy="store the checkpoint as safetensors in the type it is computed in, or report this model",
             )
+        log.info(
+            "%s: %d bytes in %d blocks, at most %d while allocating, of %d estimated; %d outside",
+            region.kind,
+            arena.live_bytes,
+            arena.live_blocks,
+            arena.peak_bytes,
+            arena.capacity,
+            arena.spilled_bytes,
+        )
         used = set(arena.chunks_in_use())
         arena.trim()
         region.drop([i for i in region.indices if i not in used], CALL_S)

@@ -70,7 +70,7 @@ def _plan(config: Any) -> Plan:
         boot_id=family.boot_id(),
         weights=estimate.weights(_folder(model), torch.empty(0, dtype=model.dtype).element_size()),
         kv=config.cache_config.kv_cache_memory_bytes,
-        versions={"vllm": versions.installed() or "", "torch": torch.__version__, "vnpu": versions.own()},
+        versions={"vllm": versions.installed() or "", "torch": str(torch.__version__), "vnpu": versions.own()},
     )
 
 
