@@ -1,0 +1,58 @@
+# vNPU: what can be typed here. `make` alone says it too.
+PYTHON := $(shell command -v python3.11 || command -v python3 || echo python3.11)
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+ROUNDS := 20
+
+.DEFAULT_GOAL := help
+.PHONY: help doctor setup demo test test-system campaign lint type check bench docs lock clean
+
+help: ## this list
+	@echo "make TARGET:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+doctor: ## what this machine has, what vNPU needs, how to get what is missing
+	@if [ -x $(BIN)/vnpu ]; then $(BIN)/vnpu doctor; else $(PYTHON) coordinator/cli/doctor.py; fi
+
+setup: ## .venv with everything in it; done again only where something changed
+	@$(PYTHON) docker/requirements/venv.py
+
+demo: setup ## three real vLLM engines take turns on a device that holds two
+	@$(BIN)/vnpu demo
+
+test: setup ## the test suite, real etcd and real engines included (at most 25 minutes on two cores)
+	$(PYTEST) -m "not system" $(ARGS)
+
+test-system: setup ## what needs more of the machine: etcd 3.4, Compose, two-rank engines, long seeds
+	$(PYTEST) -m system $(ARGS)
+
+campaign: setup ## hours: property tests and simulations with ROUNDS=20 random seeds; a failure prints its seed
+	@for round in $$(seq 1 $(ROUNDS)); do \
+	    seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
+	    echo "round $$round of $(ROUNDS): --hypothesis-seed=$$seed"; \
+	    VNPU_SEED=$$seed $(PYTEST) -q tests/property tests/sim tests/store -m "not engine" \
+	        --hypothesis-profile=campaign --hypothesis-seed=$$seed --timeout=3600 $(ARGS) || exit 1; \
+	done
+
+lint: setup ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+type: setup ## types alone
+	$(BIN)/mypy
+
+check: lint test ## what a change must pass
+
+bench: setup ## every benchmark, rendered to benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: setup ## whether the pages in docs/ are true, as far as a test can tell
+	$(PYTEST) -q tests/unit/test_docs.py tests/unit/test_config_docs.py
+
+lock: ## writes docker/requirements/*.txt from what .venv holds now
+	$(BIN)/python docker/requirements/lock.py
+
+clean: ## what was built and measured; models, .venv and running nodes stay
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
