@@ -123,8 +123,8 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole node. `models` have `defaults` merged in, `path` absolute and `device` filled in; `host_ram` None: as
-    much as the daemon finds sensible."""
+    """A whole node. `models` have `defaults` merged in, `path` absolute and `device` filled in; `host_ram` None:
+    no limit."""
 
     devices: list[Device]
     models: dict[str, Model]

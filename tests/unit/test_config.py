@@ -8,6 +8,7 @@ import pytest
 
 from coordinator import config
 from coordinator.errors import ConfigError
+from tests.helpers.model_folder import model_folder
 
 GOOD = """
 devices:
@@ -19,15 +20,6 @@ TWO_ON_NINE = """
   b: {path: b, kv_cache: 1M, port: 9}
   c: {path: a, kv_cache: 1M, port: 9}
 """
-
-
-def model_folder(folder: Path, weights: int = 1000) -> Path:
-    """A folder that looks like a model of `weights` bytes; the file is sparse."""
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    with (folder / "model.safetensors").open("wb") as file:
-        file.truncate(weights)
-    return folder
 
 
 @pytest.fixture
