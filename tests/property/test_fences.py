@@ -66,6 +66,8 @@ class World(RuleBasedStateMachine):
         self.record = Record()
         self.start_daemon()
         self.push()
+        self.watch()
+        self.populate()
 
     # --- the world -------------------------------------------------------------------------------------------------
 
@@ -92,6 +94,7 @@ class World(RuleBasedStateMachine):
         stored = msgspec.json.encode(self.record)
         self.fences = Fences(msgspec.json.decode(stored, type=Record))
         self.pool = Pool(CAPACITY, CHUNK, self.generation)
+        self.created: set[int] = set()
         for owner, extents in owners.items():
             self.pool.adopt(owner, extents)
         self.seen = max(0, len(self.history) - 1)
@@ -103,11 +106,20 @@ class World(RuleBasedStateMachine):
 
     def settle(self) -> None:
         kill = self.fences.advance(self.living, self.now)
+        self.check_reclaimed()
         if kill is not None:
             for engine in self.engines.values():
                 if engine.holder == kill.holder and engine.alive:
                     self.die(engine)
         self.record = self.fences.record
+
+    def check_reclaimed(self) -> None:
+        """A reclaim that is over has left nothing of its target."""
+        view, record = self.fences.view, self.fences.record
+        if view is None or view.seat is None or view.epoch != record.epoch or view.seat.order != RECLAIM:
+            return
+        over = record.closed == view.seat.revision and not self.fences.regressed
+        assert not (over and self.living(view.seat.holder)), "reclaimed, but not dead"
 
     def die(self, engine: Engine) -> None:
         engine.alive = False
@@ -126,17 +138,47 @@ class World(RuleBasedStateMachine):
 
     # --- the leader ------------------------------------------------------------------------------------------------
 
-    @precondition(lambda self: self.ready())
     @rule(name=names, order=st.sampled_from([RESTORE, OFFLOAD]), size=st.integers(0, CAPACITY))
     def grant(self, name: str, order: str, size: int) -> None:
         engine = self.engines[name]
-        if not (engine.alive and engine.leased):
+        if not (self.ready() and engine.alive and engine.leased):
             return
         self.commit()
         self.seat = Seat(engine.holder, self.revision, order, size, LIMIT)
         self.token = Token(engine.holder, self.revision)
         engine.fence = (self.epoch_id, self.revision)
         self.push()
+
+    @rule(
+        name=names,
+        order=st.sampled_from([RESTORE, RESTORE, OFFLOAD]),
+        size=st.integers(1, CAPACITY),
+        lag=st.sampled_from([0, 0, 0, 1, 2]),
+        thief=names,
+        whole=st.booleans(),
+    )
+    def switch(self, name: str, order: str, size: int, lag: int, thief: str, whole: bool) -> None:
+        """What usually happens, so that all the rest happens in the midst of it."""
+        self.fair_round()
+        self.start_engine(name)
+        self.register_again(name)
+        self.grant(name, order, size)
+        self.catch_up(lag)
+        self.enter_with_any_fence(thief, 0, 0)
+        self.enter(name)
+        if order == OFFLOAD:
+            self.unmap(name, size)
+        else:
+            self.map(name, size)
+        if whole:
+            fence = self.engines[name].fence
+            self.leave(name)
+            self.repeat(name, fence)
+
+    def repeat(self, name: str, fence: tuple[str, int] | None) -> None:
+        """The call comes twice, the second time when all is over; its token may still stand."""
+        if fence is not None and self.engines[name].able:
+            self.try_enter(self.engines[name], *fence)
 
     @rule()
     def reclaim(self) -> None:
@@ -157,12 +199,12 @@ class World(RuleBasedStateMachine):
         if engine.able and engine.fence is not None:
             self.try_enter(engine, *engine.fence)
 
-    @rule(name=names, epoch=st.integers(1, 3), revision=st.integers(1, 30))
-    def enter_with_any_fence(self, name: str, epoch: int, revision: int) -> None:
-        """Delayed, repeated or made up."""
+    @rule(name=names, epoch=st.sampled_from([0, 0, 0, 1]), back=st.integers(-2, 5))
+    def enter_with_any_fence(self, name: str, epoch: int, back: int) -> None:
+        """Delayed, repeated, another's or made up."""
         engine = self.engines[name]
         if engine.able:
-            self.try_enter(engine, f"e{epoch}", revision)
+            self.try_enter(engine, f"e{self.epoch - epoch}", max(1, self.revision - back))
 
     def try_enter(self, engine: Engine, epoch: str, revision: int) -> None:
         before = self.fences.record
@@ -201,6 +243,7 @@ class World(RuleBasedStateMachine):
             chunks = self.pool.take(self.owner(engine), Kind.WEIGHTS, count, self.tickets, opened.bytes)
         except (Shortage, Pending):
             return
+        assert self.created >= set(chunks), "a chunk was given that the daemon has no handle of"
         pinned = {chunk for other in self.everybody() for chunk in other.mapped}
         assert not pinned & set(chunks), "a page has two owners"
         engine.mapped |= set(chunks)
@@ -260,9 +303,16 @@ class World(RuleBasedStateMachine):
     @rule(name=names)
     def start_engine(self, name: str) -> None:
         old = self.engines[name]
+        old.hung = False
         if not old.alive:
             self.lose_lease(name)
             self.engines[name] = Engine(name, old.start + 1)
+
+    @rule(lag=st.integers(0, 3))
+    def catch_up(self, lag: int) -> None:
+        """The daemon hears of all but the last revisions."""
+        for _ in range(len(self.history) - 1 - self.seen - lag):
+            self.watch()
 
     @rule()
     def watch(self) -> None:
@@ -275,13 +325,16 @@ class World(RuleBasedStateMachine):
     @rule()
     def populate(self) -> None:
         while self.pool.debt:
-            self.pool.grow()
+            self.created.add(self.pool.grow())
         self.fences.agree()
 
-    @rule()
-    def restart_daemon(self) -> None:
+    @rule(at_once=st.booleans())
+    def restart_daemon(self, at_once: bool) -> None:
         self.start_daemon()
         self.settle()
+        if at_once:
+            self.populate()
+            self.watch()
 
     @rule(seconds=st.sampled_from([1.0, LIMIT]))
     def time(self, seconds: float) -> None:
@@ -289,9 +342,11 @@ class World(RuleBasedStateMachine):
         self.settle()
 
     @precondition(lambda self: self.epoch < 3)
-    @rule()
-    def lose_store(self) -> None:
+    @rule(hang=st.booleans())
+    def lose_store(self, hang: bool) -> None:
         """etcd's data is gone: revisions begin again, every lease is void (rule 13)."""
+        for engine in self.engines.values():
+            engine.hung |= hang and engine.working
         self.epoch, self.revision = self.epoch + 1, 1
         self.token = self.seat = None
         for engine in self.engines.values():
@@ -330,20 +385,23 @@ class World(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Liveness: fair steps, no more faults, and the leader reclaims what does not answer."""
         for _ in range(10):
-            if self.seat is not None and not self.ready() and self.hopeless(self.seat.holder):
-                self.reclaim()
-            self.populate()
-            for _ in range(len(self.history) + 1):
-                self.watch()
-            self.time(LIMIT)
-            for engine in self.engines.values():
-                self.enter(engine.name)
-                self.leave(engine.name)
-            while self.unproven:
-                self.prove_death()
+            self.fair_round()
         assert self.fences.publishable
         assert self.fences.record.open is None
         assert self.ready(), (self.fences.record, self.seat)
+
+    def fair_round(self) -> None:
+        if self.seat is not None and not self.ready() and self.hopeless(self.seat.holder):
+            self.reclaim()
+        self.populate()
+        self.watch()
+        self.catch_up(0)
+        self.time(LIMIT)
+        for engine in self.engines.values():
+            self.enter(engine.name)
+            self.leave(engine.name)
+        while self.unproven:
+            self.prove_death()
 
     def hopeless(self, holder: Holder) -> bool:
         return not any(engine.holder == holder and engine.able for engine in self.engines.values())
@@ -355,6 +413,6 @@ def _remains(engine: Engine) -> Engine:
 
 
 World.TestCase.settings = settings(
-    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestFences = World.TestCase
