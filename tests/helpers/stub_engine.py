@@ -41,6 +41,7 @@ class StubEngine:
         self._open = asyncio.Event()
         self._running = 0
         self._waiting = 0
+        self._load_moved = asyncio.Event()
         self._session: Session | None = None
         self._fence = 0
         self._epoch = ""
@@ -52,7 +53,9 @@ class StubEngine:
         async with serving(self.stub), open_session(self._store) as session:
             self._session = session
             await self._register()
-            await self._follow_tokens()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._tell_load())
+                tasks.create_task(self._follow_tokens())
 
     async def until_phase(self, phase: Phase) -> None:
         await self.stub.until(lambda: self.phase is phase)
@@ -103,21 +106,28 @@ class StubEngine:
 
     async def _gate(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         """Held until resident; who waits and who runs shows in the load key."""
-        self._waiting += 1
+        self._count(waiting=1)
         try:
-            if not self._open.is_set():
-                await self._load()
             await self._open.wait()
         finally:
-            self._waiting -= 1
-        self._running += 1
+            self._count(waiting=-1)
+        self._count(running=1)
         try:
             return await (self._answer or self.stub.answer)(request, body)
         finally:
-            self._running -= 1
+            self._count(running=-1)
 
-    async def _load(self) -> None:
-        await self._put((keys.load(self.model), Load(running=self._running, waiting=self._waiting)))
+    def _count(self, *, waiting: int = 0, running: int = 0) -> None:
+        self._waiting += waiting
+        self._running += running
+        self._load_moved.set()
+
+    async def _tell_load(self) -> None:
+        """On change; what changes while a put is under way goes with the next."""
+        while True:
+            await self._load_moved.wait()
+            self._load_moved.clear()
+            await self._put((keys.load(self.model), Load(running=self._running, waiting=self._waiting)))
 
     def _residency(self, revision: int | None) -> Residency:
         fence = Fence(self._epoch, revision) if revision is not None else None

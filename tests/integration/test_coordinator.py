@@ -13,7 +13,7 @@ from aiohttp import ClientSession
 
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.core.model import Coordinator as CoordinatorKey
-from coordinator.core.model import Order, Phase
+from coordinator.core.model import Load, Order, Phase
 from coordinator.core.settings import Settings as ModelSettings
 from coordinator.embedded import find_binary
 from coordinator.store import keys
@@ -65,6 +65,11 @@ async def until(store: Store, prefix: str, told: Callable[[dict[str, KeyValue]],
     raise AssertionError("a watch does not end")
 
 
+def idle(standing: dict[str, KeyValue]) -> bool:
+    """Whether the engine whose load key this is has nothing to do."""
+    return all(decode(Load, kv.value) == Load() for kv in standing.values()) and bool(standing)
+
+
 def leader_of(standing: dict[str, KeyValue], *ids: str) -> CoordinatorKey | None:
     """Who of `ids` says that it leads."""
     known = [decode(CoordinatorKey, kv.value) for kv in standing.values()]
@@ -76,6 +81,7 @@ async def test_two_hundred_requests_to_a_sleeping_model_are_one_restore_and_two_
         await n["a"].until_phase(Phase.RESIDENT)
         assert (await c.ask("b"))[0] == 200
         await n["a"].until_phase(Phase.OFFLOADED)
+        await until(store, keys.load("b"), idle)
         restores = n["a"].operations.count(Order.RESTORE)
         answers = await asyncio.gather(*(c.ask("a", prompt=str(i)) for i in range(200)))
         assert [status for status, _ in answers] == [200] * 200
