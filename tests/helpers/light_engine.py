@@ -1,0 +1,330 @@
+"""A real engine process without vLLM, for tests that kill and stop engines: the real agent, gate, memory hands and
+daemon client, around a few megabytes of "weights" and a server that answers with what it reads from them.
+
+In the test: `LightEngine.start(…)`. In the process (`python tests/helpers/light_engine.py`): settings come from the
+environment, as for vLLM. Steps named in `hold` say on standard output that they have begun, then wait for a line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import aiohttp
+
+PATIENCE_S = 60.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+class LightEngine:
+    """The test's end. Killed at the end of the `async with` block where it still lives."""
+
+    def __init__(self, process: asyncio.subprocess.Process, engine: str, port: int, log: Path) -> None:
+        self._process = process
+        self.engine = engine
+        self.port = port
+        self.log = log
+        self._said: deque[str] = deque()
+
+    @classmethod
+    async def start(
+        cls,
+        folder: Path,
+        etcd: str,
+        engine: str,
+        *,
+        node: str,
+        device: str = "0",
+        size: int = 6 << 20,
+        hold: Collection[str] = (),
+        fault: str = "",
+        ttl: int = 2,
+        join: float = 60.0,
+    ) -> LightEngine:
+        """`size`: bytes of weights. `fault`: `skip` leaves a chunk out of a restore. `join`: its patience in seconds."""
+        port = free_port()
+        light = {"port": port, "size": size, "hold": list(hold), "fault": fault, "join": join}
+        environ = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "VNPU_ETCD_ENDPOINTS": etcd,
+            "VNPU_NODE": node,
+            "VNPU_DEVICE": device,
+            "VNPU_ENGINE_ID": engine,
+            "VNPU_LEASE_TTL": str(ttl),
+            "LIGHT_ENGINE": json.dumps(light),
+        }
+        log = folder / f"{engine}.log"
+        with log.open("ab") as file:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, __file__, env=environ, stderr=file,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+            )  # fmt: skip
+        return cls(process, engine, port, log)
+
+    async def __aenter__(self) -> LightEngine:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        await asyncio.sleep(0)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def stop(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    async def ended(self) -> int:
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._process.wait()
+
+    async def at(self, step: str) -> None:
+        """Until the held `step` has begun."""
+        assert self._process.stdout is not None
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                line = await self._process.stdout.readline()
+                assert line, f"{self.engine} died:\n{self.log.read_text()}"
+                if line.decode().strip() == step:
+                    return
+
+    def go_on(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+
+    async def ask(self, prompt: str = "a", steps: int = 1, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Status and JSON of one request to its own port."""
+        timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            url = f"http://127.0.0.1:{self.port}/v1/completions"
+            body = {"prompt": prompt, "steps": steps}
+            async with session.post(url, json=body, headers=headers or {}) as response:
+                return response.status, await response.json()
+
+
+# ---- in the process
+
+
+class Memory:
+    """`engine_patch.engine.Engine` around `Hands`: in this one process, rank 0."""
+
+    def __init__(self, light: dict[str, Any], door: Any, server_loop: asyncio.AbstractEventLoop) -> None:
+        from coordinator.core.model import Bytes
+        from engine_patch import settings
+        from engine_patch.copier import Copier
+        from engine_patch.memory import Hands
+        from native import _native
+        from native.client import Client
+
+        class Forgetful(Hands):
+            """Leaves the last chunk out of a restore."""
+
+            def _copy_back(self) -> int:
+                whole = self._weight_chunks
+                self._weight_chunks = whole[:-1]
+                moved = super()._copy_back()
+                self._weight_chunks = whole
+                return moved
+
+        birth, found = settings.inherited(), settings.required()
+        device = found.device(0)
+        client = Client(birth.socket, birth.engine, birth.nonce, "worker")
+        client.await_open(device, PATIENCE_S)
+        chunk = client.connect().chunk[device]
+        kind = Forgetful if light["fault"] == "skip" else Hands
+        self.hands = kind(_native.open_driver(birth.drivers[0]), client, device, chunk, Copier(birth.cpus))
+        self.hands.admit(Bytes(weights=birth.weights, kv=birth.kv), PATIENCE_S)
+        self.size = light["size"]
+        self.at = self.hands.weights.arena.allocate(self.size)
+        seed = hashlib.sha256(birth.engine.encode()).digest()
+        ctypes.memmove(self.at, (seed * (self.size // len(seed) + 1))[: self.size], self.size)
+        self.kv_at = self.hands.kv.arena.allocate(self.hands.kv.bytes)
+        for region in (self.hands.weights, self.hands.kv):
+            self.hands.trim(region)
+        self._hold = set(light["hold"])
+        self._door = door
+        self._loop = server_loop
+        self.running = asyncio.Event()
+
+    def read(self, prompt: str) -> str:
+        """A function of every byte of the weights; faults where they are away."""
+        content = ctypes.string_at(self.at, self.size)
+        return hashlib.sha256(content + prompt.encode()).hexdigest()
+
+    def write_kv(self, text: str) -> None:
+        ctypes.memmove(self.kv_at, text.encode().ljust(4096, b"."), 4096)
+
+    def read_kv(self) -> str:
+        return ctypes.string_at(self.kv_at, 4096).decode().rstrip(".")
+
+    async def _held(self, step: str) -> None:
+        if step in self._hold:
+            sys.stdout.write(f"{step}\n")
+            sys.stdout.flush()
+            await asyncio.to_thread(sys.stdin.readline)
+
+    async def _in_server(self, call: Any) -> None:
+        async def there() -> None:
+            call()
+
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self._loop))
+
+    def _report(self, **fields: Any) -> tuple[Any, ...]:
+        from engine_patch.report import Report
+
+        return (Report(rank=0, pid=os.getpid(), held=self.hands.held, **fields),)
+
+    async def drain(self) -> None:
+        await self._in_server(lambda: (self._door.shut(), self.running.clear()))
+        await self._held("drain")
+
+    async def resume(self) -> None:
+        await self._in_server(lambda: (self.running.set(), self._door.open()))
+
+    async def seal(self) -> tuple[Any, ...]:
+        await self._held("seal")
+        return self._report(digest=await asyncio.to_thread(self.hands.seal))
+
+    async def offload(self) -> tuple[Any, ...]:
+        await self._held("offload")
+        keep = [(self.kv_at, 4096)]
+        saved, steps = await asyncio.to_thread(self.hands.offload, keep)
+        return self._report(kv_saved=saved, steps=steps)
+
+    async def restore(self) -> tuple[Any, ...]:
+        from engine_patch.memory import MemoryFault, denied
+        from native.client import DaemonRefused
+
+        await self._held("restore")
+        try:
+            moved, steps = await asyncio.to_thread(self.hands.restore)
+        except DaemonRefused as refused:
+            return self._report(denied=str(refused)) if denied(refused) else self._report(error=str(refused))
+        except MemoryFault as fault:
+            return self._report(error=str(fault))
+        return self._report(restored=moved, steps=steps)
+
+    async def undo(self) -> tuple[Any, ...]:
+        await asyncio.to_thread(self.hands.drop)
+        return self._report()
+
+    async def ping(self) -> None:
+        await self._in_server(lambda: None)
+
+    def pids(self) -> tuple[int, ...]:
+        return ()
+
+    def stopping(self) -> bool:
+        return False
+
+    def end(self, reason: str) -> None:
+        self._loop.call_soon_threadsafe(self._door.fail, reason)
+        threading.Timer(1.0, os._exit, (1,)).start()
+
+
+def main() -> None:
+    import logging
+
+    import uvicorn
+
+    from engine_patch import agent as agents
+    from engine_patch import family, settings
+    from engine_patch.estimate import Weights
+    from engine_patch.gate import Gate
+    from engine_patch.plan import Plan
+    from engine_patch.start import AgentThread, server_url
+
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stderr)
+    logging.getLogger("asyncio").setLevel(logging.INFO)
+    light = json.loads(os.environ["LIGHT_ENGINE"])
+    agents.DISCOVER_S = light["join"]
+    found = settings.required()
+    url = server_url(None, light["port"])
+    plan = Plan(
+        model=found.engine or "light",
+        url=url,
+        pid=os.getpid(),
+        boot_id=family.boot_id(),
+        weights=Weights(light["size"], 0),
+        kv=1 << 20,
+    )
+    agent = AgentThread(found, plan)
+    agent.start()
+
+    async def serve() -> None:
+        memory = await asyncio.to_thread(Memory, light, agent.door(), asyncio.get_running_loop())
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "lifespan":
+                while True:
+                    kind = (await receive())["type"]
+                    await send({"type": f"{kind}.complete"})
+                    if kind == "lifespan.shutdown":
+                        return
+            body = json.loads((await receive())["body"])
+            for _ in range(body["steps"]):
+                await memory.running.wait()
+                answer = memory.read(body["prompt"])
+                memory.write_kv(body["prompt"])
+                await asyncio.sleep(0.01)
+            await memory.running.wait()
+            data = json.dumps({"answer": answer, "kv": memory.read_kv()}).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": data})
+
+        class Keeper:
+            max_wait = agent.max_wait
+            door = staticmethod(agent.door)
+            stop = staticmethod(agent.stop)
+
+            def attach(self, state: Any) -> None:
+                agent.attach_engine(memory, "127.0.0.1", light["port"])
+
+        async def with_app(scope: Any, receive: Any, send: Any) -> None:
+            scope["app"] = type("App", (), {"state": None})
+            await Gate(app, Keeper())(scope, receive, send)
+
+        config = uvicorn.Config(with_app, host="127.0.0.1", port=light["port"], log_level="warning", lifespan="on")
+        await uvicorn.Server(config).serve()
+
+    asyncio.run(serve())
+
+
+if __name__ == "__main__":
+    main()

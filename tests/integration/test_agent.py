@@ -1,0 +1,378 @@
+"""The agent against real etcd, the real daemon and real kills: a light engine instead of vLLM, seconds instead of
+minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from coordinator.core.model import Load, Order, Phase, Residency, Spec, Value
+from coordinator.embedded import find_binary
+from coordinator.store import keys
+from coordinator.store.base import Delete, KeyValue
+from coordinator.store.codec import decode
+from coordinator.store.epoch import ensure_epoch
+from coordinator.store.etcd import EtcdStore
+from coordinator.store.follow import follow
+from tests.helpers.daemon import DaemonProcess
+from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.leader import Granted, Leader, Registered
+from tests.helpers.light_engine import LightEngine
+
+PATIENCE_S = 60.0
+CAPACITY = "64MiB"
+_numbers = itertools.count()
+V = TypeVar("V", bound=Value)
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+class Lab:
+    """One node: a daemon, a leader, and engines started into it."""
+
+    def __init__(self, folder: Path, etcd: RealEtcd, daemon: DaemonProcess, store: EtcdStore) -> None:
+        self.folder = folder
+        self.etcd = etcd
+        self.daemon = daemon
+        self.store = store
+        self.leader = Leader(store)
+        self.device = daemon.ids[0]
+
+    async def start(self, name: str = "", **options: object) -> LightEngine:
+        name = name or f"light-{next(_numbers)}"
+        return await LightEngine.start(self.folder, self.etcd.url, name, node=self.daemon.node, **options)  # type: ignore[arg-type]
+
+    async def spec(self, engine: LightEngine, holds: Callable[[Spec], bool] = lambda spec: True) -> Spec:
+        return await self._until(keys.spec(engine.engine), Spec, holds, engine)
+
+    async def residency(self, engine: LightEngine, holds: Callable[[Residency], bool]) -> Residency:
+        return await self._until(keys.residency(engine.engine), Residency, holds, engine)
+
+    async def load(self, engine: LightEngine, holds: Callable[[Load], bool]) -> Load:
+        return await self._until(keys.load(engine.engine), Load, holds, engine)
+
+    async def _until(self, key: str, kind: type[V], holds: Callable[[V], bool], engine: LightEngine) -> V:
+        return decode(kind, (await self._key(key, lambda kv: holds(decode(kind, kv.value)), engine)).value)
+
+    async def _key(self, key: str, holds: Callable[[KeyValue], bool], engine: LightEngine) -> KeyValue:
+        """Until the key stands and `holds`."""
+        kv = None
+        try:
+            async with asyncio.timeout(PATIENCE_S), aclosing(follow(self.store, key)) as news:
+                async for _ in news:
+                    kv = await self.store.get(key)
+                    if kv is not None and holds(kv):
+                        return kv
+        except TimeoutError:
+            raise AssertionError(f"in vain; {key} is {kv}\n{engine.log.read_text()[-4000:]}") from None
+        raise AssertionError("the watch ended")
+
+    async def gone(self, engine: LightEngine) -> None:
+        """Until the engine's spec is out of etcd."""
+        key = keys.spec(engine.engine)
+        async with asyncio.timeout(PATIENCE_S), aclosing(follow(self.store, key)) as news:
+            async for _ in news:
+                if await self.store.get(key) is None:
+                    return
+
+    async def registered(self, engine: LightEngine, holds: Callable[[KeyValue], bool] = lambda kv: True) -> Registered:
+        kv = await self._key(keys.spec(engine.engine), holds, engine)
+        spec = decode(Spec, kv.value)
+        return Registered(spec.holder, spec.devices, kv.lease, kv.mod_revision)
+
+    async def grant(self, engine: LightEngine, order: Order, size: int | None = None) -> Granted:
+        """A real leader decides anew where a compare fails: the spec changes once after the start."""
+        while True:
+            registered = await self.registered(engine)
+            await self.leader.closed(self.device)
+            spec = await self.spec(engine)
+            granted = await self.leader.try_grant(registered, order, spec.footprint.total if size is None else size)
+            if granted is not None:
+                return granted
+
+    async def order(self, engine: LightEngine, order: Order) -> Residency:
+        """Granted and obeyed."""
+        granted = await self.grant(engine, order)
+        return await self.residency(engine, at(granted))
+
+    async def bring_up(self, name: str = "", **options: object) -> LightEngine:
+        engine = await self.start(name, **options)
+        await self.order(engine, Order.RESTORE)
+        await self.spec(engine, lambda spec: spec.measured)
+        return engine
+
+
+def at(granted: Granted) -> Callable[[Residency], bool]:
+    return lambda residency: residency.fence is not None and residency.fence.revision == granted.revision
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[Lab]:
+    store = etcd.client()
+    node = f"node-{next(_numbers)}"
+    async with DaemonProcess(tmp_path, etcd.url, node=node, devices=[f"0:host:{CAPACITY}"]) as daemon:
+        await daemon.ready(store)
+        one = Lab(tmp_path, etcd, daemon, store)
+        await one.leader.elect()
+        yield one
+    await store.close()
+
+
+async def test_start_up_goes_through_the_token_and_measures(lab: Lab):
+    async with await lab.start() as engine:
+        estimated = await lab.spec(engine)
+        assert not estimated.measured
+        residency = await lab.residency(engine, lambda r: True)
+        assert residency.phase is Phase.STARTING
+        granted = await lab.grant(engine, Order.RESTORE)
+        residency = await lab.residency(engine, at(granted))
+        assert residency.phase is Phase.RESIDENT
+        measured = await lab.spec(engine, lambda spec: spec.measured)
+        assert measured.digest.startswith("sha256-tree:")
+        assert measured.cold_start > 0
+        assert 0 < measured.footprint.total <= estimated.footprint.total
+        device = await lab.leader.closed(lab.device, granted)
+        assert [owner.bytes for owner in device.owners] == [measured.footprint]
+        assert (await engine.ask())[0] == 200
+
+
+async def test_two_engines_take_turns_on_a_device_for_one(lab: Lab):
+    """Equal answers although the other's content was written over the pages in between; nothing is copied out."""
+    async with await lab.bring_up(size=40 << 20) as first:
+        before = await first.ask("prompt")
+        await lab.order(first, Order.OFFLOAD)
+        async with await lab.bring_up(size=40 << 20) as second:
+            others = await second.ask("prompt")
+            assert others[1]["answer"] != before[1]["answer"]
+            for _ in range(3):
+                offloaded = await lab.order(second, Order.OFFLOAD)
+                assert (offloaded.held.total, offloaded.d2h, offloaded.kv_saved) == (0, 0, 4096)
+                restored = await lab.order(first, Order.RESTORE)
+                assert restored.restored > 40 << 20
+                assert await first.ask("prompt") == before
+                await lab.order(first, Order.OFFLOAD)
+                await lab.order(second, Order.RESTORE)
+                assert await second.ask("prompt") == others
+
+
+async def test_a_request_in_flight_survives_a_switch(lab: Lab):
+    async with await lab.bring_up() as engine:
+        whole = await engine.ask("flight", steps=3)
+        asking = asyncio.create_task(engine.ask("flight", steps=100))
+        await lab.load(engine, lambda load: load.running == 1)
+        await lab.order(engine, Order.OFFLOAD)
+        await lab.load(engine, lambda load: (load.running, load.waiting) == (0, 1))
+        assert not asking.done()
+        await lab.order(engine, Order.RESTORE)
+        assert await asking == whole
+
+
+async def test_a_request_wakes_the_load_key_and_waits_at_the_gate(lab: Lab):
+    async with await lab.bring_up() as engine:
+        await lab.order(engine, Order.OFFLOAD)
+        asking = [asyncio.create_task(engine.ask("x")) for _ in range(20)]
+        await lab.load(engine, lambda load: load.waiting == 20)
+        late = await engine.ask("x", headers={"X-VNPU-Deadline": "0"})
+        assert (late[0], late[1]["error"]["code"]) == (503, "wait_timeout")
+        await lab.order(engine, Order.RESTORE)
+        assert [(await one)[0] for one in asking] == [200] * 20
+        await lab.load(engine, lambda load: (load.running, load.waiting) == (0, 0))
+
+
+async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: Lab):
+    async with await lab.bring_up() as engine:
+        before = await engine.ask()
+        await lab.order(engine, Order.OFFLOAD)
+        granted = await lab.grant(engine, Order.RESTORE, size=1)
+        residency = await lab.residency(engine, at(granted))
+        assert residency.phase is Phase.OFFLOADED
+        assert "no_space" in residency.error
+        device = await lab.leader.closed(lab.device, granted)
+        assert device.owners == ()
+        await lab.order(engine, Order.RESTORE)
+        assert await engine.ask() == before
+
+
+@pytest.mark.parametrize("when", ["resident", "drain", "offload", "offloaded", "restore", "seal"])
+async def test_kill_9_frees_the_device_whatever_was_going_on(lab: Lab, when: str):
+    async with await lab.start(hold=[when]) as engine:
+        await lab.grant(engine, Order.RESTORE)
+        if when == "seal":
+            await engine.at("seal")
+        else:
+            await lab.residency(engine, lambda r: r.phase is Phase.RESIDENT)
+        if when in ("drain", "offload"):
+            await lab.grant(engine, Order.OFFLOAD)
+            await engine.at(when)
+        if when in ("offloaded", "restore"):
+            await lab.order(engine, Order.OFFLOAD)
+        if when == "restore":
+            await lab.grant(engine, Order.RESTORE)
+            await engine.at(when)
+        engine.kill()
+        await lab.gone(engine)
+        await lab.leader.until(lab.device, lambda device: not device.owners and device.open is None)
+        await lab.leader.closed(lab.device)
+    async with await lab.bring_up() as other:
+        assert (await other.ask())[0] == 200
+
+
+async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_refused(lab: Lab):
+    async with await lab.bring_up(hold=["drain"]) as engine:
+        before = await lab.registered(engine)
+        answer = await engine.ask()
+        granted = await lab.grant(engine, Order.OFFLOAD)
+        await engine.at("drain")
+        engine.stop()
+        await lab.gone(engine)
+        closed = await lab.leader.closed(lab.device, granted)
+        assert closed.owners
+        engine.go_on()
+        engine.resume()
+        residency = await lab.residency(engine, lambda r: r.phase is Phase.RESIDENT and not r.busy)
+        assert residency.held.total > 0
+        again = await lab.registered(engine)
+        assert again.lease != before.lease
+        assert await engine.ask() == answer
+        granted = await lab.grant(engine, Order.OFFLOAD)
+        await engine.at("drain")
+        engine.go_on()
+        assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
+
+
+async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: Lab):
+    async with await lab.bring_up() as engine:
+        registered = await lab.registered(engine)
+        engine.stop()
+        await lab.gone(engine)
+        device = await lab.leader.device(lab.device)
+        assert device is not None
+        assert device.owners
+        reclaimed = await lab.leader.reclaim(registered)
+        device = await lab.leader.closed(lab.device, reclaimed)
+        assert device.owners == ()
+        assert await engine.ended() == -9
+    async with await lab.bring_up() as other:
+        assert (await other.ask())[0] == 200
+
+
+async def test_an_operation_outlives_its_lease_and_registers_busy(lab: Lab):
+    async with await lab.bring_up(hold=["offload"]) as engine:
+        registered = await lab.registered(engine)
+        granted = await lab.grant(engine, Order.OFFLOAD)
+        await engine.at("offload")
+        await lab.store.revoke_lease(registered.lease)
+        busy = await lab.residency(engine, lambda r: r.busy)
+        assert busy.phase is Phase.DRAINING
+        await lab.leader.until(lab.device, lambda device: device.open is not None)
+        engine.go_on()
+        residency = await lab.residency(engine, at(granted))
+        assert (residency.phase, residency.busy) == (Phase.OFFLOADED, False)
+        device = await lab.leader.closed(lab.device, granted)
+        assert device.owners == ()
+        assert (await lab.order(engine, Order.RESTORE)).phase is Phase.RESIDENT
+
+
+async def test_a_daemon_that_is_killed_mid_operation_comes_back_and_it_goes_on(lab: Lab):
+    async with await lab.bring_up(hold=["offload"]) as engine:
+        before = await engine.ask()
+        granted = await lab.grant(engine, Order.OFFLOAD)
+        await engine.at("offload")
+        lab.daemon.kill()
+        await lab.daemon.ended()
+        engine.go_on()
+        await lab.daemon.start()
+        await lab.daemon.ready(lab.store)
+        assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
+        await lab.order(engine, Order.RESTORE)
+        assert await engine.ask() == before
+
+
+async def test_a_new_epoch_makes_it_register_again_and_no_page_moves(lab: Lab):
+    async with await lab.bring_up() as engine:
+        before = await lab.registered(engine)
+        owners = (await lab.leader.closed(lab.device)).owners
+        await lab.store.txn([], [Delete(keys.EPOCH), Delete(keys.seat(lab.device)), Delete(keys.token(lab.device))])
+        await ensure_epoch(lab.store)
+        await lab.registered(engine, lambda kv: kv.lease != before.lease)
+        residency = await lab.residency(engine, lambda r: True)
+        assert residency.phase is Phase.RESIDENT
+        epoch = (await ensure_epoch(lab.store)).id
+        device = await lab.leader.until(lab.device, lambda state: state.epoch == epoch)
+        assert device.owners == owners
+        assert (await lab.order(engine, Order.OFFLOAD)).phase is Phase.OFFLOADED
+
+
+async def test_an_id_in_use_is_refused_with_a_remedy(lab: Lab):
+    async with await lab.bring_up("same") as engine, await lab.start("same", join=3.0) as other:
+        assert await other.ended() == 1
+        assert "VNPU_ENGINE_ID" in other.log.read_text()
+        assert (await engine.ask())[0] == 200
+
+
+async def test_a_model_larger_than_its_device_is_refused_at_once(lab: Lab):
+    async with await lab.start(size=80 << 20) as engine:
+        assert await engine.ended() == 1
+        assert "raise the device's capacity" in engine.log.read_text()
+
+
+async def test_a_chunk_left_out_of_a_restore_is_caught_and_ends_the_engine(lab: Lab):
+    async with await lab.bring_up(size=40 << 20, fault="skip") as engine:
+        await lab.order(engine, Order.OFFLOAD)
+        async with await lab.bring_up(size=40 << 20) as other:
+            await lab.order(other, Order.OFFLOAD)
+            asking = asyncio.create_task(engine.ask())
+            await lab.load(engine, lambda load: load.waiting == 1)
+            await lab.grant(engine, Order.RESTORE)
+            status, body = await asking
+            assert (status, body["error"]["code"]) == (503, "engine_failed")
+            assert await engine.ended() == 1
+            device = await lab.leader.closed(lab.device)
+            assert device.owners == ()
+
+
+async def test_a_stop_gives_the_lease_back(lab: Lab):
+    async with await lab.bring_up(ttl=60) as engine:
+        engine.terminate()
+        await engine.ended()
+        assert await lab.store.get(keys.spec(engine.engine)) is None
+
+
+async def test_etcd_away_residents_serve_and_an_entered_operation_ends(tmp_path: Path):
+    etcd = RealEtcd(tmp_path, binary=find_binary({}), fsync=False)
+    await etcd.start()
+    store = etcd.client()
+    try:
+        async with DaemonProcess(tmp_path, etcd.url, devices=[f"0:host:{CAPACITY}"]) as daemon:
+            await daemon.ready(store)
+            lab = Lab(tmp_path, etcd, daemon, store)
+            await lab.leader.elect()
+            async with await lab.bring_up(hold=["offload"]) as engine:
+                granted = await lab.grant(engine, Order.OFFLOAD)
+                await engine.at("offload")
+                await etcd.kill()
+                engine.go_on()
+                await etcd.start()
+                assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
+                await lab.order(engine, Order.RESTORE)
+                before = await engine.ask()
+                await etcd.kill()
+                assert await engine.ask() == before
+                await etcd.start()
+                granted = await lab.grant(engine, Order.OFFLOAD)
+                await engine.at("offload")
+                engine.go_on()
+                assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
+    finally:
+        await store.close()
+        await etcd.stop()
