@@ -123,7 +123,11 @@ class _Reading:
     def ids(self, spell: Callable[..., str], *segments: str) -> list[str]:
         """The unescaped ids. Raises `SchemaError` where `spell` would write the key otherwise."""
         ids = [keys.unescape(segment) for segment in segments]
-        if not all(0 < len(one) <= MAX_ID for one in ids) or spell(*ids) != self._key:
+        try:
+            canonical = all(0 < len(one) <= MAX_ID for one in ids) and spell(*ids) == self._key
+        except UnicodeEncodeError:  # the key is no UTF-8
+            canonical = False
+        if not canonical:
             raise SchemaError("the key is not spelt as ids are escaped")
         return ids
 

@@ -97,7 +97,7 @@ class Watch:
         opened = self._channel.transport.stream(endpoint, "/watch", body, stall=self._stall, token=self._token)
         async with opened as chunks:
             async for chunk in chunks:
-                for result in map(_result, framer.feed(chunk)):
+                for result in map(parse_frame, framer.feed(chunk)):
                     self._inspect(result, start)
                     for batch in wire.batches(result.events, self._following):
                         yield batch
@@ -132,7 +132,7 @@ class Watch:
         await asyncio.sleep(min(PAUSE_S * 2 ** min(self._failures - 1, 10), PAUSE_MAX_S))
 
 
-def _result(line: bytes) -> wire.WatchResult:
+def parse_frame(line: bytes) -> wire.WatchResult:
     try:
         frame = msgspec.json.decode(line, type=wire.WatchFrame, strict=False)
     except msgspec.DecodeError as error:
