@@ -70,15 +70,21 @@ class Picture:
         self.revision = 0
         self.quarantined: dict[str, str] = {}
         self._tables: dict[type[Value], dict[str, Value]] = {type_: {} for type_ in _KEYS.values()}
+        self._written: dict[tuple[type[Value], str], int] = {}
 
     def of(self, type_: type[T]) -> Mapping[str, T]:
         """All values of one type by id: engine, `<node>/<device>`, `<gateway>/<model>`, …"""
         return cast("Mapping[str, T]", self._tables[type_])
 
+    def written(self, type_: type[Value], owner: str) -> int:
+        """The mod_revision of that value; 0: there is none."""
+        return self._written.get((type_, owner), 0)
+
     def list(self, listing: Listing) -> None:
         """Replaces everything."""
         for table in self._tables.values():
             table.clear()
+        self._written.clear()
         self.quarantined.clear()
         for kv in listing.kvs:
             self._set(kv.key, kv)
@@ -96,10 +102,12 @@ class Picture:
             return
         type_, owner = known
         self._tables[type_].pop(owner, None)
+        self._written.pop(known, None)
         if kv is None:
             return
         try:
             self._tables[type_][owner] = decode(type_, kv.value)
+            self._written[known] = kv.mod_revision
         except SchemaError as error:
             self.quarantined[key] = str(error)
 

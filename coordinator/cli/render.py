@@ -1,0 +1,122 @@
+"""A `View` on a terminal: devices as bars by kind, models as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from coordinator.cli.view import DeviceView, ModelView, OperationView, View
+from coordinator.core.model import Bytes, Phase
+from coordinator.sizes import show_duration, show_size
+
+BAR_WIDTH = 40
+LEAST_BAR = 8
+BESIDE_BAR = 70
+"""Columns that the rest of a device's line takes."""
+KINDS = {"weights": "blue", "kv": "green", "cached": "bright_black", "overhead": "yellow"}
+PHASES = {
+    Phase.RESIDENT: "bold green",
+    Phase.RESTORING: "cyan",
+    Phase.STARTING: "cyan",
+    Phase.DRAINING: "yellow",
+    Phase.OFFLOADED: "dim",
+    Phase.STOPPED: "dim",
+    Phase.FAILED: "bold red",
+    Phase.LOST: "bold red",
+}
+
+
+def render(view: View, width: int = BESIDE_BAR + BAR_WIDTH, rows: int | None = None) -> RenderableType:
+    """`width`: columns of the terminal; `rows`: how many models there is room for; None: all."""
+    devices = _devices(view.devices, max(LEAST_BAR, min(BAR_WIDTH, width - BESIDE_BAR)))
+    parts: list[RenderableType] = [_header(view), Text(), devices, Text(), _models(view.models, rows)]
+    if view.quarantined:
+        parts += [Text(), Text(f"not understood, and ignored: {', '.join(view.quarantined)}", style="red")]
+    return Group(*parts)
+
+
+def bar(held: Bytes, capacity: int, width: int = BAR_WIDTH) -> Text:
+    """`capacity` as `width` cells; a kind that holds anything is seen."""
+    text, left = Text(), width
+    for kind, style in KINDS.items():
+        size = getattr(held, kind)
+        cells = min(left, max(1, round(width * size / capacity))) if size and capacity else 0
+        text.append("█" * cells, style)
+        left -= cells
+    return text.append("·" * left, "dim")
+
+
+def _header(view: View) -> Text:
+    text = Text.assemble(("vNPU", "bold"), "  ", (f"leader {view.leader}" if view.leader else "nobody leads", "dim"))
+    if view.gateway:
+        text.append(f"  gateway {view.gateway}/v1  admin {view.admin}", "dim")
+    if view.doubt:
+        text.append(f"\n{view.doubt}", "bold red")
+    return text
+
+
+def _devices(devices: Sequence[DeviceView], bar_width: int) -> RenderableType:
+    if not devices:
+        return Text("no device: no daemon is there", style="dim")
+    table = _table("device", "driver", "", "used", "of", "held by", "now")
+    for device in devices:
+        table.add_row(
+            device.id,
+            device.driver,
+            bar(device.bytes, device.capacity, bar_width),
+            show_size(device.capacity - device.free),
+            show_size(device.capacity),
+            ", ".join(owner.engine + ("" if owner.alive else " (dead)") for owner in device.owners) or "–",
+            _operation(device.operation),
+        )
+    legend = Text("  ").join(Text.assemble(("█ ", style), kind) for kind, style in KINDS.items())
+    return Group(table, Text.assemble(" " * 2, legend, style="dim"))
+
+
+def _operation(operation: OperationView | None) -> Text:
+    if operation is None:
+        return Text("–", style="dim")
+    return Text(f"{operation.order} {operation.engine}" + ("" if operation.entered else " (granted)"), style="cyan")
+
+
+def _models(models: Sequence[ModelView], rows: int | None) -> RenderableType:
+    if not models:
+        return Text("no engine is registered", style="dim")
+    shown = models if rows is None else models[: max(rows, 1)]
+    table = _table("model", "phase", "device", "size", "runs", "waits", "last wake", "")
+    for model in shown:
+        table.add_row(
+            model.model if model.model == model.engine else f"{model.model} ({model.engine})",
+            Text(model.phase, style=PHASES.get(Phase(model.phase), "")),
+            ", ".join(model.devices),
+            show_size(model.bytes),
+            str(model.running or "–"),
+            Text(str(model.waiting), style="bold yellow") if model.waiting else Text("–"),
+            _wake(model),
+            _notes(model),
+        )
+    more = len(models) - len(shown)
+    return Group(table, Text(f"… and {more} more", style="dim")) if more else table
+
+
+def _wake(model: ModelView) -> str:
+    wake = model.wake
+    if wake is None or wake.seconds <= 0:
+        return "–"
+    return f"{show_duration(wake.seconds)}, {wake.bytes / wake.seconds / 1e9:.1f} GB/s"
+
+
+def _notes(model: ModelView) -> Text:
+    words = [word for word, said in (("pinned", model.pinned), ("drained", model.drained)) if said]
+    return Text.assemble((" ".join(words), "magenta"), " " if words and model.error else "", (model.error, "red"))
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in headings:
+        right = heading in ("size", "used", "of", "runs", "waits")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    return table

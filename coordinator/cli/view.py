@@ -1,0 +1,166 @@
+"""What `vnpu-watch` shows, as plain values: a pure function of what stands in etcd."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from coordinator.core.model import (
+    Bytes,
+    Coordinator,
+    Demand,
+    Device,
+    Load,
+    Order,
+    Phase,
+    Policy,
+    Residency,
+    Seat,
+    Spec,
+)
+from coordinator.picture import Picture
+
+SILENCE_S = 3.0
+"""The leader's heartbeat comes every second: after three, what is shown may be old."""
+
+
+class OwnerView(msgspec.Struct, frozen=True):
+    """Who holds pages of a device. `alive` false: its death is proven, its pages are not back yet."""
+
+    engine: str
+    bytes: Bytes
+    alive: bool
+
+
+class OperationView(msgspec.Struct, frozen=True):
+    """What is going on at a device. `entered` false: granted, and the holder has not entered yet."""
+
+    engine: str
+    order: Order
+    entered: bool
+
+
+class DeviceView(msgspec.Struct, frozen=True):
+    id: str
+    driver: str
+    capacity: int
+    bytes: Bytes
+    free: int
+    owners: tuple[OwnerView, ...]
+    operation: OperationView | None
+
+
+class Wake(msgspec.Struct, frozen=True):
+    """An engine's last restore: seconds from token to resident, and bytes copied in."""
+
+    seconds: float
+    bytes: int
+
+
+class ModelView(msgspec.Struct, frozen=True):
+    """One engine. `waiting` counts requests that wait for it, at gateways and at its own gate."""
+
+    model: str
+    engine: str
+    phase: str
+    devices: tuple[str, ...]
+    bytes: int
+    running: int
+    waiting: int
+    pinned: bool = False
+    drained: bool = False
+    wake: Wake | None = None
+    error: str = ""
+
+
+class View(msgspec.Struct, frozen=True):
+    """The whole screen. `doubt` says why it may be out of date; empty: it is not."""
+
+    leader: str
+    gateway: str
+    admin: str
+    devices: tuple[DeviceView, ...]
+    models: tuple[ModelView, ...]
+    quarantined: tuple[str, ...] = ()
+    doubt: str = ""
+
+
+def build(picture: Picture, wakes: Mapping[str, Wake], silent_s: float | None) -> View:
+    """`silent_s`: seconds since etcd was last heard; None: never yet."""
+    leader = next((one for one in picture.of(Coordinator).values() if one.leading), None)
+    return View(
+        leader=leader.id if leader else "",
+        gateway=leader.gateway_url if leader else "",
+        admin=leader.admin_url if leader else "",
+        devices=tuple(_device(picture, name, device) for name, device in sorted(picture.of(Device).items())),
+        models=tuple(_model(picture, name, spec, wakes) for name, spec in sorted(picture.of(Spec).items())),
+        quarantined=tuple(sorted(picture.quarantined)),
+        doubt=_doubt(leader is not None, silent_s),
+    )
+
+
+def remember(wakes: Mapping[str, Wake], picture: Picture) -> dict[str, Wake]:
+    """The last restore of each engine that is known: a residency tells of the last operation only, and that may have
+    been the way out since."""
+    known = {engine: wake for engine, wake in wakes.items() if engine in picture.of(Spec)}
+    for engine, residency in picture.of(Residency).items():
+        if residency.phase is Phase.RESIDENT and residency.restored:
+            known[engine] = Wake(sum(step.seconds for step in residency.steps), residency.restored)
+    return known
+
+
+def _device(picture: Picture, name: str, device: Device) -> DeviceView:
+    return DeviceView(
+        id=name,
+        driver=device.driver,
+        capacity=device.capacity,
+        bytes=_sum([owner.bytes for owner in device.owners]),
+        free=device.capacity - device.charged,
+        owners=tuple(OwnerView(owner.holder.engine, owner.bytes, owner.alive) for owner in device.owners),
+        operation=_operation(device, picture.of(Seat).get(name), picture.written(Seat, name)),
+    )
+
+
+def _operation(device: Device, seat: Seat | None, granted: int) -> OperationView | None:
+    """`granted`: the seat's revision; it is over once the daemon has closed it (PROTOCOL rule 3)."""
+    if device.open is not None:
+        return OperationView(device.open.holder.engine, device.open.order, entered=True)
+    if seat is None or granted <= device.closed:
+        return None
+    return OperationView(seat.holder.engine, seat.order, entered=False)
+
+
+def _model(picture: Picture, engine: str, spec: Spec, wakes: Mapping[str, Wake]) -> ModelView:
+    residency, load = picture.of(Residency).get(engine), picture.of(Load).get(engine) or Load()
+    policy = picture.of(Policy).get(spec.model) or Policy()
+    return ModelView(
+        model=spec.model,
+        engine=engine,
+        phase=residency.phase if residency else Phase.STOPPED,
+        devices=spec.devices,
+        bytes=spec.footprint.total * len(spec.devices),
+        running=load.running,
+        waiting=load.waiting + _demand(picture, spec.model),
+        pinned=bool(policy.pin),
+        drained=policy.drained,
+        wake=wakes.get(engine),
+        error=residency.error if residency else "",
+    )
+
+
+def _demand(picture: Picture, model: str) -> int:
+    """Requests that wait at gateways; the key's id is `<gateway>/<model>`."""
+    return sum(demand.waiting for key, demand in picture.of(Demand).items() if key.partition("/")[2] == model)
+
+
+def _sum(parts: Sequence[Bytes]) -> Bytes:
+    return Bytes(*(sum(getattr(part, kind) for part in parts) for kind in Bytes.__struct_fields__))
+
+
+def _doubt(led: bool, silent_s: float | None) -> str:
+    if silent_s is None:
+        return "etcd has not answered yet"
+    if silent_s < SILENCE_S:
+        return ""
+    return f"nothing heard for {silent_s:.0f} s: " + ("etcd is away, or the leader" if led else "nobody leads")

@@ -1,0 +1,98 @@
+"""`vnpu-watch` as a process, on a real etcd."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from coordinator.core import model
+from coordinator.store import keys
+from coordinator.store.base import Put
+from tests.helpers.etcd import RealEtcd, running_etcd
+
+ROOT = Path(__file__).parents[2]
+DEVICE = model.Device(driver="host", capacity=1 << 30, chunk=1 << 21, epoch="e")
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as etcd:
+        yield etcd
+
+
+async def _put(etcd: RealEtcd, name: str) -> None:
+    store = etcd.client()
+    await store.txn([], [Put(keys.device(name), msgspec.json.encode(DEVICE))])
+    await store.close()
+
+
+def put(etcd: RealEtcd, name: str) -> None:
+    asyncio.run(_put(etcd, name))
+
+
+def command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "coordinator.cli.watch", *words]
+
+
+def test_once_as_json_and_as_text(etcd: RealEtcd):
+    put(etcd, "local/0")
+    as_json = subprocess.run(command("--etcd", etcd.url, "--once", "--json"), cwd=ROOT, capture_output=True, check=True)
+    assert [device["id"] for device in json.loads(as_json.stdout)["devices"]] == ["local/0"]
+    text = subprocess.run(command("--etcd", etcd.url, "--once"), cwd=ROOT, capture_output=True, check=True, text=True)
+    assert "local/0" in text.stdout
+    assert "\033[" not in text.stdout
+
+
+def test_each_change_is_one_line_of_json(etcd: RealEtcd):
+    put(etcd, "local/0")
+    with subprocess.Popen(command("--etcd", etcd.url, "--json"), cwd=ROOT, stdout=subprocess.PIPE) as watching:
+        try:
+            assert watching.stdout is not None
+            json.loads(watching.stdout.readline())
+            put(etcd, "local/1")
+            while len(json.loads(watching.stdout.readline())["devices"]) < 2:
+                pass
+        finally:
+            watching.kill()
+
+
+def test_q_ends_it_and_gives_the_terminal_back(etcd: RealEtcd):
+    put(etcd, "local/0")
+    master, slave = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    environ.pop("NO_COLOR", None)
+    with subprocess.Popen(command("--etcd", etcd.url), cwd=ROOT, stdin=slave, stdout=slave, env=environ) as watching:
+        os.close(slave)
+        seen = b""
+        while b"local/0" not in seen:
+            seen += os.read(master, 4096)
+        os.write(master, b"q")
+        while True:  # until the other side is closed
+            try:
+                seen += os.read(master, 4096)
+            except OSError:
+                break
+        assert watching.wait(60) == 0
+    os.close(master)
+    assert b"\x1b[?1049l" in seen  # the screen from before
+
+
+def test_no_node_and_no_etcd_are_told_apart(tmp_path: Path):
+    clean = {name: value for name, value in os.environ.items() if "ETCD" not in name}
+    nowhere = subprocess.run(
+        command("--run-dir", str(tmp_path), "--once"), cwd=ROOT, capture_output=True, text=True, env=clean, check=False
+    )
+    assert (nowhere.returncode, "no node is running" in nowhere.stderr) == (1, True)
+    silent = subprocess.run(
+        command("--etcd", "http://127.0.0.1:9", "--once"), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (silent.returncode, "etcd at http://127.0.0.1:9 does not answer" in silent.stderr) == (1, True)
