@@ -76,14 +76,22 @@ class Session(Protocol):
 class Server:
     """Accepts connections on `path` and gives each a session. The file is 0600 and goes when the server ends."""
 
-    def __init__(self, path: Path, open_session: Callable[[Process], Session], *, peerpidfd: bool = True) -> None:
-        """Listen at once.
+    def __init__(
+        self,
+        path: Path,
+        open_session: Callable[[Process], Session],
+        *,
+        uid: int | None = None,
+        peerpidfd: bool = True,
+    ) -> None:
+        """Listen at once. Peers must run as `uid` (None: as this process). `peerpidfd` as for `peer_process`.
 
         Raises:
             SocketError: another daemon listens there, something else lies there, or the path is too long.
         """
         self.path = path
         self._open_session = open_session
+        self._uid = os.getuid() if uid is None else uid
         self._peerpidfd = peerpidfd
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
@@ -127,7 +135,7 @@ class Server:
 
     async def _greet(self, connection: Connection) -> None:
         peer = credentials(connection.sock)
-        if peer.uid != os.getuid():
+        if peer.uid != self._uid:
             log.warning("refused a connection of uid %d, pid %d", peer.uid, peer.pid)
             await connection.refuse(Code.FORBIDDEN, f"uid {peer.uid} may not use this daemon")
         elif self._open > MAX_CONNECTIONS:

@@ -55,6 +55,7 @@ class Node:
         """
         self.name = options.node
         self.version = _version()
+        self.hello_timeout = options.hello_timeout
         self.bell = Bell()
         self.view = NodeView(options.node, [device.id for device in options.devices])
         self.engines = Engines(self._on_death)

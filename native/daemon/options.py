@@ -36,6 +36,8 @@ class Options(msgspec.Struct, frozen=True):
     host_ram: int = 0
     """Bytes for host masters and saved KV; 0: no limit."""
     lease_ttl: int = 5
+    hello_timeout: float = 10.0
+    """Seconds until an engine that says hello must stand in etcd with that nonce."""
     pages: str = "auto"
     """Where host pages come from, as `native.open_driver` takes it."""
 
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         devices=tuple(got.device),
         host_ram=got.host_ram,
         lease_ttl=got.lease_ttl,
+        hello_timeout=got.hello_timeout,
         pages="auto" if got.pages is None else str(got.pages.absolute()),
     )
 
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m native.daemon",
         description="Own the memory of this node's devices and lend it to engines under the fence of etcd's token.",
-        epilog="Sizes may be written as 2GiB, 512MiB or 1e9-less plain bytes. Logs go to standard error.",
+        epilog="Sizes may be written as 2GiB, 512MiB or plain bytes. Logs go to standard error.",
     )
     parser.add_argument("--node", required=True, help="name of this node; its keys in etcd carry it")
     parser.add_argument("--etcd", required=True, metavar="URL[,URL]", help="etcd's client endpoints")
@@ -90,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         "a private one where the system allows it, else memfd on 4 KiB pages",
     )
     parser.add_argument("--lease-ttl", default=5, type=int, metavar="SECONDS", help="of the daemon's own lease (5)")
+    parser.add_argument(
+        "--hello-timeout",
+        default=10.0,
+        type=float,
+        metavar="SECONDS",
+        help="how long an engine that connects may take to show in etcd (10)",
+    )
     return parser
 
 

@@ -27,7 +27,6 @@ from native.protocol import Code, Refused
 if TYPE_CHECKING:
     from native.daemon.node import Node
 
-HELLO_TIMEOUT = 10.0
 PERSIST_TIMEOUT = 20.0
 
 
@@ -95,8 +94,10 @@ class EngineSession:
             raise Denied(Code.FORBIDDEN, "hello was said already")
         holder = Holder(request.engine, request.nonce)
         engines = self._node.engines
+        if holder in engines.doomed:
+            raise Denied(Code.FORBIDDEN, f"{holder} is ended: a process of it died or was killed")
         if engines.known(self._process, holder) is None:
-            await self._until(lambda: self._node.view.holder(request.engine) == holder, HELLO_TIMEOUT)
+            await self._until(lambda: self._node.view.holder(request.engine) == holder, self._node.hello_timeout)
             if self._node.view.holder(request.engine) != holder:
                 raise Denied(Code.FORBIDDEN, f"{holder} is not what the spec key of this engine says")
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -41,18 +42,19 @@ class DaemonProcess:
         self.arguments = [
             "--node", node, "--etcd", etcd, "--socket", str(self.socket), "--state-dir", str(self.state_dir), *more,
         ]  # fmt: skip
-        self.process: asyncio.subprocess.Process | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
-    async def __aenter__(self) -> DaemonProcess:
-        await self.start()
+    def __enter__(self) -> DaemonProcess:
+        self.start()
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.process is not None and self.process.returncode is None:
+        if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
-            await self.stop()
+            self.process.terminate()
+            self.process.wait(PATIENCE_S)
 
     @property
     def ids(self) -> list[str]:
@@ -64,13 +66,13 @@ class DaemonProcess:
         assert self.process is not None
         return self.process.pid
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Returns at once: `ready` waits."""
         devices = [word for device in self.devices for word in ("--device", device)]
         with self.log.open("ab") as log:
-            self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "native.daemon", *self.arguments, *devices,
-                cwd=ROOT, stderr=log, stdout=log, preexec_fn=self._limit,
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "native.daemon", *self.arguments, *devices],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log, stdout=log, preexec_fn=self._limit,
             )  # fmt: skip
 
     async def ready(self, store: Store) -> DaemonProcess:
@@ -93,8 +95,7 @@ class DaemonProcess:
 
     async def ended(self) -> int:
         assert self.process is not None
-        async with asyncio.timeout(PATIENCE_S):
-            return await self.process.wait()
+        return await asyncio.to_thread(self.process.wait, PATIENCE_S)
 
     async def stop(self) -> int:
         """SIGTERM; the exit status."""

@@ -14,6 +14,7 @@ import signal
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -127,35 +128,42 @@ class Puppet:
 
 
 def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
-    from native.client import Client, DaemonError, DaemonRefused
+    from native.client import DaemonError, DaemonRefused
 
-    with Client(path, engine, nonce, role, int(rank)) as client:
-        hands = _Hands(client)
-        for line in sys.stdin:
-            do, *args = json.loads(line)
-            try:
-                answer: tuple[str, object] = ("done", getattr(hands, do)(*args))
-            except DaemonRefused as refused:
-                answer = ("refused", (refused.code.value, str(refused)))
-            except DaemonError as error:
-                answer = ("failed", str(error))
-            sys.stdout.write(json.dumps(answer) + "\n")
-            sys.stdout.flush()
+    hands = _Hands(path, engine, nonce, role, int(rank))
+    for line in sys.stdin:
+        do, *args = json.loads(line)
+        try:
+            answer: tuple[str, object] = ("done", getattr(hands, do)(*args))
+        except DaemonRefused as refused:
+            answer = ("refused", (refused.code.value, str(refused)))
+        except DaemonError as error:
+            answer = ("failed", str(error))
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
 
 
 class _Hands:
-    """What a puppet can do; `client` is a native.client.Client."""
+    """What a puppet can do."""
 
-    def __init__(self, client: object) -> None:
+    def __init__(self, *whom: Any) -> None:
         from native.client import Client
 
-        assert isinstance(client, Client)
-        self.client: Client = client
+        self.whom = whom
+        self.client = Client(*whom)
         self.mapped: dict[int, mmap.mmap] = {}
         self.master: int | None = None
 
     def hello(self) -> dict[str, int]:
         return self.client.connect().chunk
+
+    def reconnect(self) -> None:
+        """Hang up, and go on with a new connection."""
+        from native.client import Client
+
+        self.client.close()
+        self.client = Client(*self.whom)
+        self.client.connect()
 
     def enter(self, device: str, epoch: str, revision: int, timeout_s: float) -> list[object]:
         opened = self.client.enter(device, epoch, revision, timeout_s)

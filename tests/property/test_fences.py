@@ -156,9 +156,12 @@ class World(RuleBasedStateMachine):
         lag=st.sampled_from([0, 0, 0, 1, 2]),
         thief=names,
         whole=st.booleans(),
+        restart=st.sampled_from([False, False, True]),
     )
-    def switch(self, name: str, order: str, size: int, lag: int, thief: str, whole: bool) -> None:
+    def switch(self, name: str, order: str, size: int, lag: int, thief: str, whole: bool, restart: bool) -> None:
         """What usually happens, so that all the rest happens in the midst of it."""
+        if restart:
+            self.start_daemon()
         self.fair_round()
         self.start_engine(name)
         self.register_again(name)
@@ -413,6 +416,8 @@ def _remains(engine: Engine) -> Engine:
 
 
 World.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=max(300, settings.default.max_examples if settings.default else 0),
+    stateful_step_count=50,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 TestFences = World.TestCase
