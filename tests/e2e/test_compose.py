@@ -38,8 +38,8 @@ def stack() -> Iterator[Stack]:
     except LookupError as error:
         pytest.fail(str(error))
     try:
-        stack.compose("build", timeout_s=BUILD_S)
-        stack.compose("up", "-d", timeout_s=START_S)
+        stack.compose("build", "etcd", "coordinator", "engine-a", timeout_s=BUILD_S)
+        stack.compose("up", "-d", "--no-build", timeout_s=START_S)
         stack.until(lambda: sorted(stack.phases().values()) == ["offloaded", "resident"], "both engines up", START_S)
         yield stack
     finally:
