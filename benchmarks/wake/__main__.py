@@ -13,20 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import figures
-from benchmarks.figures import Goal, Result
+from benchmarks.figures import Result
 from benchmarks.wake.bench import Bench, Samples
+from benchmarks.wake.goals import GOALS
 from benchmarks.wake.setting import SUBJECT, make_models, prepared_node
 from coordinator.demo import memcpy
 from coordinator.weights import weight_bytes
-
-GOALS = {
-    "added_ttft_over_memcpy": Goal(1.5, 0.2, at_least=False),
-    "cold_over_wake": Goal(80, 200, at_least=True),
-    "switch_over_restore": Goal(1.3, 1.05, at_least=False),
-    "d2h_bytes": Goal(0, 0, at_least=False),
-    "moved_share": Goal(0.99, 1.0, at_least=True),
-    "recomputed_tokens": Goal(0, 0, at_least=False),
-}
 
 
 async def measure(pairs: int, models: Path, progress: Progress) -> Samples:
