@@ -17,7 +17,7 @@ from coordinator.core.attend import wanted
 from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
-from coordinator.core.model import Candidate, DeviceId, Holder, Order
+from coordinator.core.model import Candidate, DeviceId, Holder, Order, Phase
 from coordinator.core.orders import Lead, Orders
 from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
@@ -183,7 +183,8 @@ class Round:
         if best.verdict is Verdict.IMPOSSIBLE:
             self._refuse(waiter, best.why, 30.0)
             return
-        self._desk.refusals.lift(waiter.model)
+        if self._speaks(waiter):
+            self._desk.refusals.lift(waiter.model)
         self._follow(waiter, best)
 
     def _options(self, waiter: Waiter) -> list[EngineEntry]:
@@ -209,7 +210,17 @@ class Round:
             reason = f"{engine.id} failed {engine.failures} times in a row: {at.why}"
             self._refuse(waiter, reason, at.until - self._now)
 
+    def _speaks(self, waiter: Waiter) -> bool:
+        """Whether its fate is its model's: a start-up's only where no engine of the model has started. A drained model
+        has been spoken for."""
+        if self._world.models.of(waiter.model).drained:
+            return False
+        engines = self._ledger.engines_of(waiter.model)
+        return waiter.engine is None or all(engine.phase is Phase.STARTING for engine in engines)
+
     def _refuse(self, waiter: Waiter, reason: str, retry_after_s: float) -> None:
+        if not self._speaks(waiter):
+            return
         waiting = self._world.demand.waiting(waiter.model)
         refusal = self._desk.refusals.consider(waiter.model, reason, waiting, retry_after_s)
         self._desk.asks.refused(waiter.model)

@@ -61,13 +61,15 @@ class SimCoordinator:
         self.on_grant = on_grant
         self.ended = ended
         self.leading = False
+        self.term = 0
+        self._listings = 0
         self.away = 0.0
         """Until when its transactions fail as if etcd were away, or lose their answers (`lossy`)."""
         self.lossy = 0.0
         self.lease = etcd.lease()
         self.routes: Mapping[str, Route] = {}
         self.waiting: dict[str, list[Request]] = {}
-        self.unanswered: set[str] = set()
+        self.unanswered: dict[str, Grant | Reclaim] = {}
         self.sent: list[Grant | Reclaim] = []
         self.refusals: list[Refuse] = []
         self._tick_at: float | None = None
@@ -84,9 +86,11 @@ class SimCoordinator:
             if _commands.decode(msgspec.msgpack.encode(command)) != command:
                 raise Violated(f"{command!r} does not survive msgspec")
             self._perform(command)
+        self._listings += isinstance(event, Listed)
         if isinstance(event, Changed) and self.etcd.rng.random() < 0.05:
-            again = event
-            self.clockwork.after(self.etcd.rng.uniform(0.0, 1.0), lambda: self.handle(again))
+            again, listings = event, self._listings
+            twice = self.etcd.rng.uniform(0.0, 1.0)
+            self.clockwork.after(twice, lambda: self.handle(again) if listings == self._listings else None)
         self._arm()
 
     def _arm(self) -> None:
@@ -126,10 +130,12 @@ class SimCoordinator:
             raise Violated(f"{self.id} does not lead and orders {command!r}")
 
     def _one_at_a_time(self, command: Grant | Reclaim) -> None:
+        """Of one leadership in one life of the store: those before can take effect no more."""
         for seat in command.seats:
-            if seat.device in self.unanswered:
+            before = self.unanswered.get(seat.device)
+            if before is not None and _life(before) == _life(command):
                 raise Violated(f"two transactions at once on {seat.device}")
-            self.unanswered.add(seat.device)
+            self.unanswered[seat.device] = command
 
     def _commit(self, command: Grant | Reclaim) -> None:
         now, rng = self.clockwork.now, self.etcd.rng
@@ -139,7 +145,8 @@ class SimCoordinator:
 
     def _answer(self, command: Grant | Reclaim, event: Granted | GrantRefused) -> None:
         for seat in command.seats:
-            self.unanswered.discard(seat.device)
+            if self.unanswered.get(seat.device) is command:
+                del self.unanswered[seat.device]
         self.handle(event)
 
     def _try(self, command: Grant | Reclaim) -> Granted | GrantRefused:
@@ -170,20 +177,27 @@ class SimCoordinator:
         if revision is None:
             return False
         self.leading = True
-        self.unanswered.clear()
+        self.term = revision
         self.handle(LeadershipGained(self.id, revision))
         return True
 
     def resign_late(self, delay: float) -> None:
         """Its election key is gone; it hears of it only later and orders on in the meantime."""
         self.etcd.revoke(self.lease)
+        self.register_again()
+        term = self.term
 
         def hear() -> None:
-            if self.leading:
+            if self.leading and self.term == term:
                 self.leading = False
                 self.handle(LeadershipLost())
 
         self.clockwork.after(delay, hear)
+
+    def register_again(self) -> None:
+        """Its lease is gone, and its gateway's keys with it."""
+        for model in sorted(self.waiting):
+            self._post(model)
 
     def ask(self, model: str, order: Order) -> None:
         self.handle(OrderAsked(model, order))
@@ -223,6 +237,10 @@ class SimCoordinator:
             self.etcd.txn([(key, demand, self.lease)])
 
 
+def _life(command: Grant | Reclaim) -> tuple[str, int]:
+    return command.epoch, command.election_revision
+
+
 def _writes(command: Grant | Reclaim) -> list[tuple[Key, object | None, int]]:
     writes: list[tuple[Key, object | None, int]] = []
     for at in command.seats:
@@ -238,6 +256,3 @@ def _writes(command: Grant | Reclaim) -> list[tuple[Key, object | None, int]]:
     n = command.decision.n % DECISION_RING
     writes.append((("decision", str(n)), command.decision, 0))
     return writes
-
-
-__all__ = ["ELECTION", "Listed", "SimCoordinator", "round_trip"]

@@ -59,6 +59,8 @@ class SimDaemon:
     # ---- life
 
     def start(self) -> None:
+        if self.up:
+            return
         self.up = True
         self.epoch, self.revision = "", 0
         self.published = {}
@@ -163,7 +165,7 @@ class SimDaemon:
     def enter(self, id_: str, holder: Holder, fence: Fence) -> str:
         """`accepted`, `stale`, or `wait` (PROTOCOL rule 6)."""
         device = self.devices[id_]
-        if not self.up or device.epoch != self.epoch and fence.epoch == self.epoch:
+        if not self.up or (device.epoch != self.epoch and fence.epoch == self.epoch):
             return "wait"
         if fence.epoch != device.epoch:
             return "stale" if self.epoch and fence.epoch != self.epoch else "wait"

@@ -188,6 +188,7 @@ class World:
             if coordinator.leading:
                 coordinator.leading = False
                 coordinator.handle(LeadershipLost())
+            coordinator.register_again()
         for engine in self.engines.values():
             engine.process.wake()
         self.clockwork.after(self.rng.uniform(0.0, 1.0), self._elect)
