@@ -168,8 +168,8 @@ class Keeper:
         if self._failed_starts == self.program.give_up > 0:
             self._listener.say(f"{name} {end}; given up after {self._failed_starts} failed starts")
             return False
-        self._listener.say(f"{name} {end}; restarting in {wait_s:g} s (crash {self._backoff.failures})")
         self._move(State.BACKING_OFF)
+        self._listener.say(f"{name} {end}; restarting in {wait_s:g} s (crash {self._backoff.failures})")
         try:
             await asyncio.wait_for(self._stopping.wait(), wait_s)
         except TimeoutError:

@@ -19,7 +19,7 @@ SOCKET_LIMIT = 107
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process of the node; `url` is empty where it has none."""
+    """One process of the node; `pid` is 0 while it is down, `url` empty where it has none."""
 
     name: str
     kind: str

@@ -222,7 +222,7 @@ class Node:
             gateway=self._coordinator.gateway_url,
             admin=self._coordinator.admin_url,
             socket=str(self._run_dir.socket),
-            processes=tuple(self._process(keeper) for keeper in self._keepers if keeper.child is not None),
+            processes=tuple(map(self._process, self._keepers)),
         )
         self._run_dir.write(run)
         return run

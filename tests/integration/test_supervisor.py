@@ -78,7 +78,7 @@ class Up:
         grandchildren = [
             int(found) for part in parts for found in re.findall(r"grandchild (\d+)", Path(part["log"]).read_text())
         ]
-        return {part["pid"] for part in parts} | set(grandchildren)
+        return {part["pid"] for part in parts if part["pid"]} | set(grandchildren)
 
 
 @pytest.fixture
@@ -153,6 +153,7 @@ def test_a_killed_engine_is_announced_and_restarted_and_a_killed_up_leaves_nothi
 
     os.kill(parts["org/a"], signal.SIGKILL)
     up.until(r"org/a was killed by SIGKILL; restarting in 1 s \(crash 1\)")
+    assert {part["name"]: part["pid"] for part in up.run_file()["processes"]} == {**parts, "org/a": 0}
     up.until("org/a: ready")
     anew = {part["name"]: part["pid"] for part in up.run_file()["processes"]}
     assert anew["org/a"] != parts["org/a"]
