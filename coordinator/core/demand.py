@@ -8,7 +8,7 @@ the same time: it waits behind them, but never for ever.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 import msgspec
@@ -87,9 +87,6 @@ class Waiter(msgspec.Struct, frozen=True):
 class Queue:
     """All that wait, found by device."""
 
-    LOOKAHEAD = 64
-    """How many of a device's queue are looked at: those behind move up."""
-
     def __init__(self) -> None:
         self._waiters: dict[tuple[str, str], Waiter] = {}
         self._on: dict[DeviceId, set[tuple[str, str]]] = {}
@@ -133,14 +130,24 @@ class Queue:
                 open_.extend(d for d in self._waiters[key].devices if d not in reached)
         return reached
 
-    def first(self, devices: Iterable[DeviceId]) -> list[Waiter]:
-        """The first of those that wait for any of `devices`, in order."""
-        keys = {key for device in devices for key in self._on.get(device, ())}
-        return heapq.nsmallest(self.LOOKAHEAD, (self._waiters[key] for key in keys), key=lambda w: (w.due, w.tie))
+    def groups(self, devices: Iterable[DeviceId]) -> list[list[DeviceId]]:
+        """`devices` and those tied to them, each in its group, in order."""
+        reached: set[DeviceId] = set()
+        groups = []
+        for device in sorted(devices):
+            if device not in reached:
+                group = self.reach((device,))
+                reached |= group
+                groups.append(sorted(group))
+        return groups
 
-    @property
-    def waiters(self) -> list[Waiter]:
-        return sorted(self._waiters.values(), key=lambda waiter: (waiter.due, waiter.tie))
+    def in_order(self, devices: Iterable[DeviceId]) -> Iterator[Waiter]:
+        """Those that wait for any of `devices`, first come first; only what is taken is sorted."""
+        keys = {key for device in devices for key in self._on.get(device, ())}
+        heap = [(waiter.due, waiter.tie, waiter.key) for waiter in (self._waiters[key] for key in keys)]
+        heapq.heapify(heap)
+        while heap:
+            yield self._waiters[heapq.heappop(heap)[2]]
 
 
 def _drop(index: dict[K, set[tuple[str, str]]], at: K, key: tuple[str, str]) -> None:

@@ -3,6 +3,7 @@
 Invariants (`check` holds them in tests, after every step):
 
 - what is charged on a device is its published owners, nothing else; residency never counts bytes (PROTOCOL rule 4);
+- an order counts within one life of the store: a new epoch forgets what was ordered, never what is owned (rule 13);
 - a key never goes back: a seat or token of a lower revision than the one known changes nothing, so a late or repeated
   delivery is harmless, and an own grant may be entered as soon as its answer is there, before the watch shows it;
 - a listing is a new ledger (`core.listing`): what it does not name is gone, what stays keeps its times;
@@ -123,6 +124,8 @@ class Ledger:
             return f"the daemon of {device} is not there"
         if not entry.present(self.epoch):
             return f"the daemon of {device} is not in the store's epoch yet"
+        if entry.state.closed > self.revision:
+            return f"the store is older than what the daemon of {device} has seen: a snapshot was restored"
         if not entry.closed(self.epoch):
             holder = entry.seat.holder.engine if entry.seat is not None else "?"
             return f"an operation of {holder} is under way on {device}"
@@ -325,6 +328,8 @@ class Ledger:
         if epoch == self.epoch:
             return
         self.epoch = epoch
+        for engine in self.engines.values():
+            engine.ordered, engine.ordered_revision = None, 0
         self._touched.models.update(self.models)
         self._touched.devices.update(self.devices)
 

@@ -60,6 +60,13 @@ class Orders:
         for device in devices:
             self._rest.pop(device, None)
 
+    def overtaken(self, ledger: Ledger, devices: Iterable[DeviceId]) -> None:
+        """A seat newer than a transaction compares was seen: it has taken effect, and this is it, or it never will.
+        So a lost answer need not be waited for."""
+        for id_ in {self._busy[device] for device in devices if device in self._busy}:
+            if any(ledger.device(at.device).fence > at.revision for at in self.pending[id_].seats):
+                self.answered(id_)
+
     def answered(self, id_: int) -> Grant | Reclaim | None:
         """The command that this answers; None: it was given up."""
         command = self.pending.pop(id_, None)

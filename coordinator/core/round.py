@@ -23,9 +23,14 @@ from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
 from coordinator.core.refusals import Refusals
 from coordinator.core.standing import COMING, Stand, Standing, answered, stand
+from coordinator.core.ties import Ties
 from coordinator.core.victims import Victim, World
 from coordinator.core.words import requests
 
+LOOKAHEAD = 64
+"""How many of a queue are planned for in a round: those behind move up."""
+RETRY_AFTER_S = 30.0
+"""What is told to those for whom only an operator can do something."""
 TRIES_UNTOLD = 3
 """From so many failures in a row on, those who wait are told."""
 
@@ -38,6 +43,7 @@ class Desk(msgspec.Struct, frozen=True):
     refusals: Refusals
     asks: Asks
     alarms: Alarms
+    ties: Ties
 
 
 class Round:
@@ -53,17 +59,20 @@ class Round:
         self._projection = Projection()
         self._commands: list[Command] = []
 
-    def run(self, devices: Iterable[DeviceId]) -> list[Command]:
-        """The commands for `devices` and all that waiting groups tie to them."""
-        entries = [self._ledger.device(device) for device in sorted(self._desk.queue.reach(devices))]
+    def run(self, devices: list[DeviceId]) -> list[Command]:
+        """The commands for `devices`, a whole group of the queue's."""
+        entries = [self._ledger.device(device) for device in devices]
         for entry in entries:
             self._desk.alarms.clear("device", entry.id)
             self._alarm(entry.id, self._desk.orders.rests_until(entry.id))
             self._overdue(entry)
         for engine, at in self._owners(entries):
             self._tidy(engine, at)
-        for waiter in self._desk.queue.first(entry.id for entry in entries):
-            self._serve(waiter)
+        planned = 0
+        for waiter in self._desk.queue.in_order(devices):
+            planned += self._serve(waiter)
+            if planned >= LOOKAHEAD:
+                break
         for engine, at in self._owners(entries):
             self._idle(engine, at)
         return self._commands
@@ -96,11 +105,20 @@ class Round:
     def _grant(self, engine: EngineEntry, order: Order, cause: str, candidates: Iterable[Candidate] = ()) -> bool:
         """Send it if it may be sent now."""
         if not self._free(engine.devices):
+            self._tie(engine.devices)
             return False
         grant = self._desk.orders.grant(self._lead, self._ledger, engine, order, cause, candidates)
         if grant is not None:
             self._commands.append(grant)
         return grant is not None
+
+    def _tie(self, devices: tuple[DeviceId, ...]) -> None:
+        """What could not be done because one of `devices` was busy is thought of again when it no longer is."""
+        for device in devices:
+            self._desk.ties.tie(device, devices)
+            rests_until = self._desk.orders.rests_until(device)
+            for other in devices:
+                self._alarm(other, rests_until)
 
     # ---- reclaim (rule 10)
 
@@ -125,9 +143,10 @@ class Round:
         engine = self._ledger.registered(holder)
         devices = {*self._ledger.places(holder), *(engine.devices if engine is not None else ())}
         entries = [self._ledger.device(device) for device in sorted(devices)]
-        if not all(self._reclaimable(entry, holder) for entry in entries):
-            return
         names = tuple(entry.id for entry in entries)
+        if not all(self._reclaimable(entry, holder) for entry in entries):
+            self._tie(names)
+            return
         reclaim = self._desk.orders.reclaim(self._lead, self._ledger, holder, names, cause)
         if reclaim is not None:
             self._commands.append(reclaim)
@@ -169,23 +188,25 @@ class Round:
 
     # ---- the queue
 
-    def _serve(self, waiter: Waiter) -> None:
+    def _serve(self, waiter: Waiter) -> bool:
+        """Whether it has a claim that those behind must respect."""
         engines = self._options(waiter)
         stands = [(engine, self._stand(engine)) for engine in engines]
         if waiter.engine is None and any(at.standing in COMING for _, at in stands):
-            return
+            return False
         ready = Standing.ASLEEP if waiter.engine is None else Standing.UNBORN
         plans = [self._plan(waiter, engine) for engine, at in stands if at.standing is ready]
         if not plans:
             self._unready(waiter, stands)
-            return
+            return False
         best = min(plans, key=lambda each: (each.verdict, len(each.victims), each.until, each.engine.id))
         if best.verdict is Verdict.IMPOSSIBLE:
-            self._refuse(waiter, best.why, 30.0)
-            return
+            self._refuse(waiter, best.why, RETRY_AFTER_S)
+            return False
         if self._speaks(waiter):
             self._desk.refusals.lift(waiter.model)
         self._follow(waiter, best)
+        return best.holds
 
     def _options(self, waiter: Waiter) -> list[EngineEntry]:
         if waiter.engine is None:
@@ -204,7 +225,7 @@ class Round:
         resting = [(engine, at) for engine, at in stands if at.standing is Standing.RESTING]
         if stands and all(at.standing is Standing.FAILED for _, at in stands):
             engine, at = stands[0]
-            self._refuse(waiter, f"{engine.id} failed: {at.why}", 30.0)
+            self._refuse(waiter, f"{engine.id} failed: {at.why}", RETRY_AFTER_S)
         elif resting and all(engine.failures >= TRIES_UNTOLD for engine, _ in resting):
             engine, at = resting[0]
             reason = f"{engine.id} failed {engine.failures} times in a row: {at.why}"
@@ -241,9 +262,7 @@ class Round:
             self._claim(best)
 
     def _evict(self, victim: Victim, waiter: Waiter, best: Plan) -> None:
-        cause = (
-            f"room for {best.engine.id}, for which {self._cause(waiter, best)}; {victim.holder.engine}: {victim.why}"
-        )
+        cause = f"room for {best.engine.id}: {self._cause(waiter, best)}; {victim.holder.engine}: {victim.why}"
         engine = self._ledger.registered(victim.holder)
         if victim.order is Order.RECLAIM or engine is None:
             self._reclaim(victim.holder, cause)

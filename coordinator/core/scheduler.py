@@ -38,6 +38,7 @@ from coordinator.core.routes import Routes
 from coordinator.core.settings import Limits, Models, Settings
 from coordinator.core.snapshot import snapshot
 from coordinator.core.standing import COMING, Standing, judge, stand
+from coordinator.core.ties import Ties
 from coordinator.core.victims import World
 from coordinator.core.view import State
 
@@ -79,7 +80,7 @@ class Scheduler:
         self._ledger = Ledger()
         self._demand = Demand()
         self._routes = Routes()
-        self._desk = Desk(Queue(), Orders(self._limits, next_decision), Refusals(), Asks(), Alarms())
+        self._desk = Desk(Queue(), Orders(self._limits, next_decision), Refusals(), Asks(), Alarms(), Ties())
         self._lead: Lead | None = None
         self._now = 0.0
 
@@ -91,6 +92,7 @@ class Scheduler:
         models |= touched.models
         devices |= touched.devices
         self._desk.orders.changed(touched.devices)
+        self._desk.orders.overtaken(self._ledger, touched.devices)
         due = self._desk.alarms.due(now)
         models |= {ModelId(name) for kind, name in due if kind == "model"}
         devices |= {DeviceId(name) for kind, name in due if kind == "device"}
@@ -98,8 +100,10 @@ class Scheduler:
         for model in sorted(models):
             commands += self._attend(model, now)
             devices.update(device for engine in self._ledger.engines_of(model) for device in engine.devices)
-        if self._lead is not None and self._ledger.epoch is not None and devices:
-            commands += Round(self._world, self._desk, self._lead, now).run(devices)
+        if self._lead is not None and self._ledger.epoch is not None:
+            devices |= self._desk.ties.take(devices)
+            for group in self._desk.queue.groups(devices):
+                commands += Round(self._world, self._desk, self._lead, now).run(group)
         return commands
 
     def deadline(self) -> float | None:
@@ -210,6 +214,7 @@ class Scheduler:
         self._desk.asks.clear()
         self._desk.refusals.clear()
         self._desk.alarms.clear_all()
+        self._desk.ties.clear()
         self._ledger.touch_all(self._ledger)
         return set()
 

@@ -147,8 +147,10 @@ def judge(ledger: Ledger, engine: EngineEntry, now: float, limits: Limits) -> No
     if not answered(ledger, engine) and not refused:
         return
     engine.judged = engine.ordered_revision
+    over = all(ledger.device(d).reached(engine.ordered_revision, ledger.epoch) for d in engine.devices)
     wanted = Phase.RESIDENT if engine.ordered is Order.RESTORE else Phase.OFFLOADED
-    if engine.phase is not wanted:
+    kept = wanted is Phase.OFFLOADED and over and bool(ledger.owned(engine))
+    if engine.phase is not wanted or kept:
         engine.failures += 1
         engine.retry_at = now + limits.backoff(engine.failures)
     elif engine.ordered is Order.RESTORE:

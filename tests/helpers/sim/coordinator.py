@@ -130,12 +130,16 @@ class SimCoordinator:
             raise Violated(f"{self.id} does not lead and orders {command!r}")
 
     def _one_at_a_time(self, command: Grant | Reclaim) -> None:
-        """Of one leadership in one life of the store: those before can take effect no more."""
+        """While one may still take effect, no other is sent for its devices."""
         for seat in command.seats:
             before = self.unanswered.get(seat.device)
-            if before is not None and _life(before) == _life(command):
+            if before is not None and _life(before) == _life(command) and self._open(before):
                 raise Violated(f"two transactions at once on {seat.device}")
             self.unanswered[seat.device] = command
+
+    def _open(self, command: Grant | Reclaim) -> bool:
+        """Whether its seats are as it compares them."""
+        return all(self.etcd.mod(("seat", at.device)) == at.revision for at in command.seats)
 
     def _commit(self, command: Grant | Reclaim) -> None:
         now, rng = self.clockwork.now, self.etcd.rng
