@@ -14,6 +14,13 @@ from engine_patch.report import Report
 
 T = TypeVar("T")
 
+GOODBYE_S = 1.0
+"""Time for the errors to reach their clients, before the processes go."""
+
+
+class EngineEnds(Exception):
+    """What a request is told that was open when its engine had to end."""
+
 
 class Engine(Protocol):
     """Called from the agent's loop, one call at a time, except `ping`. The caller sets deadlines; a call that was cut
@@ -72,6 +79,7 @@ class EngineClient(Protocol):
     """The part of vLLM's AsyncLLM that is used (vllm/v1/engine/async_llm.py, 0.32.0)."""
 
     engine_core: EngineCore
+    output_processor: Any
 
     async def collective_rpc(self, method: str) -> list[str]: ...
 
@@ -124,9 +132,16 @@ class VllmEngine:
         return bool(self._client.engine_core.resources.engine_manager.manager_stopped.is_set())
 
     def end(self, reason: str) -> None:
-        """vLLM answers every open request with an error when EngineCore dies, and ends the server; workers follow their
-        parent (`family.die_with_parent`)."""
-        self._loop.call_soon_threadsafe(self._door.fail, reason)
+        """Open requests get their error as if vLLM's own output handler had failed; a moment later EngineCore is
+        killed, workers follow their parent (`family.die_with_parent`), and vLLM ends the server."""
+        self._loop.call_soon_threadsafe(self._end, reason)
+
+    def _end(self, reason: str) -> None:
+        self._door.fail(reason)
+        self._client.output_processor.propagate_error(EngineEnds(reason))
+        self._loop.call_later(GOODBYE_S, self._kill)
+
+    def _kill(self) -> None:
         for pid in self._cores():
             os.kill(pid, signal.SIGKILL)
 

@@ -5,30 +5,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
-from coordinator.core.model import Load, Order, Phase, Residency, Spec, Value
+from coordinator.core.model import Order, Phase
 from coordinator.embedded import find_binary
 from coordinator.store import keys
-from coordinator.store.base import Delete, KeyValue
-from coordinator.store.codec import decode
+from coordinator.store.base import Delete
 from coordinator.store.epoch import ensure_epoch
-from coordinator.store.etcd import EtcdStore
-from coordinator.store.follow import follow
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
-from tests.helpers.leader import Granted, Leader, Registered
+from tests.helpers.lab import Lab, at
 from tests.helpers.light_engine import LightEngine
-
-PATIENCE_S = 60.0
-CAPACITY = "64MiB"
-_numbers = itertools.count()
-V = TypeVar("V", bound=Value)
 
 
 @pytest.fixture(scope="module")
@@ -37,73 +27,16 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
         yield running
 
 
-class Lab:
-    """One node: a daemon, a leader, and engines started into it."""
+_numbers = itertools.count()
+CAPACITY = "64MiB"
 
-    def __init__(self, folder: Path, etcd: RealEtcd, daemon: DaemonProcess, store: EtcdStore) -> None:
-        self.folder = folder
-        self.etcd = etcd
-        self.daemon = daemon
-        self.store = store
-        self.leader = Leader(store)
-        self.device = daemon.ids[0]
+
+class LightLab(Lab):
+    """With engines started into it."""
 
     async def start(self, name: str = "", **options: object) -> LightEngine:
         name = name or f"light-{next(_numbers)}"
         return await LightEngine.start(self.folder, self.etcd.url, name, node=self.daemon.node, **options)  # type: ignore[arg-type]
-
-    async def spec(self, engine: LightEngine, holds: Callable[[Spec], bool] = lambda spec: True) -> Spec:
-        return await self._until(keys.spec(engine.engine), Spec, holds, engine)
-
-    async def residency(self, engine: LightEngine, holds: Callable[[Residency], bool]) -> Residency:
-        return await self._until(keys.residency(engine.engine), Residency, holds, engine)
-
-    async def load(self, engine: LightEngine, holds: Callable[[Load], bool]) -> Load:
-        return await self._until(keys.load(engine.engine), Load, holds, engine)
-
-    async def _until(self, key: str, kind: type[V], holds: Callable[[V], bool], engine: LightEngine) -> V:
-        return decode(kind, (await self._key(key, lambda kv: holds(decode(kind, kv.value)), engine)).value)
-
-    async def _key(self, key: str, holds: Callable[[KeyValue], bool], engine: LightEngine) -> KeyValue:
-        """Until the key stands and `holds`."""
-        kv = None
-        try:
-            async with asyncio.timeout(PATIENCE_S), aclosing(follow(self.store, key)) as news:
-                async for _ in news:
-                    kv = await self.store.get(key)
-                    if kv is not None and holds(kv):
-                        return kv
-        except TimeoutError:
-            raise AssertionError(f"in vain; {key} is {kv}\n{engine.log.read_text()[-4000:]}") from None
-        raise AssertionError("the watch ended")
-
-    async def gone(self, engine: LightEngine) -> None:
-        """Until the engine's spec is out of etcd."""
-        key = keys.spec(engine.engine)
-        async with asyncio.timeout(PATIENCE_S), aclosing(follow(self.store, key)) as news:
-            async for _ in news:
-                if await self.store.get(key) is None:
-                    return
-
-    async def registered(self, engine: LightEngine, holds: Callable[[KeyValue], bool] = lambda kv: True) -> Registered:
-        kv = await self._key(keys.spec(engine.engine), holds, engine)
-        spec = decode(Spec, kv.value)
-        return Registered(spec.holder, spec.devices, kv.lease, kv.mod_revision)
-
-    async def grant(self, engine: LightEngine, order: Order, size: int | None = None) -> Granted:
-        """A real leader decides anew where a compare fails: the spec changes once after the start."""
-        while True:
-            registered = await self.registered(engine)
-            await self.leader.closed(self.device)
-            spec = await self.spec(engine)
-            granted = await self.leader.try_grant(registered, order, spec.footprint.total if size is None else size)
-            if granted is not None:
-                return granted
-
-    async def order(self, engine: LightEngine, order: Order) -> Residency:
-        """Granted and obeyed."""
-        granted = await self.grant(engine, order)
-        return await self.residency(engine, at(granted))
 
     async def bring_up(self, name: str = "", **options: object) -> LightEngine:
         engine = await self.start(name, **options)
@@ -112,23 +45,19 @@ class Lab:
         return engine
 
 
-def at(granted: Granted) -> Callable[[Residency], bool]:
-    return lambda residency: residency.fence is not None and residency.fence.revision == granted.revision
-
-
 @pytest.fixture
-async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[Lab]:
+async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
     store = etcd.client()
     node = f"node-{next(_numbers)}"
-    async with DaemonProcess(tmp_path, etcd.url, node=node, devices=[f"0:host:{CAPACITY}"]) as daemon:
+    with DaemonProcess(tmp_path, etcd.url, node=node, devices=[f"0:host:{CAPACITY}"]) as daemon:
         await daemon.ready(store)
-        one = Lab(tmp_path, etcd, daemon, store)
+        one = LightLab(tmp_path, etcd, daemon, store)
         await one.leader.elect()
         yield one
     await store.close()
 
 
-async def test_start_up_goes_through_the_token_and_measures(lab: Lab):
+async def test_start_up_goes_through_the_token_and_measures(lab: LightLab):
     async with await lab.start() as engine:
         estimated = await lab.spec(engine)
         assert not estimated.measured
@@ -146,7 +75,7 @@ async def test_start_up_goes_through_the_token_and_measures(lab: Lab):
         assert (await engine.ask())[0] == 200
 
 
-async def test_two_engines_take_turns_on_a_device_for_one(lab: Lab):
+async def test_two_engines_take_turns_on_a_device_for_one(lab: LightLab):
     """Equal answers although the other's content was written over the pages in between; nothing is copied out."""
     async with await lab.bring_up(size=40 << 20) as first:
         before = await first.ask("prompt")
@@ -165,7 +94,7 @@ async def test_two_engines_take_turns_on_a_device_for_one(lab: Lab):
                 assert await second.ask("prompt") == others
 
 
-async def test_a_request_in_flight_survives_a_switch(lab: Lab):
+async def test_a_request_in_flight_survives_a_switch(lab: LightLab):
     async with await lab.bring_up() as engine:
         whole = await engine.ask("flight", steps=3)
         asking = asyncio.create_task(engine.ask("flight", steps=100))
@@ -177,7 +106,7 @@ async def test_a_request_in_flight_survives_a_switch(lab: Lab):
         assert await asking == whole
 
 
-async def test_a_request_wakes_the_load_key_and_waits_at_the_gate(lab: Lab):
+async def test_a_request_wakes_the_load_key_and_waits_at_the_gate(lab: LightLab):
     async with await lab.bring_up() as engine:
         await lab.order(engine, Order.OFFLOAD)
         asking = [asyncio.create_task(engine.ask("x")) for _ in range(20)]
@@ -189,7 +118,7 @@ async def test_a_request_wakes_the_load_key_and_waits_at_the_gate(lab: Lab):
         await lab.load(engine, lambda load: (load.running, load.waiting) == (0, 0))
 
 
-async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: Lab):
+async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: LightLab):
     async with await lab.bring_up() as engine:
         before = await engine.ask()
         await lab.order(engine, Order.OFFLOAD)
@@ -204,7 +133,7 @@ async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: Lab):
 
 
 @pytest.mark.parametrize("when", ["resident", "drain", "offload", "offloaded", "restore", "seal"])
-async def test_kill_9_frees_the_device_whatever_was_going_on(lab: Lab, when: str):
+async def test_kill_9_frees_the_device_whatever_was_going_on(lab: LightLab, when: str):
     async with await lab.start(hold=[when]) as engine:
         await lab.grant(engine, Order.RESTORE)
         if when == "seal":
@@ -227,7 +156,7 @@ async def test_kill_9_frees_the_device_whatever_was_going_on(lab: Lab, when: str
         assert (await other.ask())[0] == 200
 
 
-async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_refused(lab: Lab):
+async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_refused(lab: LightLab):
     async with await lab.bring_up(hold=["drain"]) as engine:
         before = await lab.registered(engine)
         answer = await engine.ask()
@@ -250,7 +179,7 @@ async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_re
         assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
 
 
-async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: Lab):
+async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: LightLab):
     async with await lab.bring_up() as engine:
         registered = await lab.registered(engine)
         engine.stop()
@@ -266,7 +195,7 @@ async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: Lab):
         assert (await other.ask())[0] == 200
 
 
-async def test_an_operation_outlives_its_lease_and_registers_busy(lab: Lab):
+async def test_an_operation_outlives_its_lease_and_registers_busy(lab: LightLab):
     async with await lab.bring_up(hold=["offload"]) as engine:
         registered = await lab.registered(engine)
         granted = await lab.grant(engine, Order.OFFLOAD)
@@ -283,7 +212,7 @@ async def test_an_operation_outlives_its_lease_and_registers_busy(lab: Lab):
         assert (await lab.order(engine, Order.RESTORE)).phase is Phase.RESIDENT
 
 
-async def test_a_daemon_that_is_killed_mid_operation_comes_back_and_it_goes_on(lab: Lab):
+async def test_a_daemon_that_is_killed_mid_operation_comes_back_and_it_goes_on(lab: LightLab):
     async with await lab.bring_up(hold=["offload"]) as engine:
         before = await engine.ask()
         granted = await lab.grant(engine, Order.OFFLOAD)
@@ -291,14 +220,14 @@ async def test_a_daemon_that_is_killed_mid_operation_comes_back_and_it_goes_on(l
         lab.daemon.kill()
         await lab.daemon.ended()
         engine.go_on()
-        await lab.daemon.start()
+        lab.daemon.start()
         await lab.daemon.ready(lab.store)
         assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
         await lab.order(engine, Order.RESTORE)
         assert await engine.ask() == before
 
 
-async def test_a_new_epoch_makes_it_register_again_and_no_page_moves(lab: Lab):
+async def test_a_new_epoch_makes_it_register_again_and_no_page_moves(lab: LightLab):
     async with await lab.bring_up() as engine:
         before = await lab.registered(engine)
         owners = (await lab.leader.closed(lab.device)).owners
@@ -313,20 +242,20 @@ async def test_a_new_epoch_makes_it_register_again_and_no_page_moves(lab: Lab):
         assert (await lab.order(engine, Order.OFFLOAD)).phase is Phase.OFFLOADED
 
 
-async def test_an_id_in_use_is_refused_with_a_remedy(lab: Lab):
+async def test_an_id_in_use_is_refused_with_a_remedy(lab: LightLab):
     async with await lab.bring_up("same") as engine, await lab.start("same", join=3.0) as other:
         assert await other.ended() == 1
         assert "VNPU_ENGINE_ID" in other.log.read_text()
         assert (await engine.ask())[0] == 200
 
 
-async def test_a_model_larger_than_its_device_is_refused_at_once(lab: Lab):
+async def test_a_model_larger_than_its_device_is_refused_at_once(lab: LightLab):
     async with await lab.start(size=80 << 20) as engine:
         assert await engine.ended() == 1
         assert "raise the device's capacity" in engine.log.read_text()
 
 
-async def test_a_chunk_left_out_of_a_restore_is_caught_and_ends_the_engine(lab: Lab):
+async def test_a_chunk_left_out_of_a_restore_is_caught_and_ends_the_engine(lab: LightLab):
     async with await lab.bring_up(size=40 << 20, fault="skip") as engine:
         await lab.order(engine, Order.OFFLOAD)
         async with await lab.bring_up(size=40 << 20) as other:
@@ -341,7 +270,7 @@ async def test_a_chunk_left_out_of_a_restore_is_caught_and_ends_the_engine(lab: 
             assert device.owners == ()
 
 
-async def test_a_stop_gives_the_lease_back(lab: Lab):
+async def test_a_stop_gives_the_lease_back(lab: LightLab):
     async with await lab.bring_up(ttl=60) as engine:
         engine.terminate()
         await engine.ended()
@@ -353,9 +282,9 @@ async def test_etcd_away_residents_serve_and_an_entered_operation_ends(tmp_path:
     await etcd.start()
     store = etcd.client()
     try:
-        async with DaemonProcess(tmp_path, etcd.url, devices=[f"0:host:{CAPACITY}"]) as daemon:
+        with DaemonProcess(tmp_path, etcd.url, devices=[f"0:host:{CAPACITY}"]) as daemon:
             await daemon.ready(store)
-            lab = Lab(tmp_path, etcd, daemon, store)
+            lab = LightLab(tmp_path, etcd, daemon, store)
             await lab.leader.elect()
             async with await lab.bring_up(hold=["offload"]) as engine:
                 granted = await lab.grant(engine, Order.OFFLOAD)

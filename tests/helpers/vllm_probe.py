@@ -1,0 +1,71 @@
+"""Looks into a real vLLM engine, for tests only: a middleware that calls worker methods, and those methods.
+
+`--middleware tests.helpers.vllm_probe.ProbeGate --worker-extension-cls tests.helpers.vllm_probe.Probe`
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from engine_patch.gate import Gate
+
+PREFIX = "/probe/"
+
+
+class ProbeGate(Gate):
+    """The product's gate, and `POST /probe/<method>` as a collective RPC beside it."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
+            await super().__call__(scope, receive, send)
+            return
+        client = scope["app"].state.engine_client
+        answers = await client.collective_rpc(f"probe_{scope['path'].removeprefix(PREFIX)}")
+        body = json.dumps(answers).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Probe:
+    """Mixed into the worker."""
+
+    _hands: Any
+    model_runner: Any
+
+    def probe_digest(self) -> str:
+        return str(self._hands.content())
+
+    def probe_memory(self) -> dict[str, int]:
+        """Where the weights lie, in bytes: all parameters and buffers with storage, those of them in the arena, and
+        what the arena holds altogether (packed weights of oneDNN have no tensor)."""
+        region = self._hands.weights
+        model = self.model_runner.model
+        seen = {
+            t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in (*model.parameters(), *model.buffers())
+        }
+        inside = sum(size for at, size in seen.items() if region.base <= at < region.base + region.arena.reserved)
+        return {
+            "base": region.base,
+            "tensors": sum(seen.values()),
+            "inside": inside,
+            "live": region.arena.live_bytes,
+            "spilled": region.arena.spilled_bytes,
+        }
+
+    def probe_skip(self) -> None:
+        """From now on a restore leaves the last chunk out."""
+        hands = self._hands
+        copy_back = hands._copy_back
+
+        def forgetful() -> int:
+            whole = hands._weight_chunks
+            hands._weight_chunks = whole[:-1]
+            try:
+                return int(copy_back())
+            finally:
+                hands._weight_chunks = whole
+
+        hands._copy_back = forgetful
