@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [NAME …]`: runs benchmarks one after the other and renders `benchmarks/RESULTS.md`."""
+"""`python -m benchmarks [--quick] [NAME …]`: runs benchmarks in turn and renders `benchmarks/RESULTS.md`."""
 
 from __future__ import annotations
 
