@@ -1,5 +1,6 @@
 # vNPU: what can be typed here. `make` alone says it too.
-PYTHON := $(shell command -v python3.11 || command -v python3 || echo python3.11)
+PYTHON := $(shell for p in python3.11 python3; do \
+    $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done || echo python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 ROUNDS := 20

@@ -93,13 +93,29 @@ class RunDir:
             except BlockingIOError:
                 remedy = "stop that one, or name another folder: --run-dir DIR"
                 raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None
-            self.logs.mkdir(exist_ok=True)
+            self._turn_logs()
             self.daemon.mkdir(mode=0o700, exist_ok=True)
             self.clear()
             try:
                 yield
             finally:
                 self.clear()
+
+    def _turn_logs(self) -> None:
+        """A run begins with empty logs; those of the run before stay beside them as `.log.1`."""
+        self.logs.mkdir(exist_ok=True)
+        for old in self.logs.glob("*.log"):
+            old.replace(old.with_name(old.name + ".1"))
+
+    def last_words(self, name: str) -> str:
+        """The last line of that process's log; empty where it has said nothing."""
+        try:
+            with self.log(name).open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+                lines = log.read().decode(errors="replace").strip().splitlines()
+        except FileNotFoundError:
+            return ""
+        return lines[-1].strip() if lines else ""
 
     def clear(self) -> None:
         """Removes what must not outlive a run, logs excepted."""

@@ -81,6 +81,7 @@ class Node:
         self._core_lost = asyncio.Event()
         self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
         self._ready = False
+        self._going_down = False
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Until `stop`; then everything ends in order, at once on `hurry`. Raises VnpuError when the node cannot come
@@ -202,11 +203,18 @@ class Node:
         self._display.moved(keeper)
         if keeper.state is State.ENDED and keeper.program.kind is not Kind.ENGINE:
             self._core_lost.set()
+        if keeper.state in (State.BACKING_OFF, State.ENDED) and not self._going_down:
+            self._show_last_words(keeper.program.name)
         if self._ready and keeper.state in (State.STARTING, State.BACKING_OFF, State.ENDED):
             self._write_run_file()
 
     def say(self, text: str) -> None:
         self._display.say(text)
+
+    def _show_last_words(self, name: str) -> None:
+        words = self._run_dir.last_words(name)
+        if words:
+            self._display.say(f"{name}'s last words: {words}")
 
     async def _losing_core(self) -> None:
         await self._core_lost.wait()
@@ -233,6 +241,6 @@ class Node:
         return Process(program.name, program.kind, child.pid if child else 0, log, program.url)
 
     async def _take_down(self, hurry: asyncio.Event) -> None:
-        self._ready = False
+        self._ready, self._going_down = False, True
         for kinds in DOWN:
             await asyncio.gather(*(keeper.stop(hurry) for keeper in self._keepers if keeper.program.kind in kinds))

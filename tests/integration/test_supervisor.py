@@ -185,6 +185,7 @@ def test_a_daemon_that_cannot_start_ends_the_node(start, folder):
     up = start(STAND_IN_FAIL="native.daemon")
     assert up.end() == 1
     assert "daemon ended with status 3; restarting in 1 s (crash 1)" in up.said
+    assert "daemon's last words: cannot" in up.said
     assert "daemon ended with status 3; given up after 3 failed starts" in up.said
     assert "vnpu: daemon cannot be kept running (see" in up.said
     assert "cannot" in (up.run_dir / "logs" / "daemon.log").read_text()

@@ -65,3 +65,14 @@ def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path):
 
 def test_a_models_name_with_a_slash_is_one_log_file(tmp_path: Path):
     assert RunDir(tmp_path).log("org/a").name == "org%2Fa.log"
+
+
+def test_a_run_begins_with_empty_logs_and_keeps_those_before(tmp_path: Path):
+    folder = RunDir(tmp_path)
+    with folder.held():
+        assert folder.last_words("a") == ""
+        folder.log("a").write_text("first\n  last of the first run\n\n")
+        assert folder.last_words("a") == "last of the first run"
+    with folder.held():
+        assert folder.last_words("a") == ""
+        assert "first run" in (folder.logs / "a.log.1").read_text()
