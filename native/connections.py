@@ -52,7 +52,8 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A reply, the descriptors beside it, what to do when it was sent or could not be, and whether to hang up then."""
+    """A reply and the descriptors beside it. `done` is called once it is sent or could not be, `unsent` where the peer
+    certainly has nothing of it; `last`: hang up then."""
 
     reply: protocol.Reply
     descriptors: tuple[int, ...] = ()
@@ -149,21 +150,23 @@ class Server:
                 session.closed()
 
     async def _converse(self, connection: Connection, session: Session) -> None:
-        first = True
-        while True:
+        answer: Answer | None = None
+        while answer is None or not answer.last:
             try:
-                request = await connection.receive(FRAME_TIMEOUT if first else None)
+                request = await connection.receive(FRAME_TIMEOUT if answer is None else None)
             except Malformed as error:
                 log.warning("malformed request: %s", error)
                 await connection.refuse(Code.BAD_REQUEST, str(error))
+                return
+            except ConnectionResetError:
+                # The kernel says so where the peer closed with our last answer unread (and not where it read it).
+                if answer is not None:
+                    answer.unsent()
                 return
             if request is None:
                 return
             answer = await connection.unless_hung_up(_handled(session, request))
             await connection.send(answer)
-            if answer.last:
-                return
-            first = False
 
 
 async def _handled(session: Session, request: protocol.Request) -> Answer:

@@ -64,6 +64,7 @@ class Node:
         self._store = store
         self._publisher = Publisher(store, options.lease_ttl)
         self._revoking: set[int] = set()
+        """Leases of the dead that still show in the view."""
         self._group: asyncio.TaskGroup | None = None
         self._drawn: dict[str, model.Device | None] = {}
         self._shown: dict[str, model.Device | None] = {}
@@ -151,6 +152,7 @@ class Node:
         """Rule 9: what stood on the lease goes now, not a TTL later. Where etcd is away, the lease ends by itself."""
         if self._group is None:
             return
+        self._revoking &= {engine.lease for engine in self.view.engines.values()}
         for engine in self.view.engines.values():
             if engine.lease and engine.holder in self.engines.doomed and engine.lease not in self._revoking:
                 self._revoking.add(engine.lease)
@@ -162,7 +164,6 @@ class Node:
             log.info("lease %x of %s is revoked", lease, holder)
         except StoreError as error:
             log.warning("lease %x of %s is left to expire: %s", lease, holder, error)
-        finally:
             self._revoking.discard(lease)
 
     async def _follow(self) -> None:
@@ -171,8 +172,11 @@ class Node:
             try:
                 async with aclosing(follow(self._store, keys.ROOT)) as news:
                     async for item in news:
+                        before = self.view.epoch
                         if self.view.take(item):
                             self._observe()
+                        if self.view.epoch != before:
+                            log.info("epoch %s at revision %d", self.view.epoch or "none", self.view.revision)
                         if not self.view.epoch:
                             await ensure_epoch(self._store)
             except (StoreError, SchemaError) as error:

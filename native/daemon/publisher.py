@@ -53,7 +53,7 @@ class Publisher:
                     await self._publish_on(session)
             except StoreError as error:
                 log.warning("cannot publish, trying again: %s", error)
-            await asyncio.sleep(RETRY_PAUSE)
+                await asyncio.sleep(RETRY_PAUSE)
 
     async def _publish_on(self, session: Session) -> None:
         """Until the lease is lost. Keys of an earlier lease are put anew on this one."""

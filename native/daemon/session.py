@@ -60,6 +60,7 @@ class EngineSession:
         """The process may live on and come back; only what nobody else can use goes."""
         if self._master is not None:
             self._node.masters.drop(self._master)
+            self._node.settle()
         if self._member is None:
             self._process.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import resource
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from coordinator.store.follow import follow
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DaemonProcess:
@@ -106,9 +109,17 @@ class DaemonProcess:
     def said(self) -> str:
         return self.log.read_text(errors="replace")
 
+    async def until_said(self, words: str) -> None:
+        """Until its log holds these words."""
+        async with asyncio.timeout(PATIENCE_S):
+            while words not in self.said():  # noqa: ASYNC110 (a file says nothing when it grows)
+                await asyncio.sleep(0.05)
+
     def open_descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
     def _limit(self) -> None:
+        """Runs between fork and exec. Where the test process is killed, its daemon goes too."""
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if self.descriptors is not None:
             resource.setrlimit(resource.RLIMIT_NOFILE, (self.descriptors, self.descriptors))

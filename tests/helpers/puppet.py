@@ -10,7 +10,9 @@ import asyncio
 import json
 import mmap
 import os
+import secrets
 import signal
+import socket
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -164,6 +166,23 @@ class _Hands:
         self.client.close()
         self.client = Client(*self.whom)
         self.client.connect()
+
+    def map_and_hang_up(self, device: str, times: int) -> None:
+        """Ask for a chunk and do not wait for the answer, on connections of their own."""
+        from native import protocol
+
+        path, engine, nonce, role, rank = self.whom
+        for _ in range(times):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+                sock.connect(path)
+                for request in (
+                    protocol.Hello(engine, nonce, role, rank),
+                    protocol.Map(device, protocol.Kind.KV, 1, secrets.randbits(60), 5.0),
+                ):
+                    body = protocol.encode(request)
+                    sock.sendall(len(body).to_bytes(4, "big") + body)
+                    if isinstance(request, protocol.Hello):
+                        assert sock.recv(1 << 16)
 
     def enter(self, device: str, epoch: str, revision: int, timeout_s: float) -> list[object]:
         opened = self.client.enter(device, epoch, revision, timeout_s)
