@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
@@ -61,7 +62,8 @@ class Progress:
             "gateway": f"{run.gateway}/v1",
             "admin": run.admin,
             "etcd": ",".join(run.etcd),
-            "watch": "vnpu-watch",
+            "try": f"curl {run.gateway}/v1/models",
+            "watch": _watch_command(Path(run.socket).parent),
             "stop": "Ctrl-C",
         }
         for name, value in lines.items():
@@ -104,3 +106,7 @@ class Progress:
     def _waits_for(self, keeper: Keeper) -> str:
         pid = keeper.child.pid if keeper.child else 0
         return readiness.starting(self._picture, keeper.program.name, pid)
+
+
+def _watch_command(run_dir: Path) -> str:
+    return "vnpu-watch" if run_dir == Path(".vnpu").absolute() else f"vnpu-watch --run-dir {run_dir}"
