@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
@@ -31,6 +32,8 @@ class Keeper:
         self._last: Ledger | None = None
         self._wake = asyncio.Event()
         self._bell = Bell()
+        # Of its own: writing must not queue behind whatever else runs on threads (masters being populated).
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="journal")
 
     def mark(self) -> None:
         """Something changed that may have to be persisted or published."""
@@ -45,23 +48,29 @@ class Keeper:
 
     async def run(self) -> None:
         """Write until cancelled; a failing disk is tried again, and nothing is said meanwhile."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._keep()
+        finally:
+            self._thread.shutdown(wait=False)
+
+    async def _keep(self) -> None:
+        marked, ledger = self._marked, self._snapshot()
+        while not await self._write(ledger):
+            await asyncio.sleep(RETRY_PAUSE)
             marked, ledger = self._marked, self._snapshot()
-            while not await self._write(ledger):
-                await asyncio.sleep(RETRY_PAUSE)
-                marked, ledger = self._marked, self._snapshot()
-            self._durable = marked
-            self._written(ledger)
-            self._bell.ring()
+        self._durable = marked
+        self._written(ledger)
+        self._bell.ring()
 
     async def _write(self, ledger: Ledger) -> bool:
         essence = _without_seen(ledger)
         if essence == self._last:
             return True
         try:
-            await asyncio.to_thread(self._journal.write, ledger)
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._journal.write, ledger)
         except OSError as error:
             log.error("journal %s cannot be written, nothing is granted meanwhile: %s", self._journal.path, error)
             return False

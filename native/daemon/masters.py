@@ -55,6 +55,7 @@ class Masters:
         self._sealed: OrderedDict[str, Master] = OrderedDict()
         self._unsealed: set[Master] = set()
         self._reserved = 0
+        self._freeing: set[asyncio.Future[None]] = set()
         self._saved_kv: dict[int, int] = {}
 
     @property
@@ -143,7 +144,7 @@ class Masters:
     def close(self) -> None:
         """Let go of all; who has one open keeps it."""
         for master in (*self._sealed.values(), *self._unsealed):
-            self._free(master)
+            self._release(master)
         self._sealed.clear()
         self._unsealed.clear()
 
@@ -174,5 +175,16 @@ class Masters:
             self._free(work.result())
 
     def _free(self, master: Master) -> None:
+        """On a thread: giving a gigabyte of small pages back takes a while."""
+        work = asyncio.get_running_loop().run_in_executor(None, self._release, master)
+        self._freeing.add(work)
+        work.add_done_callback(self._freed)
+
+    def _freed(self, work: asyncio.Future[None]) -> None:
+        self._freeing.discard(work)
+        if not work.cancelled() and (error := work.exception()) is not None:
+            log.error("a master could not be freed: %s", error)
+
+    def _release(self, master: Master) -> None:
         os.close(master.descriptor)
         self._driver.destroy(master.handle)

@@ -173,6 +173,7 @@ class Node:
                 async with aclosing(follow(self._store, keys.ROOT)) as news:
                     async for item in news:
                         before = self.view.epoch
+                        self._publisher.saw(item)
                         if self.view.take(item):
                             self._observe()
                         if self.view.epoch != before:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Mapping
 
 from coordinator.errors import Ambiguous, LeaseLost, StoreError
-from coordinator.store.base import Compare, Delete, ModRevision, Op, Put, Store
+from coordinator.store.base import Changes, Compare, Delete, Listing, ModRevision, Op, Put, Store
 from coordinator.store.session import Session, open_session
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,21 @@ class Publisher:
     def stands(self, key: str) -> bool:
         """What was wanted of this key is in etcd, as far as is known."""
         return key in self._standing and self._standing[key][0] == self._wanted.get(key)
+
+    def saw(self, news: Listing | Changes) -> None:
+        """What the watch shows: a key of ours that somebody else wrote or deleted is put again."""
+        if isinstance(news, Listing):
+            found = {kv.key: kv.mod_revision for kv in news.kvs}
+            shown = {key: found.get(key, 0) for key in self._standing}
+        else:
+            shown = {c.key: c.revision if c.kv else 0 for c in news.changes if news.revision > self._revision_of(c.key)}
+        for key, revision in shown.items():
+            if key in self._standing and self._standing[key][1] != revision:
+                del self._standing[key]
+                self._wake.set()
+
+    def _revision_of(self, key: str) -> int:
+        return self._standing[key][1] if key in self._standing else 0
 
     async def run(self) -> None:
         """Hold a lease and publish, until cancelled; then the keys go with the lease."""
