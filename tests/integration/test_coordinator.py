@@ -25,8 +25,6 @@ from tests.helpers.coordinator import Coordinator, config_file, coordinator, coo
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.stub_engine import node
 
-PATIENCE_S = 90.0
-
 
 @pytest.fixture(scope="module")
 def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
@@ -40,12 +38,6 @@ async def store(etcd: RealEtcd) -> AsyncIterator[Store]:
     await client.txn([], [Delete(keys.ROOT, prefix=True)])
     yield client
     await client.close()
-
-
-@pytest.fixture(autouse=True)
-async def patience() -> AsyncIterator[None]:
-    async with asyncio.timeout(PATIENCE_S):
-        yield
 
 
 async def until(store: Store, prefix: str, told: Callable[[dict[str, KeyValue]], bool]) -> dict[str, KeyValue]:

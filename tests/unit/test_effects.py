@@ -12,7 +12,7 @@ from coordinator.core.events import Granted, GrantRefused
 from coordinator.core.model import Decision, DeviceId, Epoch, Holder, Order, Seat, Token
 from coordinator.effects import Effects
 from coordinator.store import keys
-from coordinator.store.base import Put
+from coordinator.store.base import Delete, Put
 from coordinator.store.codec import decode, encode
 from coordinator.store.memory import Fault, MemoryEtcd, MemoryStore
 
@@ -158,9 +158,7 @@ async def test_a_reclaim_does_not_need_the_spec(setting: Setting) -> None:
     ],
     ids=lambda stale: next(iter(stale)),
 )
-async def test_a_grant_that_rests_on_old_knowledge_changes_nothing(
-    setting: Setting, stale: dict[str, object]
-) -> None:
+async def test_a_grant_that_rests_on_old_knowledge_changes_nothing(setting: Setting, stale: dict[str, object]) -> None:
     before = (await setting.store.list(keys.ROOT)).kvs
     outcome = await setting.effects.perform(msgspec.structs.replace(setting.grant(), **stale))
     assert isinstance(outcome, GrantRefused)
@@ -171,6 +169,19 @@ async def test_of_two_grants_on_the_same_seats_one_is_refused(setting: Setting) 
     first = await setting.effects.perform(setting.grant(id_=1))
     second = await setting.effects.perform(setting.grant(id_=2, size=20))
     assert (type(first), type(second)) == (Granted, GrantRefused)
+    assert (await setting.seat(D0))[0].bytes == 10
+
+
+async def test_a_token_that_came_and_vanished_is_not_taken_for_no_token(setting: Setting) -> None:
+    """The holder's lease ends in the middle of its operation: its token is gone, its seat is not."""
+    stale = setting.grant(id_=2, size=99)
+    assert isinstance(await setting.effects.perform(setting.grant()), Granted)
+    setting.etcd.expire_lease(setting.lease)
+    lease = await setting.store.grant_lease(60)
+    spec = (await setting.store.txn([], [Put(keys.spec("a"), b"{}", lease)])).revision
+    assert await setting.store.get(keys.token(D0)) is None
+    outcome = await setting.effects.perform(msgspec.structs.replace(stale, lease=lease, spec_revision=spec))
+    assert isinstance(outcome, GrantRefused)
     assert (await setting.seat(D0))[0].bytes == 10
 
 
@@ -243,8 +254,6 @@ async def test_two_leaders_at_once_cannot_both_grant(setting: Setting) -> None:
     setting.etcd.txn([], [Put(key, b"you")])
     standing = await other.get(key)
     assert standing is not None
-    from coordinator.store.base import Delete
-
     await other.txn([], [Delete(LEADER)])
     new = msgspec.structs.replace(
         setting.grant(id_=1, size=55), election_key=key, election_revision=standing.create_revision

@@ -1,0 +1,65 @@
+"""`python -m coordinator`: what its options and the configuration become, and how it fails."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from coordinator.__main__ import main, scheduler, settings
+from coordinator.config import load
+from coordinator.core.model import ModelId
+from coordinator.core.settings import Settings as ModelSettings
+from tests.helpers.coordinator import config_file
+
+TEXT = """
+devices: [{id: 0, capacity: 1GiB}]
+gateway: {listen: "127.0.0.1:7000", max_queue: 9, max_wait: 20s}
+admin: {listen: "127.0.0.1:7001", api_key: secret}
+defaults: {keep_alive: 1m, min_residency: 3s, priority: 2}
+models:
+  a: {path: ./a, kv_cache: 1MiB, pin: true, max_wait: 5s}
+  b: {path: ./a, kv_cache: 1MiB, keep_alive: 2m}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    file = config_file(tmp_path, ["a"])
+    file.write_text(TEXT)
+    return file
+
+
+def test_the_configuration_becomes_settings(config: Path) -> None:
+    told = settings(load(config, {}), "c1", {"VNPU_ENGINE_HOSTS": "engine-a, engine-b,"})
+    assert told.id == "c1"
+    assert (told.gateway.port, told.gateway.max_queue, told.gateway.models) == (7000, 9, ("a", "b"))
+    assert (told.admin.port, told.admin.api_key) == (7001, "secret")
+    assert told.gateway.trusted_hosts == told.admin.trusted_hosts == ("engine-a", "engine-b")
+
+
+def test_models_are_treated_as_configured(config: Path) -> None:
+    core = scheduler(load(config, {}))
+    assert core.settings(ModelId("a")) == ModelSettings(True, 2, 60.0, 3.0, 5.0)
+    assert core.settings(ModelId("b")) == ModelSettings(False, 2, 120.0, 3.0, 20.0)
+    assert core.settings(ModelId("unconfigured")) == ModelSettings(False, 2, 60.0, 3.0, 20.0)
+
+
+@pytest.mark.parametrize("missing", ["file", "etcd"])
+def test_wrong_use_ends_with_2_and_one_line(config: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(config.parent / "nowhere.yaml") if missing == "file" else str(config)
+    assert main(["--config", file], {}) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.count("\n") == 1
+
+
+def test_a_port_that_is_taken_ends_with_1(config: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config.write_text(TEXT.replace("7000", str(port)).replace("7001", "0"))
+        assert main(["--config", str(config), "--etcd", "http://127.0.0.1:9"], {}) == 1
+    assert str(port) in caplog.text
