@@ -113,7 +113,7 @@ def test_entries_that_wrap_are_refused() -> None:
 def test_nothing_to_copy_is_done_at_once() -> None:
     assert copy([]) >= 0
     job = CopyJob([])
-    assert (job.wait(), job.done, job.bytes_total, job.entries_done) == (True, True, 0, 0)
+    assert (job.wait(timeout_s=60), job.done, job.bytes_total, job.entries_done) == (True, True, 0, 0)
 
 
 def test_pinned_threads_copy_too_and_leave_the_caller_unpinned() -> None:
@@ -141,7 +141,7 @@ def test_a_job_lands_in_order_and_tells_how_far_it_is(threads: int) -> None:
             assert job.entries_done >= count
             assert job.bytes_done >= sum(sizes[:count])
             assert read(to, size) == read(start, size)
-        assert job.wait()
+        assert job.wait(timeout_s=60)
         assert job.done
         assert (job.bytes_done, job.entries_done, job.bytes_total) == (total, len(sizes), total)
         assert job.seconds == job.seconds > 0
@@ -161,7 +161,7 @@ def test_a_cancelled_job_stops_and_what_it_says_is_done_is_done() -> None:
         done = job.bytes_done
         assert read(destination, done) == read(source, done)
         assert job.done == (done == size)
-        assert job.wait() == job.done
+        assert job.wait(timeout_s=60) == job.done
         assert job.cancelled or job.done
 
 
@@ -181,7 +181,7 @@ def test_copy_threads_leave_signals_to_the_interpreter() -> None:
         with buffer(32 * MIB) as source, buffer(32 * MIB) as destination:
             job = CopyJob([(destination, source, 32 * MIB)], 2)
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert job.wait()
+            assert job.wait(timeout_s=60)
     finally:
         signal.signal(signal.SIGUSR1, before)
     assert seen == [signal.SIGUSR1]

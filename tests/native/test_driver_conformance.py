@@ -298,18 +298,25 @@ def test_a_reservation_holds_only_own_or_only_imported_chunks(
     owner.destroy(foreign)
 
 
-def test_only_a_chunk_of_that_size_is_imported(driver: Driver, chunk: int, refused, handles, tmp_path) -> None:
-    shareable = driver.export_handle(handles[0])
+def test_only_a_writable_chunk_of_that_size_is_imported(case: DriverCase, driver: Driver, chunk: int, refused) -> None:
+    owner = case.open()
+    shareable = owner.export_handle(owner.create(chunk))
+    read_only = os.open(f"/proc/self/fd/{shareable}", os.O_RDONLY)
     assert refused("import_handle", shareable, 2 * chunk).name == "EINVAL"
+    assert refused("import_handle", read_only, chunk).name == "EINVAL"
+    os.close(read_only)
     os.close(shareable)
     assert refused("import_handle", shareable, chunk).name == "EBADF"
     assert refused("import_handle", 1 << 40, chunk).name == "EBADF"
-    for path, flags in ((tmp_path / "file", os.O_RDWR | os.O_CREAT), ("/dev/null", os.O_RDWR)):
-        fd = os.open(path, flags)
-        os.truncate(fd, chunk) if path != "/dev/null" else None
-        name = refused("import_handle", fd, chunk).name
-        os.close(fd)
-        assert name == "EINVAL"
+
+
+def test_what_is_no_memory_is_not_imported(chunk: int, refused, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"")
+    os.truncate(file, chunk)
+    for path in (file, Path("/dev/null")):
+        with path.open("r+b") as opened:
+            assert refused("import_handle", opened.fileno(), chunk).name == "EINVAL"
 
 
 # All or nothing
