@@ -6,7 +6,6 @@ once the model is loaded, and the measured footprint takes its place.
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
 
@@ -99,8 +98,7 @@ def _tensors(file: Path) -> list[_Tensor]:
             (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
             if length > MAX_HEADER:
                 raise ValueError(f"its header claims {length} bytes")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        return [msgspec.convert(entry, _Tensor) for entry in header.values()]
-    except (OSError, ValueError, struct.error, AttributeError, msgspec.ValidationError) as error:
+            header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
+        return [msgspec.json.decode(raw, type=_Tensor) for name, raw in header.items() if name != "__metadata__"]
+    except (OSError, ValueError, struct.error, msgspec.MsgspecError) as error:
         raise ConfigError(f"{file} is no safetensors file: {error}", remedy="fetch the model again") from error

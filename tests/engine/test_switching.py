@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,8 +26,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200), pytest.mark.asyncio
 CAPACITY = 320 << 20
 KV = 64 << 20
 PROMPTS = ("def main():", "The daemon owns", "class Engine:\n    ")
-_fills = itertools.cycle((0xA5, 0x7F, 0xFF))
-"""0x7F7F and 0xFFFF are NaN and huge as bfloat16: what is not restored or zeroed shows."""
+FILLS = (0xA5, 0x7F, 0xFF)
+"""0x7F7F is huge and 0xFFFF is NaN as bfloat16: what is not restored or zeroed shows."""
 
 
 class RealLab(Lab):
@@ -36,22 +35,22 @@ class RealLab(Lab):
     model: Path
     answers: dict[str, list[int]]
 
-    async def offload_overwrite_restore(self) -> None:
+    async def offload_overwrite_restore(self, fill: int) -> None:
         """Another owner takes every page of the device in between and fills it."""
         offloaded = await self.order(self.engine, Order.OFFLOAD)
         assert (offloaded.held.total, offloaded.d2h) == (0, 0)
-        await self.overwrite()
+        await self.overwrite(fill)
         restored = await self.order(self.engine, Order.RESTORE)
         assert restored.phase is Phase.RESIDENT, restored.error
 
-    async def overwrite(self) -> None:
+    async def overwrite(self, fill: int) -> None:
         other = await self.leader.register("filler", [self.device], size=CAPACITY)
         who = (self.daemon.socket, "filler", other.holder.nonce)
         async with await Puppet.start(*who, "agent") as agent, await Puppet.start(*who, "worker") as worker:
             chunk = (await self.leader.until(self.device, lambda state: True)).chunk
             granted = await self.leader.grant(other, Order.RESTORE, CAPACITY)
             await agent.enter("0", granted.epoch, granted.revision)
-            ids = await worker.map("0", CAPACITY // chunk, next(_fills))
+            ids = await worker.map("0", CAPACITY // chunk, fill)
             await worker.unmap("0", ids)
             await agent.leave("0", granted.epoch, granted.revision)
             await self.leader.closed(self.device, granted)
@@ -106,7 +105,7 @@ async def test_outputs_and_weights_are_equal_over_20_cycles(lab: RealLab):
     sealed = (await lab.spec(lab.engine)).digest
     assert sealed.startswith(digest)
     for cycle in range(20):
-        await lab.offload_overwrite_restore()
+        await lab.offload_overwrite_restore(FILLS[cycle % len(FILLS)])
         prompt = PROMPTS[cycle % len(PROMPTS)]
         assert await lab.engine.complete(prompt) == lab.answers[prompt]
         assert await lab.engine.probe("digest") == digest
@@ -121,21 +120,27 @@ async def test_a_request_in_flight_survives_a_switch_with_identical_tokens(lab: 
         tokens += event["choices"][0]["token_ids"]
         if len(tokens) >= 10 and not switched:
             switched = True
-            await lab.offload_overwrite_restore()
+            await lab.offload_overwrite_restore(0xFF)
     assert switched
     assert tokens == whole
 
 
 async def test_what_was_cached_before_a_switch_is_a_hit_after_it(lab: RealLab):
-    """No block is recomputed, and fresh blocks do not show what another engine left in them."""
     prompt = "prefix " * 100
     cold = await lab.engine.complete(prompt, 16)
-    await lab.offload_overwrite_restore()
+    await lab.offload_overwrite_restore(0xFF)
     hits = await lab.engine.metric("vllm:prefix_cache_hits_total")
     assert await lab.engine.complete(prompt, 16) == cold
     assert await lab.engine.metric("vllm:prefix_cache_hits_total") >= hits + 64
-    fresh = "a new prompt " * 60
-    assert await lab.engine.complete(fresh, 16) == await lab.engine.complete(fresh, 16)
+
+
+@pytest.mark.parametrize("fill", FILLS)
+async def test_fresh_blocks_do_not_show_what_another_engine_left_in_them(lab: RealLab, fill: int):
+    """The same prompt into blocks that were never written: masked positions too must not be another's NaN."""
+    prompt = f"fresh {fill} " * 40
+    before = await lab.engine.complete(prompt, 16)
+    await lab.offload_overwrite_restore(fill)
+    assert await lab.engine.complete(prompt, 16, salt="again") == before
 
 
 async def test_many_requests_wait_at_the_gate_of_a_sleeping_engine(lab: RealLab):
@@ -157,7 +162,7 @@ async def test_a_chunk_left_out_of_a_restore_is_caught(lab: RealLab):
         events.append(event)
         if asking is None:
             await lab.order(lab.engine, Order.OFFLOAD)
-            await lab.overwrite()
+            await lab.overwrite(0xA5)
             asking = asyncio.create_task(lab.engine.post(PROMPTS[0]))
             await lab.load(lab.engine, lambda load: load.waiting == 2)
             await lab.grant(lab.engine, Order.RESTORE)

@@ -1,0 +1,17 @@
+"""Wait for what no event announces. Only where there is none: a state read from outside."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+PATIENCE_S = 60.0
+
+
+async def eventually(holds: Callable[[], bool], what: str = "it") -> None:
+    """Returns as soon as `holds()`; fails after a generous time."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            if holds():
+                return
+            await asyncio.sleep(0.005)
