@@ -78,7 +78,7 @@ async def test_a_token_that_ran_out_is_renewed_for_calls_and_watches(secured: Re
     start = await put(store, "/mine/a")
     async with aclosing(store.watch("/mine/", start)) as watch:
         await take(watch, 1)
-        await secured.kill()
+        await secured.stop()  # in good order: a killed one replays its last logins
         await secured.start()
         following = asyncio.create_task(take(watch, 2))
         other = secured.client(user="vnpu", password=PASSWORD)
@@ -90,6 +90,16 @@ async def test_a_token_that_ran_out_is_renewed_for_calls_and_watches(secured: Re
         lease = await store.grant_lease(30)
         assert await store.keep_alive(lease) == 30.0
         await store.revoke_lease(lease)
+    await store.close()
+
+
+async def test_a_call_s_token_that_ran_out_is_renewed_once(secured: RealEtcd) -> None:
+    store = secured.client(user="vnpu", password=PASSWORD)
+    await put(store, "/mine/a")
+    await secured.stop()  # in good order: a killed one replays its last logins
+    await secured.start()
+    await put(store, "/mine/b")  # a write too: it certainly was not applied under the old token
+    assert await store.get("/mine/b")
     await store.close()
 
 
