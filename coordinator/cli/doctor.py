@@ -238,6 +238,27 @@ def vllm() -> Finding:
     return Finding("vLLM", OK, "installed; --engine tries it")
 
 
+def leftovers() -> Finding:
+    """What a `vnpu up` in this folder left, should even its guard have been killed."""
+    file = Path(".vnpu/run.json")
+    try:
+        run_file = json.loads(file.read_text())
+        owner, parts = int(run_file["pid"]), [(part["name"], int(part["pid"])) for part in run_file["processes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return Finding("leftovers", OK, "none in .vnpu")
+    if alive(owner):
+        return Finding("leftovers", OK, f"none: a node runs here (pid {owner})")
+    left = [f"{name} ({pid})" for name, pid in parts if alive(pid)]
+    found = f"of a killed `vnpu up`: {', '.join([str(file), *left])}"
+    return Finding(
+        "leftovers", WARN, found, "end those processes if they are vNPU's; the next `vnpu up` clears the rest"
+    )
+
+
+def alive(pid: int) -> bool:
+    return pid > 0 and Path(f"/proc/{pid}").is_dir()
+
+
 def one_token() -> Finding:
     """Loads vLLM and generates a token, in a process of its own."""
     done = run([sys.executable, "-m", "coordinator.cli.one_token"], ENGINE_LIMIT_S)
@@ -263,6 +284,7 @@ CHECKS = [
     pidfds,
     etcd,
     vllm,
+    leftovers,
 ]
 
 

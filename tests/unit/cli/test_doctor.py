@@ -74,3 +74,19 @@ def test_every_finding_that_is_not_ok_has_a_remedy(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = [check() for check in doctor.CHECKS]
     assert [finding.name for finding in findings if finding.state != "ok" and not finding.remedy] == []
+
+
+def test_what_a_killed_node_left_is_listed(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert doctor.leftovers().state == "ok"
+    (tmp_path / ".vnpu").mkdir()
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    parts = [{"name": "a", "pid": os.getpid()}, {"name": "b", "pid": dead.pid}, {"name": "c", "pid": 0}]
+    (tmp_path / ".vnpu" / "run.json").write_text(json.dumps({"pid": dead.pid, "processes": parts}))
+    finding = doctor.leftovers()
+    assert finding.state == "warn"
+    assert f"a ({os.getpid()})" in finding.found
+    assert "b (" not in finding.found
+    (tmp_path / ".vnpu" / "run.json").write_text(json.dumps({"pid": os.getpid(), "processes": parts}))
+    assert doctor.leftovers().state == "ok"
