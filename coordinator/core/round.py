@@ -167,12 +167,12 @@ class Round:
                 self._grant(engine, Order.OFFLOAD, at.why)
             self._alarm(engine.devices[0], engine.retry_at)
         by = self._desk.asks.sleeps(engine)
-        if by is not None and at.standing is Standing.SERVING and self._now >= engine.retry_at:
+        if by is not None and at.orderable and self._now >= engine.retry_at:
             self._grant(engine, Order.OFFLOAD, f"asked for by {by}")
 
     def _idle(self, engine: EngineEntry, at: Stand) -> None:
         settings = self._world.settings(engine)
-        if at.standing is not Standing.SERVING or self._world.busy(engine):
+        if not at.orderable or self._world.busy(engine):
             return
         if settings.drained:
             due, cause = engine.retry_at, "it is drained, and what it had begun is done"

@@ -43,7 +43,13 @@ class Stand(msgspec.Struct, frozen=True):
     until: float = float("inf")
     why: str = ""
 
+    @property
+    def orderable(self) -> bool:
+        """Whether a resident may be ordered about: not before it has said what became of its last order."""
+        return self.standing is Standing.SERVING and self.until == float("inf")
 
+
+_AWAITED = "its word on its last operation is awaited"
 COMING = frozenset({Standing.RETURNING, Standing.STARTING})
 ROUTABLE = frozenset({Standing.SERVING, Standing.RETURNING})
 
@@ -100,10 +106,10 @@ def _resting(ledger: Ledger, engine: EngineEntry, now: float, limits: Limits, *,
     """No operation of it is known to be under way. `over`: so say the device keys, and their owners are valid."""
     owned = len(ledger.owned(engine))
     complete = owned == len(engine.devices)
-    if engine.phase is Phase.RESIDENT and (complete or not over):
-        return Stand(Standing.SERVING)
     due = max([engine.residency_at, *(ledger.device(d).closed_at for d in engine.devices)]) + limits.answer_s
     late = now >= due
+    if engine.phase is Phase.RESIDENT and (complete or not over):
+        return Stand(Standing.SERVING) if late or heard(ledger, engine) else Stand(Standing.SERVING, due, _AWAITED)
     if complete and engine.ordered is Order.RESTORE and not heard(ledger, engine) and not late:
         return _answer_owed(ledger, engine, due)
     if owned and over:
@@ -122,7 +128,7 @@ def _answer_owed(ledger: Ledger, engine: EngineEntry, due: float) -> Stand:
 
 
 def _settling(due: float) -> Stand:
-    return Stand(Standing.SETTLING, due, "its word on its last operation is awaited")
+    return Stand(Standing.SETTLING, due, _AWAITED)
 
 
 def _absent(engine: EngineEntry, now: float) -> Stand:

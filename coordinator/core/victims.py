@@ -12,7 +12,7 @@ from coordinator.core.ledger import Ledger
 from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
 from coordinator.core.policy import EvictionPolicy, Resident, Wanted
 from coordinator.core.settings import Limits, Models, Settings
-from coordinator.core.standing import Standing, stand
+from coordinator.core.standing import stand
 
 NEVER = float("inf")
 LOST_FIRST = -1e12
@@ -72,8 +72,8 @@ def _victim(world: World, wanted: Wanted, holder: Holder, now: float) -> Victim:
     if world.settings(engine).pin:
         return Victim(holder, Order.OFFLOAD, taken, 0.0, NEVER, "pinned", pinned=True)
     at = stand(world.ledger, engine, now, world.limits)
-    if at.standing is not Standing.SERVING:
-        return Victim(holder, Order.OFFLOAD, taken, 0.0, NEVER, at.why or f"it is {at.standing}")
+    if not at.orderable:
+        return Victim(holder, Order.OFFLOAD, taken, 0.0, at.until, at.why or f"it is {at.standing}")
     score = world.policy.score(_resident(world, engine, engine.model, taken, now), wanted, now)
     not_before = max(score.not_before, engine.retry_at)
     return Victim(holder, Order.OFFLOAD, taken, score.value, not_before, score.why)
