@@ -163,6 +163,7 @@ class Agent:
 
     async def _hold_lease(self) -> None:
         while True:
+            await self._vitals.well()
             self._renew.clear()
             try:
                 async with open_session(

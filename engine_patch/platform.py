@@ -42,20 +42,26 @@ class VnpuCpuPlatform(CpuPlatform):  # type: ignore[misc]  # vLLM is not followe
 def _refuse_what_cannot_work(config: Any, devices: int) -> None:
     versions.require_supported(versions.installed())
     parallel = config.parallel_config
+    cache, env = config.cache_config, os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    adapters = "weights have one sealed master, which adapters and updates would change"
     refusals = (
-        (parallel.worker_cls != WORKER, "--worker-cls", "vNPU brings its own worker class; leave it out"),
-        (parallel.world_size != devices, "VNPU_DEVICE", f"name {parallel.world_size} devices, one for each rank"),
-        (parallel.data_parallel_size > 1, "--data-parallel-size", "start one engine for each replica"),
-        (parallel._api_process_count > 1, "--api-server-count", "give 1: the agent lives in the API server"),
-        (parallel.distributed_executor_backend not in ("mp", None), "--distributed-executor-backend", "give mp"),
-        (os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "1", "VLLM_ENABLE_V1_MULTIPROCESSING", "unset it"),
-        (config.lora_config is not None, "--enable-lora", "adapters change weights, which have one sealed master"),
-        (config.weight_transfer_config is not None, "--weight-transfer-config", "weights have one sealed master"),
-        (not config.cache_config.kv_cache_memory_bytes, "--kv-cache-memory-bytes", "give the KV cache's size in bytes"),
+        (parallel.worker_cls != WORKER, "vNPU brings its own worker class", "leave --worker-cls out"),
+        (parallel.world_size != devices, f"{parallel.world_size} ranks, {devices} devices", "correct VNPU_DEVICE"),
+        (parallel.data_parallel_size > 1, "--data-parallel-size is over 1", "start one engine for each replica"),
+        (parallel._api_process_count > 1, "the agent lives in the API server", "give --api-server-count 1"),
+        (
+            parallel.distributed_executor_backend not in ("mp", None),
+            "workers must be local processes",
+            "leave --distributed-executor-backend out",
+        ),
+        (env != "1", "the engine must be in processes of its own", "unset VLLM_ENABLE_V1_MULTIPROCESSING"),
+        (config.lora_config is not None, adapters, "leave --enable-lora out"),
+        (config.weight_transfer_config is not None, adapters, "leave --weight-transfer-config out"),
+        (not cache.kv_cache_memory_bytes, "the KV cache's size is not given", "give --kv-cache-memory-bytes"),
     )
     for wrong, what, remedy in refusals:
         if wrong:
-            raise ConfigError(f"{what} does not go together with vNPU as it is", remedy=remedy)
+            raise ConfigError(what, remedy=remedy)
 
 
 def _plan(config: Any) -> Plan:

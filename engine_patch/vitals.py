@@ -18,7 +18,16 @@ class Vitals:
     ping that is answered."""
 
     def __init__(self) -> None:
-        self.healthy = True
+        self._well = asyncio.Event()
+        self._well.set()
+
+    @property
+    def healthy(self) -> bool:
+        return self._well.is_set()
+
+    async def well(self) -> None:
+        """Until it is healthy: an engine that hangs must not register again."""
+        await self._well.wait()
 
     async def ping(self, engine: Engine, busy: Callable[[], bool]) -> None:
         """Until cancelled. `busy`: a memory operation is under way; it keeps EngineCore from answering and has its own
@@ -39,9 +48,14 @@ class Vitals:
                 self._set(not lost, f"no answer to a ping in {pulse.PING_S:g} s, and no sign of life")
 
     def _set(self, healthy: bool, why: str) -> None:
-        if healthy != self.healthy:
-            log.warning("keep-alives %s", "go on" if healthy else f"stop: {why}")
-        self.healthy = healthy
+        if healthy == self.healthy:
+            return
+        if healthy:
+            log.warning("the engine answers again: keep-alives go on")
+            self._well.set()
+        else:
+            log.warning("keep-alives stop: %s", why)
+            self._well.clear()
 
 
 async def first_death(pids: Iterable[int]) -> int:

@@ -20,7 +20,7 @@ from coordinator.core.model import Bytes
 from engine_patch import report, settings
 from engine_patch.copier import Copier
 from engine_patch.kv_layout import books, scheduled_blocks
-from engine_patch.memory import Hands, MemoryFault, denied
+from engine_patch.memory import Hands, MemoryFault, Stopwatch, denied
 from engine_patch.report import Report
 from native import _native
 from native.client import Client, DaemonRefused
@@ -46,16 +46,19 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         driver = _native.open_driver(birth.drivers[self.rank])
         chunk = client.connect().chunk[device]
         self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
-        self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
-        super().init_device()
+        self._start = Stopwatch()
+        with self._start.step("map"):
+            self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
+        with self._start.step("device"):
+            super().init_device()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        with self._hands.allocating(self._hands.weights):
+        with self._start.step("load"), self._hands.allocating(self._hands.weights):
             super().load_model(*args, **kwargs)
         self._hands.trim(self._hands.weights)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
-        with self._hands.allocating(self._hands.kv):
+        with self._start.step("kv"), self._hands.allocating(self._hands.kv):
             super().initialize_from_config(kv_cache_config)
         self._hands.trim(self._hands.kv)
         self._books = books(kv_cache_config, everything=self.vllm_config.kv_transfer_config is not None)
@@ -82,7 +85,12 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     # ---- called by the agent
 
     def vnpu_seal(self) -> str:
-        return self._answer(lambda: {"digest": self._hands.seal()})
+        def work() -> dict[str, Any]:
+            with self._start.step("seal"):
+                digest = self._hands.seal()
+            return {"digest": digest, "steps": tuple(self._start.steps)}
+
+        return self._answer(work)
 
     def vnpu_offload(self) -> str:
         def work() -> dict[str, Any]:

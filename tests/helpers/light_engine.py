@@ -59,7 +59,7 @@ class LightEngine:
         ttl: int = 2,
         join: float = 60.0,
     ) -> LightEngine:
-        """`size`: bytes of weights. `fault`: `skip` leaves a chunk out of a restore. `join`: its patience in seconds."""
+        """`size`: bytes of weights. `fault`: `skip` leaves a chunk out of a restore. `join`: seconds of patience."""
         port = free_port()
         light = {"port": port, "size": size, "hold": list(hold), "fault": fault, "join": join}
         environ = {
@@ -244,6 +244,8 @@ class Memory:
         return self._report()
 
     async def ping(self) -> None:
+        await self._held("ping")
+        self._hold.discard("ping")
         await self._in_server(lambda: None)
 
     def pids(self) -> tuple[int, ...]:

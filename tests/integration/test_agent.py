@@ -195,6 +195,15 @@ async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: LightL
         assert (await other.ask())[0] == 200
 
 
+async def test_an_engine_that_hangs_loses_its_lease_until_it_answers(lab: LightLab):
+    async with await lab.bring_up(hold=["ping"]) as engine:
+        await engine.at("ping")
+        await lab.gone(engine)
+        engine.go_on()
+        assert (await lab.residency(engine, lambda r: True)).phase is Phase.RESIDENT
+        assert (await lab.order(engine, Order.OFFLOAD)).phase is Phase.OFFLOADED
+
+
 async def test_an_operation_outlives_its_lease_and_registers_busy(lab: LightLab):
     async with await lab.bring_up(hold=["offload"]) as engine:
         registered = await lab.registered(engine)

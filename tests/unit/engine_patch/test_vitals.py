@@ -59,8 +59,10 @@ async def test_silence_without_a_sign_of_life_stops_the_keep_alives_until_it_ans
     watching = asyncio.create_task(vital.ping(engine, lambda: False))  # type: ignore[arg-type]
     engine.answers.clear()
     await until(vital, healthy=False)
+    well = asyncio.create_task(vital.well())
     engine.answers.set()
-    await until(vital, healthy=True)
+    await asyncio.wait_for(well, 60)
+    assert vital.healthy
     watching.cancel()
 
 
