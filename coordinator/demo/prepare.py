@@ -12,7 +12,7 @@ import msgspec
 import yaml
 from rich.progress import Progress
 
-from coordinator.demo.reference import Reference
+from coordinator.demo.reference import Reference, digest
 from coordinator.demo.scenario import MODELS, DemoModel, Prompt, all_prompts, configuration
 from coordinator.errors import VnpuError
 
@@ -47,15 +47,21 @@ def prepare(workspace: Workspace, progress: Progress) -> dict[str, Reference]:
 
 
 def _reference(workspace: Workspace, model: DemoModel) -> Reference:
-    """Stock answers of `model`, made anew when the prompts changed."""
+    """Stock answers of `model`, made anew when the model or the prompts changed."""
     wanted = [prompt for prompt in all_prompts() if prompt.model == model.name]
     stored = workspace.references / f"{model.name}.json"
-    if stored.exists():
-        reference = msgspec.json.decode(stored.read_bytes(), type=Reference)
-        if all(len(reference.tokens.get(prompt.text, ())) == prompt.max_tokens for prompt in wanted):
-            return reference
-    _ask_stock(workspace, model, wanted, stored)
+    if not _still_true(stored, workspace.models / model.name, wanted):
+        _ask_stock(workspace, model, wanted, stored)
     return msgspec.json.decode(stored.read_bytes(), type=Reference)
+
+
+def _still_true(stored: Path, model: Path, wanted: list[Prompt]) -> bool:
+    try:
+        reference = msgspec.json.decode(stored.read_bytes(), type=Reference)
+    except (FileNotFoundError, msgspec.MsgspecError):
+        return False
+    answered = all(len(reference.tokens.get(prompt.text, ())) == prompt.max_tokens for prompt in wanted)
+    return answered and reference.model == digest(str(model))
 
 
 def _ask_stock(workspace: Workspace, model: DemoModel, prompts: list[Prompt], out: Path) -> None:

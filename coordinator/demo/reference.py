@@ -6,6 +6,7 @@ writes the token ids. The demo's engines must give the same ids, however often t
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from pathlib import Path
 
@@ -15,10 +16,17 @@ from coordinator.demo.scenario import ENGINE_ARGS, KV_CACHE_BYTES, Prompt
 
 
 class Reference(msgspec.Struct, frozen=True):
-    """Greedy token ids by prompt text."""
+    """Greedy token ids by prompt text; `model` is the digest of the weights that gave them."""
 
     vllm: str
+    model: str
     tokens: dict[str, list[int]]
+
+
+def digest(model_dir: str) -> str:
+    """SHA-256 of the model's weight file."""
+    with (Path(model_dir) / "model.safetensors").open("rb") as weights:
+        return hashlib.file_digest(weights, "sha256").hexdigest()
 
 
 def answer(model_dir: str, prompts: list[Prompt]) -> Reference:
@@ -33,7 +41,7 @@ def answer(model_dir: str, prompts: list[Prompt]) -> Reference:
         tokens[prompt.text] = list(output.outputs[0].token_ids)
         sys.stdout.write(f"answered {number}/{len(prompts)}\n")
         sys.stdout.flush()
-    return Reference(vllm=vllm.__version__, tokens=tokens)
+    return Reference(vllm=vllm.__version__, model=digest(model_dir), tokens=tokens)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -64,28 +65,31 @@ class Report(msgspec.Struct, frozen=True):
         return identical and self.killed.others_ok and all(self.invariants.values())
 
 
+COLUMNS = ("model", "MB", "cold s", "awake ms", "asleep ms", "GB/s", "÷ memcpy", "cold ÷", "same")
+LEGEND = """cold: start of the process to first token. awake, asleep: first token of a request through the gateway.
+GB/s: restore. ÷ memcpy: (asleep - awake) ÷ one thread's memcpy of the bytes. cold ÷: cold ÷ asleep.
+same: the tokens are those of stock vLLM."""
+
+
 def render(report: Report) -> RenderableType:
-    """The closing table: a row a switch, then the invariants."""
+    """The closing table: a row a switch, then the invariants. It fits 80 columns."""
     cold = {model.name: model.cold_start_s for model in report.models}
-    table = Table(title="Every switch, from the request at the gateway", title_justify="left")
-    for column in ("model", "instead of"):
-        table.add_column(column)
-    for column in ("MB", "cold start", "TTFT awake", "TTFT asleep", "restore", "÷ memcpy", "cold ÷ wake", "identical"):
-        table.add_column(column, justify="right")
+    table = Table(title="Every switch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for switch in report.switches:
         table.add_row(
             switch.target,
-            switch.source or "–",
             f"{switch.bytes / 1e6:.0f}",
-            f"{cold[switch.target]:.1f} s",
-            f"{switch.ttft_awake_s * 1e3:.0f} ms",
-            f"{switch.ttft_asleep_s * 1e3:.0f} ms",
-            f"{switch.bytes / switch.restore_s / 1e9:.1f} GB/s" if switch.restore_s else "–",
+            f"{cold[switch.target]:.1f}",
+            f"{switch.ttft_awake_s * 1e3:.0f}",
+            f"{switch.ttft_asleep_s * 1e3:.0f}",
+            f"{switch.bytes / switch.restore_s / 1e9:.1f}" if switch.restore_s else "–",
             f"{switch.memcpy_ratio:.2f}",
             f"{switch.cold_ratio:.0f} ×",
             "yes" if switch.outputs_identical else "NO",
         )
-    return Group(table, _verdict(report))
+    return Group(table, Text(LEGEND, style="dim"), Text(), _verdict(report))
 
 
 def _verdict(report: Report) -> Text:

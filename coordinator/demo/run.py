@@ -124,9 +124,9 @@ class Stage:
             outputs_identical=first and second,
         )
         self._console.print(
-            f"  {report.source or 'free memory'} → {target}: first token after {asleep.ttft_s * 1e3:.0f} ms asleep, "
-            f"{awake.ttft_s * 1e3:.0f} ms awake; {report.bytes / 1e6:.0f} MB, outputs "
-            f"{'identical' if report.outputs_identical else 'DIFFERENT'}"
+            f"  {report.source or 'free memory'} → {target}, {report.bytes / 1e6:.0f} MB: first token after "
+            f"{asleep.ttft_s * 1e3:.0f} ms asleep, {awake.ttft_s * 1e3:.0f} ms awake; "
+            f"{'same' if report.outputs_identical else 'OTHER'} tokens as stock vLLM"
         )
         return report
 
