@@ -20,8 +20,7 @@ from coordinator.store import keys
 from coordinator.store.base import Store
 from coordinator.store.follow import follow
 from coordinator.store.session import open_session
-from engine_patch import lifecycle as life
-from engine_patch import pulse, report, vitals
+from engine_patch import actions, events, lifecycle, pulse, report, vitals
 from engine_patch.engine import Engine
 from engine_patch.errands import Errands, StepFailed
 from engine_patch.plan import Plan, first_spec
@@ -58,8 +57,8 @@ class Agent:
         self._ended = ended
         self._view = View(settings.node, settings.devices)
         self._seen = asyncio.Event()
-        self._inbox: asyncio.Queue[life.Event] = asyncio.Queue()
-        self._life = life.Lifecycle(holder, settings.devices)
+        self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._life = lifecycle.Lifecycle(holder, settings.devices)
         self._publisher = Publisher(store, holder)
         self._vitals = vitals.Vitals()
         self._renew = asyncio.Event()
@@ -120,7 +119,7 @@ class Agent:
         self._publisher.put(keys.load(self._holder.engine), self._load, LOAD_SPACING_S)
 
     def fail(self, reason: str) -> None:
-        self._inbox.put_nowait(life.Failed(reason))
+        self._inbox.put_nowait(events.Failed(reason))
 
     # ---- joining
 
@@ -158,8 +157,8 @@ class Agent:
             async for one in news:
                 if self._view.apply(one):
                     self._seen.set()
-                    self._inbox.put_nowait(life.EpochSeen(self._view.epoch))
-                    self._inbox.put_nowait(life.TokensSeen(self._view.tokens))
+                    self._inbox.put_nowait(events.EpochSeen(self._view.epoch))
+                    self._inbox.put_nowait(events.TokensSeen(self._view.tokens))
 
     async def _hold_lease(self) -> None:
         while True:
@@ -169,12 +168,12 @@ class Agent:
                 async with open_session(
                     self._store, self._settings.lease_ttl, healthy=lambda: self._vitals.healthy
                 ) as session:
-                    self._inbox.put_nowait(life.LeaseGained(session.lease))
+                    self._inbox.put_nowait(events.LeaseGained(session.lease))
                     await _first(session.lost.wait(), self._renew.wait())
             except StoreError as error:
                 log.warning("no lease: %s", error)
                 await asyncio.sleep(PAUSE_S)
-            self._inbox.put_nowait(life.LeaseLost())
+            self._inbox.put_nowait(events.LeaseLost())
 
     async def _finish_start(self, engine: Engine, url: str, address: tuple[str, int]) -> None:
         def sealed(reports: tuple[Report, ...]) -> None:
@@ -208,53 +207,53 @@ class Agent:
     async def _obey(self) -> None:
         while True:
             event = await self._inbox.get()
-            if isinstance(event, life.LeaseLost):
+            if isinstance(event, events.LeaseLost):
                 self._publisher.move(None)
             for action in self._life.handle(event):
                 log.debug("%s -> %s", event, action)
                 self._perform(action)
 
-    def _perform(self, action: life.Action) -> None:
+    def _perform(self, action: actions.Action) -> None:
         match action:
-            case life.Register(residency=residency):
+            case actions.Register(residency=residency):
                 self._publisher.put(keys.residency(self._holder.engine), residency)
                 self._publisher.put(keys.load(self._holder.engine), self._load)
                 self._publisher.move(self._life.lease)
-            case life.Renew():
+            case actions.Renew():
                 log.warning("the store began a new life: registering again")
                 self._publisher.move(None)
                 self._renew.set()
-            case life.Publish(residency=residency, soon=soon):
+            case actions.Publish(residency=residency, soon=soon):
                 if not soon:
                     log.info("%s %s", residency.phase, residency.error or residency.fence)
                 key = keys.residency(self._holder.engine)
                 self._publisher.put(key, residency, PHASE_DELAY_S if soon else 0.0)
-            case life.End(reason=reason):
+            case actions.End(reason=reason):
                 log.error("the engine ends: %s", reason)
                 self._ended(reason, self._engine)
             case _:
                 self._tasks.create_task(self._errand(action))
 
-    def _errand(self, action: life.Action) -> Coroutine[Any, Any, None]:
+    def _errand(self, action: actions.Action) -> Coroutine[Any, Any, None]:
         match action:
-            case life.Enter(device=device, fence=fence):
+            case actions.Enter(device=device, fence=fence):
                 return self._errands.enter(device, fence)
-            case life.Leave(device=device, fence=fence):
+            case actions.Leave(device=device, fence=fence):
                 return self._errands.leave(device, fence)
         if self._engine is None:
             return self._premature(action)
         match action:
-            case life.Drain():
+            case actions.Drain():
                 return self._errands.drain(self._engine)
-            case life.Offload():
+            case actions.Offload():
                 return self._errands.offload(self._engine)
-            case life.Restore():
+            case actions.Restore():
                 return self._errands.restore(self._engine)
-            case life.Undo():
+            case actions.Undo():
                 return self._errands.undo(self._engine)
         return self._errands.resume(self._engine)
 
-    async def _premature(self, action: life.Action) -> None:
+    async def _premature(self, action: actions.Action) -> None:
         self.fail(f"{type(action).__name__} was wanted before the engine was up")
 
 

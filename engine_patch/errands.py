@@ -9,8 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from coordinator.core.model import Fence
-from engine_patch import lifecycle as life
-from engine_patch import report
+from engine_patch import events, report
 from engine_patch.engine import Engine
 from engine_patch.report import Report
 from native.client import Client, DaemonError, DaemonRefused
@@ -36,12 +35,12 @@ class StepFailed(Exception):
     """A step ended badly: the engine cannot go on."""
 
 
-def outcome(reports: tuple[Report, ...]) -> life.Outcome:
+def outcome(reports: tuple[Report, ...]) -> events.Outcome:
     """All ranks' reports as one. Raises `StepFailed` where a rank reports an error."""
     for one in reports:
         if one.error:
             raise StepFailed(f"rank {one.rank}: {one.error}")
-    return life.Outcome(
+    return events.Outcome(
         held=report.held(reports),
         restored=sum(one.restored for one in reports),
         d2h=sum(one.d2h for one in reports),
@@ -53,7 +52,7 @@ def outcome(reports: tuple[Report, ...]) -> life.Outcome:
 class Errands:
     """Each method ends by posting exactly one event: the answer, or `Failed`."""
 
-    def __init__(self, client: Client, post: Callable[[life.Event], None]) -> None:
+    def __init__(self, client: Client, post: Callable[[events.Event], None]) -> None:
         self._client = client
         self._post = post
 
@@ -64,12 +63,12 @@ class Errands:
         except DaemonRefused as refused:
             retry = refused.code in _WAITING
             await asyncio.sleep(PAUSE_S if retry else 0)
-            self._post(life.EnterRefused(device, str(refused), retry))
+            self._post(events.EnterRefused(device, str(refused), retry))
         except DaemonError as error:
             await asyncio.sleep(PAUSE_S)
-            self._post(life.EnterRefused(device, str(error), retry=True))
+            self._post(events.EnterRefused(device, str(error), retry=True))
         else:
-            self._post(life.Entered(device, time.monotonic() - start))
+            self._post(events.Entered(device, time.monotonic() - start))
 
     async def leave(self, device: str, fence: Fence) -> None:
         """Until the daemon has heard it: an operation that nobody leaves wedges the device."""
@@ -86,44 +85,44 @@ class Errands:
             except DaemonError as error:
                 log.warning("leave %s: %s; asking again", device, error)
             await asyncio.sleep(PAUSE_S)
-        self._post(life.Left(device, time.monotonic() - start))
+        self._post(events.Left(device, time.monotonic() - start))
 
     async def drain(self, engine: Engine) -> None:
-        await self._step("drain", engine.drain(), MEMORY_S, lambda _, took: life.Drained(took))
+        await self._step("drain", engine.drain(), MEMORY_S, lambda _, took: events.Drained(took))
 
     async def resume(self, engine: Engine) -> None:
-        await self._step("resume", engine.resume(), RESUME_S, lambda _, took: life.Resumed(took))
+        await self._step("resume", engine.resume(), RESUME_S, lambda _, took: events.Resumed(took))
 
     async def offload(self, engine: Engine) -> None:
-        await self._step("offload", engine.offload(), MEMORY_S, lambda reports, _: life.Worked(outcome(reports)))
+        await self._step("offload", engine.offload(), MEMORY_S, lambda reports, _: events.Worked(outcome(reports)))
 
     async def restore(self, engine: Engine) -> None:
-        def answer(reports: tuple[Report, ...], took: float) -> life.Event:
+        def answer(reports: tuple[Report, ...], took: float) -> events.Event:
             restored = outcome(reports)
             denied = next((one.denied for one in reports if one.denied), "")
-            return life.Denied(denied) if denied else life.Worked(restored)
+            return events.Denied(denied) if denied else events.Worked(restored)
 
         await self._step("restore", engine.restore(), MEMORY_S, answer)
 
     async def undo(self, engine: Engine) -> None:
-        def answer(reports: tuple[Report, ...], took: float) -> life.Event:
+        def answer(reports: tuple[Report, ...], took: float) -> events.Event:
             outcome(reports)
-            return life.Undone(took)
+            return events.Undone(took)
 
         await self._step("undo", engine.undo(), MEMORY_S, answer)
 
     async def seal(self, engine: Engine, sealed: Callable[[tuple[Report, ...]], None]) -> None:
         """End of the start-up. `sealed` looks at the reports and may refuse them with `StepFailed`."""
 
-        def answer(reports: tuple[Report, ...], took: float) -> life.Event:
+        def answer(reports: tuple[Report, ...], took: float) -> events.Event:
             loaded = outcome(reports)
             sealed(reports)
-            return life.Loaded(loaded)
+            return events.Loaded(loaded)
 
         await self._step("seal", engine.seal(), SEAL_S, answer)
 
     async def _step(
-        self, name: str, work: Awaitable[T], limit_s: float, answer: Callable[[T, float], life.Event]
+        self, name: str, work: Awaitable[T], limit_s: float, answer: Callable[[T, float], events.Event]
     ) -> None:
         start = time.monotonic()
         try:
@@ -131,11 +130,11 @@ class Errands:
                 result = await work
             event = answer(result, time.monotonic() - start)
         except TimeoutError:
-            event = life.Failed(f"{name} took longer than {limit_s:g} s")
+            event = events.Failed(f"{name} took longer than {limit_s:g} s")
         except StepFailed as failed:
-            event = life.Failed(f"{name}: {failed}")
+            event = events.Failed(f"{name}: {failed}")
         except Exception as error:
             # Whatever vLLM raises ends the engine: its state is not known any more.
             log.exception("%s failed", name)
-            event = life.Failed(f"{name}: {type(error).__name__}: {error}")
+            event = events.Failed(f"{name}: {type(error).__name__}: {error}")
         self._post(event)

@@ -15,179 +15,42 @@ from enum import StrEnum
 
 import msgspec
 
-from coordinator.core.model import Bytes, Fence, Holder, Order, Phase, Residency, Step, Token
-
-MAX_STEPS = 32
-
-
-class Held(msgspec.Struct, frozen=True):
-    """A token that stands on one of the engine's devices; `revision` is its mod_revision."""
-
-    device: str
-    token: Token
-    revision: int
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What an offload, a restore or the start-up brought: bytes as in `Residency`, and the steps it took."""
-
-    held: Bytes = Bytes()
-    restored: int = 0
-    d2h: int = 0
-    kv_saved: int = 0
-    steps: tuple[Step, ...] = ()
-
-
-class LeaseGained(msgspec.Struct, frozen=True):
-    lease: int
-
-
-class LeaseLost(msgspec.Struct, frozen=True):
-    pass
-
-
-class EpochSeen(msgspec.Struct, frozen=True):
-    """The store's epoch as the watch shows it; None: the key is gone (PROTOCOL rule 13)."""
-
-    epoch: str | None
-
-
-class TokensSeen(msgspec.Struct, frozen=True):
-    """All tokens that stand on the engine's devices now, whoever holds them."""
-
-    tokens: tuple[Held, ...]
-
-
-class Drained(msgspec.Struct, frozen=True):
-    seconds: float
-
-
-class Entered(msgspec.Struct, frozen=True):
-    device: str
-    seconds: float
-
-
-class EnterRefused(msgspec.Struct, frozen=True):
-    """`retry`: nothing is wrong with the fence, only the wait ended; asked again while the token stands."""
-
-    device: str
-    reason: str
-    retry: bool = False
-
-
-class Worked(msgspec.Struct, frozen=True):
-    """Answer to `Offload` and `Restore`."""
-
-    outcome: Outcome
-
-
-class Denied(msgspec.Struct, frozen=True):
-    """The daemon denied pages to a restore; nothing was restored yet."""
-
-    reason: str
-
-
-class Undone(msgspec.Struct, frozen=True):
-    seconds: float
-
-
-class Resumed(msgspec.Struct, frozen=True):
-    seconds: float
-
-
-class Left(msgspec.Struct, frozen=True):
-    device: str
-    seconds: float
-
-
-class Loaded(msgspec.Struct, frozen=True):
-    """The server is up: weights and KV are in device pages, the host master stands."""
-
-    outcome: Outcome
-
-
-class Failed(msgspec.Struct, frozen=True):
-    """The engine cannot go on: a step ended badly, a digest did not match, a process died."""
-
-    reason: str
-
-
-Event = (
-    LeaseGained
-    | LeaseLost
-    | EpochSeen
-    | TokensSeen
-    | Drained
-    | Entered
-    | EnterRefused
-    | Worked
-    | Denied
-    | Undone
-    | Resumed
-    | Left
-    | Loaded
-    | Failed
+from coordinator.core.model import Fence, Holder, Order, Phase, Residency, Step
+from engine_patch.actions import (
+    Action,
+    Drain,
+    End,
+    Enter,
+    Leave,
+    Offload,
+    Publish,
+    Register,
+    Renew,
+    Restore,
+    Resume,
+    Undo,
+)
+from engine_patch.events import (
+    Denied,
+    Drained,
+    Entered,
+    EnterRefused,
+    EpochSeen,
+    Event,
+    Failed,
+    Held,
+    LeaseGained,
+    LeaseLost,
+    Left,
+    Loaded,
+    Outcome,
+    Resumed,
+    TokensSeen,
+    Undone,
+    Worked,
 )
 
-
-class Register(msgspec.Struct, frozen=True):
-    """Put spec, residency and load on the new lease."""
-
-    residency: Residency
-
-
-class Renew(msgspec.Struct, frozen=True):
-    """The store's life ended: the lease is void, take a new one (answered by `LeaseGained`)."""
-
-
-class Publish(msgspec.Struct, frozen=True):
-    """Put the residency. `soon`: only if it still holds a moment later, to spare a write on short operations."""
-
-    residency: Residency
-    soon: bool = False
-
-
-class Drain(msgspec.Struct, frozen=True):
-    """Close the gate and freeze what runs (`Drained`)."""
-
-
-class Enter(msgspec.Struct, frozen=True):
-    """Enter at the daemon (`Entered` or `EnterRefused`)."""
-
-    device: str
-    fence: Fence
-
-
-class Offload(msgspec.Struct, frozen=True):
-    """Save written KV, unmap everything (`Worked`)."""
-
-
-class Restore(msgspec.Struct, frozen=True):
-    """Map, copy back, check (`Worked` or `Denied`)."""
-
-
-class Undo(msgspec.Struct, frozen=True):
-    """Unmap what a denied restore has mapped (`Undone`)."""
-
-
-class Resume(msgspec.Struct, frozen=True):
-    """Let requests run again and open the gate (`Resumed`)."""
-
-
-class Leave(msgspec.Struct, frozen=True):
-    """Leave at the daemon, until it has heard it (`Left`)."""
-
-    device: str
-    fence: Fence
-
-
-class End(msgspec.Struct, frozen=True):
-    """Answer what is open with an error and end every process of the engine."""
-
-    reason: str
-
-
-Action = Register | Renew | Publish | Drain | Enter | Offload | Restore | Undo | Resume | Leave | End
+MAX_STEPS = 32
 
 
 class Stage(StrEnum):

@@ -10,7 +10,7 @@ from coordinator.errors import SchemaError
 from coordinator.store import facts, keys
 from coordinator.store.base import Change, Changes, Listing
 from coordinator.store.codec import decode
-from engine_patch.lifecycle import Held
+from engine_patch.events import Held
 
 log = logging.getLogger("vllm.vnpu.agent")
 

@@ -8,13 +8,23 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from coordinator.core.model import Fence, Holder, Order, Phase, Residency, Token
-from engine_patch.lifecycle import (
+from engine_patch.actions import (
     Action,
-    Denied,
     Drain,
-    Drained,
     End,
     Enter,
+    Leave,
+    Offload,
+    Publish,
+    Register,
+    Renew,
+    Restore,
+    Resume,
+    Undo,
+)
+from engine_patch.events import (
+    Denied,
+    Drained,
     Entered,
     EnterRefused,
     EpochSeen,
@@ -22,23 +32,15 @@ from engine_patch.lifecycle import (
     Held,
     LeaseGained,
     LeaseLost,
-    Leave,
     Left,
-    Lifecycle,
     Loaded,
-    Offload,
     Outcome,
-    Publish,
-    Register,
-    Renew,
-    Restore,
-    Resume,
     Resumed,
     TokensSeen,
-    Undo,
     Undone,
     Worked,
 )
+from engine_patch.lifecycle import Lifecycle
 
 ME = Holder("a", "n1")
 DEVICES = ("local/0", "local/1")

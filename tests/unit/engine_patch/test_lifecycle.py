@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from coordinator.core.model import Bytes, Fence, Holder, Order, Phase, Step, Token
-from engine_patch.lifecycle import (
+from engine_patch.actions import (
     Action,
-    Denied,
     Drain,
-    Drained,
     End,
     Enter,
+    Leave,
+    Offload,
+    Publish,
+    Register,
+    Renew,
+    Restore,
+    Resume,
+    Undo,
+)
+from engine_patch.events import (
+    Denied,
+    Drained,
     Entered,
     EnterRefused,
     EpochSeen,
@@ -17,23 +27,15 @@ from engine_patch.lifecycle import (
     Held,
     LeaseGained,
     LeaseLost,
-    Leave,
     Left,
-    Lifecycle,
     Loaded,
-    Offload,
     Outcome,
-    Publish,
-    Register,
-    Renew,
-    Restore,
-    Resume,
     Resumed,
     TokensSeen,
-    Undo,
     Undone,
     Worked,
 )
+from engine_patch.lifecycle import Lifecycle
 
 ME = Holder("a", "n1")
 DEV = "local/0"
