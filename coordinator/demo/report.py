@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import msgspec
-from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -74,7 +73,7 @@ same: the tokens are those of stock vLLM."""
 def render(report: Report) -> RenderableType:
     """The closing table: a row a switch, then the invariants. It fits 80 columns."""
     cold = {model.name: model.cold_start_s for model in report.models}
-    table = Table(title="Every switch", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title="Every switch", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in COLUMNS:
         table.add_column(column, justify="left" if column == "model" else "right", no_wrap=True)
     for switch in report.switches:
