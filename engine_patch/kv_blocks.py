@@ -6,7 +6,7 @@ what was written (facts: vLLM 0.32, `SchedulerOutput`). Block 0, vLLM's null blo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -34,8 +34,7 @@ class KvBlocks:
         self._size = size
         self._everything = everything or not places
         self._written: set[int] = {0} if blocks else set()
-        self._stale: set[int] = set()
-        self._blocks = blocks
+        self._foreign = False
 
     @property
     def written(self) -> frozenset[int]:
@@ -46,11 +45,7 @@ class KvBlocks:
         there. (Garbage would be masked, but 0 * NaN is NaN.)"""
         new = [b for b in ids if b not in self._written]
         self._written.update(new)
-        if not self._stale:
-            return []
-        dirty = self._stale.intersection(new)
-        self._stale -= dirty
-        return self._ranges(dirty)
+        return self._ranges(new) if self._foreign and new else []
 
     def keep(self) -> list[Range]:
         """The ranges to save before the memory goes away and to bring back afterwards."""
@@ -58,17 +53,26 @@ class KvBlocks:
 
     def renewed(self) -> None:
         """The memory came back with what `keep` named; everything else in it is foreign."""
-        if not self._everything:
-            self._stale = set(range(self._blocks)) - self._written
+        self._foreign = not self._everything
 
     def _ranges(self, ids: Iterable[int]) -> list[Range]:
-        pages = sorted(
-            (p.offset + layer * p.layer_stride + b * p.block_stride, p.page)
-            for b in set(ids)
-            for p in self._places
-            for layer in range(p.layers)
-        )
-        return coalesce(pages)
+        runs = coalesce((b, 1) for b in sorted(ids))
+        return coalesce(sorted(found for place in self._places for found in _pages(place, runs)))
+
+
+def _pages(place: Place, runs: Sequence[Range]) -> Iterator[Range]:
+    """The ranges of runs of blocks `(first, count)`: one a run and layer where a layer's pages are neighbours, one a
+    run where the layers of a block are neighbours as well."""
+    layers, size = place.layers, place.page
+    if place.layer_stride == place.page:
+        layers, size = 1, place.layers * place.page
+    for first, count in runs:
+        for layer in range(layers):
+            start = place.offset + layer * place.layer_stride + first * place.block_stride
+            if place.block_stride == size:
+                yield start, count * size
+            else:
+                yield from ((start + b * place.block_stride, size) for b in range(count))
 
 
 def coalesce(ranges: Iterable[Range]) -> list[Range]:

@@ -6,6 +6,7 @@ module: it must stay cheap.
 
 from __future__ import annotations
 
+import logging
 import os
 
 from coordinator.errors import ConfigError
@@ -33,6 +34,9 @@ def register() -> None:
     """
     if not endpoints():
         return
+    level = os.environ.get("VNPU_LOG_LEVEL", "").upper()
+    if level in logging.getLevelNamesMapping():
+        logging.getLogger("vllm.vnpu").setLevel(level)
     versions.require_supported(versions.installed())
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         raise ConfigError("VLLM_TARGET_DEVICE=cpu makes vLLM ignore platform plugins, vNPU's too", remedy="unset it")

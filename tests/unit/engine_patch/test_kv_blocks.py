@@ -14,6 +14,7 @@ from engine_patch.kv_layout import books, scheduled_blocks
 BLOCKS, PAGE = 10, 64
 LAYERWISE = Place(offset=0, layers=3, layer_stride=BLOCKS * PAGE, block_stride=PAGE, page=PAGE)
 BLOCKWISE = Place(offset=0, layers=3, layer_stride=PAGE, block_stride=3 * PAGE, page=PAGE)
+SCATTERED = Place(offset=0, layers=3, layer_stride=PAGE, block_stride=3 * PAGE, page=PAGE // 2)
 SIZE = 3 * BLOCKS * PAGE
 
 
@@ -52,7 +53,7 @@ def test_where_others_write_blocks_too_everything_is_kept_and_nothing_zeroed():
 
 @given(
     st.lists(st.one_of(st.just("switch"), st.sets(st.integers(0, BLOCKS - 1), max_size=4)), min_size=1, max_size=12),
-    st.sampled_from([LAYERWISE, BLOCKWISE]),
+    st.sampled_from([LAYERWISE, BLOCKWISE, SCATTERED]),
 )
 def test_a_block_never_shows_what_another_engine_left(story: list[object], place: Place):
     """Memory by bytes: 1 is ours, 0 is zeroed, 9 is foreign. A block that is used is never foreign, one that was
