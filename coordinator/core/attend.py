@@ -11,12 +11,9 @@ from coordinator.core.victims import World
 
 def wanted(world: World, model: ModelId, now: float) -> int:
     """Requests that its return would serve: those at gateways and those in its engines. A drained model returns only
-    for what it had begun."""
-    begun = waiting = 0
-    for engine in world.ledger.engines_of(model):
-        begun += engine.load.running
-        waiting += engine.load.waiting
-    return begun if world.models.of(model).drained else begun + waiting + world.demand.waiting(model)
+    for what is in its engines already: frozen requests count as waiting there."""
+    inside = sum(engine.load.running + engine.load.waiting for engine in world.ledger.engines_of(model))
+    return inside if world.models.of(model).drained else inside + world.demand.waiting(model)
 
 
 def attend(world: World, queue: Queue, model: ModelId, now: float, *, woken: bool) -> float:

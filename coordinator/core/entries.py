@@ -44,7 +44,7 @@ class EngineEntry(msgspec.Struct):
     load: Load = Load()
     resident_since: float = 0.0
     active_at: float = 0.0
-    """When it was last seen to have work; while it has some, it is active now."""
+    """When its load was last written (a short burst may leave it as it was); while it works, it is active now."""
     ordered: Order | None = None
     """What the newest seat seen of this process orders, whether it still stands or not; None: none is known."""
     ordered_revision: int = 0

@@ -242,8 +242,7 @@ class Ledger:
         entry = self._engine(fact.engine, now)
         worked = entry.working
         entry.load = fact.load if fact.load is not None else Load()
-        if worked or entry.working:
-            entry.active_at = now
+        entry.active_at = now
         if worked != entry.working:
             self._touch(entry)
         self._prune(entry)

@@ -23,7 +23,7 @@ class Settings(msgspec.Struct, frozen=True):
     `min_residency`: stays at least this long once resident, and a busy victim is only taken by demand that has waited
     this long. 0 allows thrash: then a model may leave before it has served anything.
     `max_wait`: how long a request may wait for it; the gateways and gates obey it, the scheduler only shows it.
-    `drained`: serves what it has begun, takes nothing new, then leaves.
+    `drained`: serves what is in its engines, takes nothing new from gateways, then leaves.
     """
 
     pin: bool = False

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from coordinator.core.commands import Grant, Reclaim
-from coordinator.core.events import DeviceSeen, LeadershipGained, LeadershipLost, Listed
-from coordinator.core.model import Bytes, Order, Owner, Phase
+from coordinator.core.events import (
+    DeviceSeen,
+    EpochSeen,
+    LeadershipGained,
+    LeadershipLost,
+    Listed,
+    SeatSeen,
+    TokenSeen,
+)
+from coordinator.core.model import Bytes, Epoch, Order, Owner, Phase
 from coordinator.core.settings import Limits
 from tests.helpers.stage import Stage, holder, of, only, orders
 
@@ -93,9 +101,6 @@ def test_limits_do_not_restart_with_a_listing_of_the_same_leader() -> None:
     stage.now = 150.0
     ledger = stage.scheduler._ledger
     entry = ledger.devices["n/0"]  # type: ignore[index]
-    from coordinator.core.events import EpochSeen, SeatSeen, TokenSeen
-    from coordinator.core.model import Epoch
-
     facts = (
         EpochSeen(Epoch(id="life-1"), 1),
         DeviceSeen(entry.id, entry.state, 2),
