@@ -55,7 +55,9 @@ class RealEtcd:
         await self._etcd.stop()
 
     def pause(self) -> None:
+        """Returns once every thread of it stands still: the signal alone takes effect in its own time."""
         os.kill(self._etcd.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self._etcd.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         os.kill(self._etcd.pid, signal.SIGCONT)
