@@ -99,6 +99,10 @@ class DeviceEntry(msgspec.Struct):
     """Owners without spec, and since when."""
     engines: set[EngineId] = set()
     """Engines whose spec names this device."""
+    overheads: dict[EngineId, int] = {}
+    """What processes that live here take beside their pages, as far as the daemon does not charge it; no zeros."""
+    overhead: int = 0
+    """Sum of `overheads`."""
 
     @property
     def fence(self) -> int:
@@ -116,6 +120,12 @@ class DeviceEntry(msgspec.Struct):
     def reached(self, revision: int, epoch: str | None) -> bool:
         """Whether operations up to `revision` are known to be over."""
         return self.state is not None and self.present(epoch) and self.state.closed >= revision
+
+    def weigh(self, engine: EngineId, overhead: int) -> None:
+        """What `engine` takes here beside its pages."""
+        self.overhead += overhead - self.overheads.pop(engine, 0)
+        if overhead:
+            self.overheads[engine] = overhead
 
     def dying(self, holder: Holder) -> bool:
         """Its death is proven, its pages are on their way back."""

@@ -142,7 +142,7 @@ class Ledger:
         entry = self.device(device)
         holder = engine.holder
         own = chargeable(entry.held[holder]) if holder is not None and holder in entry.held else 0
-        return entry.charged - own + sum(self._overhead(e, entry) for e in entry.engines if e != engine.id)
+        return entry.charged - own + entry.overhead - entry.overheads.get(engine.id, 0)
 
     def owned(self, engine: EngineEntry) -> tuple[DeviceId, ...]:
         """Those of its devices on which it owns pages."""
@@ -202,6 +202,7 @@ class Ledger:
         for device in entry.devices:
             place = self._device(device)
             place.engines.add(entry.id)
+            place.weigh(entry.id, self._overhead(entry, place))
             if place.seat is not None and place.seat.holder == entry.holder:
                 self._remember(entry, place.seat, place.seat_revision)
 
@@ -213,8 +214,10 @@ class Ledger:
         if not engines:
             del self.models[entry.model]
         for device in entry.devices:
-            self.devices[device].engines.discard(entry.id)
-            self._forget(self.devices[device])
+            place = self.devices[device]
+            place.engines.discard(entry.id)
+            place.weigh(entry.id, 0)
+            self._forget(place)
 
     def _lost(self, holder: Holder, now: float) -> None:
         """Since when this owner has been without spec."""
@@ -233,6 +236,8 @@ class Ledger:
         if _resident(after) is not None and _resident(after) != _resident(before):
             entry.resident_since = entry.active_at = now
         entry.residency, entry.residency_revision, entry.residency_at = after, fact.revision, now
+        for device in entry.devices:
+            self.devices[device].weigh(entry.id, self._overhead(entry, self.devices[device]))
         self._touch(entry)
         self._prune(entry)
 
@@ -272,6 +277,9 @@ class Ledger:
             self._place(holder, entry)
             self._lost(holder, now)
             self._touch_holder(holder)
+            engine = self.registered(holder)
+            if engine is not None and engine.id in entry.engines:
+                entry.weigh(engine.id, self._overhead(engine, entry))
         if entry.seat is not None:
             self._touch_holder(entry.seat.holder)
         self._touched.devices.add(entry.id)
@@ -332,9 +340,8 @@ class Ledger:
         self._touched.models.update(self.models)
         self._touched.devices.update(self.devices)
 
-    def _overhead(self, engine: EngineId, device: DeviceEntry) -> int:
+    def _overhead(self, entry: EngineEntry, device: DeviceEntry) -> int:
         """Overhead of a process that has started, as far as the daemon does not charge it already."""
-        entry = self.engines[engine]
         if entry.spec is None or entry.phase is None or entry.phase is Phase.STARTING:
             return 0
         held = device.held.get(entry.spec.holder)
@@ -362,6 +369,8 @@ class Ledger:
         _same(f"charged on {entry.id}", entry.charged, sum(chargeable(owner.bytes) for owner in owners))
         named = {engine.id for engine in self.engines.values() if entry.id in engine.devices}
         _same(f"engines of {entry.id}", entry.engines, named)
+        weighed = {e: taken for e in entry.engines if (taken := self._overhead(self.engines[e], entry))}
+        _same(f"overheads of {entry.id}", (entry.overheads, entry.overhead), (weighed, sum(weighed.values())))
         lost = {holder for holder in entry.held if self.registered(holder) is None}
         _same(f"lost owners of {entry.id}", set(entry.lost_at), lost)
 
