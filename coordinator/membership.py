@@ -72,13 +72,16 @@ class Member:
 
     async def run(self) -> None:
         """Session after session, until cancelled; then the leadership is resigned and the lease revoked."""
+        away = False
         while True:
             try:
                 async with open_session(self._store, self._ttl) as session:
-                    self._session = session
+                    self._session, away = session, False
                     await self._live(session)
             except* StoreError as errors:
-                log.warning("membership is interrupted: %s", "; ".join(map(str, errors.exceptions)))
+                reason = "; ".join(map(str, errors.exceptions))
+                log.log(logging.DEBUG if away else logging.WARNING, "membership is interrupted: %s", reason)
+                away = True
             finally:
                 self._session = None
             await asyncio.sleep(RETRY_S)

@@ -11,7 +11,8 @@ from typing import Any
 from aiohttp import web
 
 from coordinator.core.events import TokenSeen
-from coordinator.core.model import Bytes, Fence, Holder, Load, Order, Phase, Residency, Spec, Value
+from coordinator.core.model import Bytes, Fence, Holder, Load, Order, Phase, Residency, Spec, Token, Value
+from coordinator.errors import LeaseLost, StoreError
 from coordinator.store import keys
 from coordinator.store.base import Listing, Put, Store
 from coordinator.store.codec import encode
@@ -20,7 +21,7 @@ from coordinator.store.facts import Reader
 from coordinator.store.follow import follow
 from coordinator.store.session import Session, open_session
 from tests.helpers.openai_stub import OpenAIStub, serving
-from tests.helpers.stub_daemon import StubDaemon
+from tests.helpers.stub_daemon import RETRY_S, Stale, StubDaemon
 
 
 class StubEngine:
@@ -43,6 +44,7 @@ class StubEngine:
         self._waiting = 0
         self._load_moved = asyncio.Event()
         self._session: Session | None = None
+        self._operation: asyncio.Future[None] | None = None
         self._fence = 0
         self._epoch = ""
 
@@ -50,12 +52,26 @@ class StubEngine:
         """Until cancelled. Then its lease is revoked; the daemon hears of its death by `StubDaemon.died`."""
         self._epoch = (await ensure_epoch(self._store)).id
         self.stub.behave = self._gate
-        async with serving(self.stub), open_session(self._store) as session:
-            self._session = session
-            await self._register()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._tell_load())
-                tasks.create_task(self._follow_tokens())
+        async with serving(self.stub):
+            while True:
+                try:
+                    async with open_session(self._store) as session:
+                        await self._live(session)
+                except* StoreError:
+                    await asyncio.sleep(RETRY_S)
+
+    async def _live(self, session: Session) -> None:
+        """Registered under one lease, until it is lost; what has begun is brought to its end (rule 5)."""
+        if self._operation is not None:
+            await self._operation
+        self._session, self._fence = session, 0
+        await self._register()
+        self._load_moved.set()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tell_load())
+            tasks.create_task(self._follow_tokens())
+            await session.lost.wait()
+            raise LeaseLost("register again")
 
     async def until_phase(self, phase: Phase) -> None:
         await self.stub.until(lambda: self.phase is phase)
@@ -89,19 +105,27 @@ class StubEngine:
         if token is None or not mine or seen.revision <= self._fence:
             return
         self._fence = seen.revision
+        self._operation = asyncio.ensure_future(self._operate(token, seen.revision))
+        await asyncio.shield(self._operation)
+        await self._put((keys.residency(self.model), self._residency(seen.revision)))
+
+    async def _operate(self, token: Token, revision: int) -> None:
+        """Never given up halfway."""
         self.operations.append(token.order)
+        try:
+            await self._daemon.enter(self.holder, revision)
+        except Stale:
+            return
         if token.order is Order.OFFLOAD:
             self._open.clear()
-        await self._daemon.enter(self.holder, seen.revision)
         size = self._size if token.order is Order.RESTORE else 0
         if size > token.bytes:
             raise AssertionError(f"{self.model} needs {size} bytes and was granted {token.bytes}")
-        await self._daemon.hold(self.holder, size, seen.revision)
-        await self._daemon.leave(self.holder, seen.revision)
+        await self._daemon.hold(self.holder, size, revision)
+        await self._daemon.leave(self.holder, revision)
         self.phase = Phase.RESIDENT if token.order is Order.RESTORE else Phase.OFFLOADED
         if self.phase is Phase.RESIDENT:
             self._open.set()
-        await self._put((keys.residency(self.model), self._residency(seen.revision)))
         self.stub.changed.set()
 
     async def _gate(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
