@@ -30,8 +30,11 @@ from coordinator.core.view import State
 
 WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-STEPS = frozenset({"drain", "enter", "map", "copy", "verify", "unmap", "leave", "resume", "save", "load", "start"})
+STEPS = frozenset(
+    {"enter", "map", "copy", "check", "resume", "leave", "device", "load", "kv", "seal", "drain", "save_kv", "unmap"}
+)
 """Steps of an engine's operation that have a label of their own; what else an engine reports is `other`."""
+_REASONS = {"room for": "room", "idle for": "idle", "asked for": "asked", "it is drained": "drained"}
 KINDS = ("weights", "kv", "overhead", "cached")
 
 
@@ -212,5 +215,5 @@ class _Gauges(Collector):
 
 
 def _reason(cause: str) -> str:
-    """A decision's cause as a bounded label: its first word."""
-    return cause.split(maxsplit=1)[0].strip(",.:;") if cause.strip() else "none"
+    """A decision's cause as a bounded label."""
+    return next((label for start, label in _REASONS.items() if cause.startswith(start)), "other")

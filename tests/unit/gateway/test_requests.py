@@ -129,6 +129,15 @@ async def test_a_huge_body_is_refused_before_it_is_read() -> None:
         writer.close()
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    async with gateway(body_timeout_s=0.05) as bench:
+        host, port = bench.gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /v1/completions HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 100\r\n\r\n{{".encode())
+        assert b"408" in await reader.readline()
+        writer.close()
+
+
 async def test_too_many_headers_are_refused() -> None:
     async with gateway() as bench:
         host, port = bench.gateway.url.removeprefix("http://").split(":")
