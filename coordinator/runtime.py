@@ -75,8 +75,8 @@ class Runtime:
         self._demand = DemandPost(settings.id, self._heard_demand)
         self._decisions: set[asyncio.Task[None]] = set()
         self._member: Member | None = None
-        self._gateway = Gateway(settings.gateway, self._metrics, self._demand.changed, self, clock=clock)
         self._admin = Admin(settings.admin, self, store, self._feed)
+        self._gateway = Gateway(settings.gateway, self._metrics, self._demand.changed, self, clock=clock)
         self.ready = asyncio.Event()
 
     # ---- what gateway and admin API ask

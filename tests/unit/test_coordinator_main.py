@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from coordinator.__main__ import main, scheduler, settings
+from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import load
 from coordinator.core.model import ModelId
+from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings
+from coordinator.errors import ConfigError
+from coordinator.runtime import Runtime, Settings
+from coordinator.store.memory import MemoryEtcd
 from tests.helpers.coordinator import config_file
 
 TEXT = """
@@ -63,3 +68,9 @@ def test_a_port_that_is_taken_ends_with_1(config: Path, caplog: pytest.LogCaptur
         config.write_text(TEXT.replace("7000", str(port)).replace("7001", "0"))
         assert main(["--config", str(config), "--etcd", "http://127.0.0.1:9"], {}) == 1
     assert str(port) in caplog.text
+
+
+async def test_a_coordinator_whose_orders_anybody_could_give_is_not_made() -> None:
+    told = Settings(id="c1", admin=AdminSettings(host="0.0.0.0", port=0))
+    with pytest.raises(ConfigError, match="api_key"):
+        Runtime(told, MemoryEtcd().client(), Scheduler())
