@@ -12,6 +12,8 @@ pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(2400)]
 
 BUILD_S = 1500
 START_S = 600
+SHOWN_S = 60
+"""An answer may overtake the engine's word in etcd that it is resident."""
 STOP_ALL = """
 import os, signal
 def word(pid, name):
@@ -56,8 +58,9 @@ def test_request_to_a_sleeping_model_wakes_it_and_the_other_leaves(stack: Stack)
     other = stack.complete(asleep, "The memory of")
 
     assert other
-    assert stack.phases() == {awake: "offloaded", asleep: "resident"}
+    stack.until(lambda: stack.phases() == {awake: "offloaded", asleep: "resident"}, "the switch in the state", SHOWN_S)
     assert stack.complete(awake, "The memory of") == before
+    stack.until(lambda: stack.phases() == {awake: "resident", asleep: "offloaded"}, "the switch back", SHOWN_S)
     decisions = stack.ask(f"{stack.admin}/v1/decisions")["decisions"]
     made = [(each["order"], each["engine"]) for each in reversed(decisions)]
     assert made[-4:] == [("offload", awake), ("restore", asleep), ("offload", asleep), ("restore", awake)]
@@ -77,6 +80,6 @@ def test_an_engine_that_hangs_in_its_container_is_ended_when_its_memory_is_wante
 
     assert stack.complete(wanted, "And then")
 
-    assert stack.phases()[wanted] == "resident"
+    stack.until(lambda: stack.phases()[wanted] == "resident", "the wake in the state", SHOWN_S)
     owners = [owner for device in stack.ask(f"{stack.admin}/v1/devices")["devices"] for owner in device["owners"]]
     assert [owner["holder"]["engine"] for owner in owners] == [wanted]
