@@ -144,6 +144,20 @@ def test_the_first_and_last_byte_of_a_range_count(length: int) -> None:
         assert sample_digest([(base, length)]) == right
 
 
+def test_content_that_repeats_with_the_stride_does_not_hide() -> None:
+    """Zeros where each stride begins, as padded rows have them: samples at the same place of each would see nothing."""
+    stride, padding = 262144, 4096
+    with buffer(PAGE) as base:
+        digests = set()
+        for content in (NOISE[:PAGE], NOISE[MIB : MIB + PAGE]):
+            write(base, content)
+            for at in range(0, PAGE, stride):
+                write(base + at, bytes(padding))
+            write(base + PAGE - padding, bytes(padding))
+            digests.add(sample_digest([(base, PAGE)], stride))
+        assert len(digests) == 2
+
+
 def test_wider_and_denser_samples_notice_more() -> None:
     with buffer(MIB) as base:
         write(base, NOISE[:MIB])
