@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from aiohttp import ClientSession
 
+from coordinator.__main__ import main
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.core.model import Coordinator as CoordinatorKey
 from coordinator.core.model import Load, Order, Phase
@@ -274,6 +276,15 @@ async def test_a_leader_that_is_told_to_end_hands_over_at_once(etcd: RealEtcd, s
         assert not (await store.list(keys.COORDINATORS)).kvs
 
 
+async def test_an_etcd_that_loses_data_is_refused(etcd: RealEtcd, tmp_path: Path) -> None:
+    """The tests' own 3.5.1 is one, when the configuration does not say that it is embedded."""
+    config = config_file(tmp_path, ["a"])
+    config.write_text(config.read_text().replace("etcd: embedded", f"etcd: [{etcd.url}]"))
+    async with coordinator_process(config, etcd.url, "p1") as p1:
+        assert await p1.ended() == 2
+        assert "can lose consistency when killed" in p1.said
+
+
 async def test_a_lost_epoch_is_replaced_by_the_leader(store: Store) -> None:
     async with coordinator(store):
         first = await until(store, keys.EPOCH, bool)
@@ -290,3 +301,16 @@ async def test_a_strangers_value_is_shown_and_obeyed_by_nobody(store: Store) -> 
         assert (await c.ask("a"))[0] == 200
         _, state = await c.admin("GET", "/v1/state")
         assert {each["key"] for each in state["quarantined"]} == {keys.policy("a"), keys.spec("x")}
+
+
+def test_a_port_that_is_taken_ends_with_1(etcd: RealEtcd, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = config_file(tmp_path, ["a"])
+        config.write_text(
+            config.read_text().replace('gateway: {listen: "127.0.0.1:0"}', f'gateway: {{listen: "127.0.0.1:{port}"}}')
+        )
+        assert main(["--config", str(config), "--etcd", etcd.url], {}) == 1
+    assert str(port) in caplog.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
@@ -58,16 +57,6 @@ def test_wrong_use_ends_with_2_and_one_line(config: Path, missing: str, capsys: 
     said = capsys.readouterr().err
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-
-
-def test_a_port_that_is_taken_ends_with_1(config: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        config.write_text(TEXT.replace("7000", str(port)).replace("7001", "0"))
-        assert main(["--config", str(config), "--etcd", "http://127.0.0.1:9"], {}) == 1
-    assert str(port) in caplog.text
 
 
 async def test_a_coordinator_whose_orders_anybody_could_give_is_not_made() -> None:
