@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -23,13 +24,17 @@ from coordinator.config import Config, Defaults, load
 from coordinator.core.model import ModelId
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings
-from coordinator.errors import ConfigError, VnpuError
+from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
 from coordinator.runtime import Runtime, Settings
 from coordinator.store import connect
-from coordinator.store.base import Store
+from coordinator.store.etcd import EtcdStore
+from coordinator.store.preflight import preflight
 
 log = logging.getLogger("coordinator")
+
+RETRY_S = 1.0
+"""Between looks for an etcd that is not there yet."""
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.environ) -> int:
@@ -44,7 +49,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         )
         store = connect(_endpoints(options.etcd, config, environ), environ=environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings(config, options.id, environ), scheduler(config), store))
+            told = settings(config, options.id, environ)
+            return runner.run(_serve(told, scheduler(config), store, embedded=not config.endpoints))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -84,22 +90,44 @@ def scheduler(config: Config) -> Scheduler:
     return Scheduler(of(config.defaults), {ModelId(name): of(model) for name, model in config.models.items()})
 
 
-async def _serve(told: Settings, core: Scheduler, store: Store) -> int:
-    """Until a signal. Expected failures end in one line, defects in a traceback."""
+async def _serve(told: Settings, core: Scheduler, store: EtcdStore, *, embedded: bool) -> int:
+    """Until a signal. Expected failures end in one line, defects in a traceback. Raises ConfigError where this etcd
+    must not be used."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _signalled, stop, number)
-    failures: list[str] = []
     try:
-        await Runtime(told, store, core).run(stop)
-    except* (VnpuError, OSError) as errors:
-        failures.extend(str(error) for error in _leaves(errors))
+        if not await _fit(store, stop, embedded=embedded):
+            return 0
+        return await _coordinate(Runtime(told, store, core), stop)
     finally:
         await store.close()
+
+
+async def _coordinate(runtime: Runtime, stop: asyncio.Event) -> int:
+    failures: list[str] = []
+    try:
+        await runtime.run(stop)
+    except* (VnpuError, OSError) as errors:
+        failures.extend(str(error) for error in _leaves(errors))
     for failure in failures:
         log.error("%s", failure)
     return 1 if failures else 0
+
+
+async def _fit(store: EtcdStore, stop: asyncio.Event, *, embedded: bool) -> bool:
+    """Whether this etcd may be used, as soon as it answers; False when told to stop before."""
+    while not stop.is_set():
+        try:
+            await preflight(store, embedded=embedded)
+            return True
+        except StoreUnavailable as error:
+            log.warning("waiting for etcd: %s", error)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RETRY_S):
+                await stop.wait()
+    return False
 
 
 def _signalled(stop: asyncio.Event, number: signal.Signals) -> None:

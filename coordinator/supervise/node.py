@@ -19,6 +19,8 @@ from coordinator.embedded import EmbeddedEtcd, find_binary
 from coordinator.errors import VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
+from coordinator.store.etcd import EtcdStore
+from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child, adopt_orphans, first
@@ -119,7 +121,7 @@ class Node:
         store = connect(self._urls, environ=self._environ)
         try:
             self._mirror = Mirror(store)
-            await first((self._mirror.run(), self._with_store()))
+            await first((self._mirror.run(), self._with_store(store)))
         finally:
             await store.close()
 
@@ -133,8 +135,9 @@ class Node:
         await self._keep(programs.etcd(), spawn).ready_once.wait()
         self._urls = (etcd.url,)
 
-    async def _with_store(self) -> None:
+    async def _with_store(self, store: EtcdStore) -> None:
         await self._store_answers()
+        await preflight(store, embedded=not self._config.endpoints)
         await self._start_core()
         engines = [self._keep(program, self._spawn) for program in self._engine_programs()]
         self._display.follow(self._keepers, self._mirror.picture)

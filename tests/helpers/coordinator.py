@@ -116,6 +116,9 @@ class Process:
     async def terminate(self) -> int:
         """SIGTERM; the exit code."""
         self._process.send_signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def ended(self) -> int:
         return await self._process.wait()
 
     async def end(self) -> None:

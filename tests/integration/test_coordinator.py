@@ -279,10 +279,10 @@ async def test_a_leader_that_is_told_to_end_hands_over_at_once(etcd: RealEtcd, s
 async def test_an_etcd_that_loses_data_is_refused(etcd: RealEtcd, tmp_path: Path) -> None:
     """The tests' own 3.5.1 is one, when the configuration does not say that it is embedded."""
     config = config_file(tmp_path, ["a"])
-    config.write_text(config.read_text().replace("etcd: embedded", f"etcd: [{etcd.url}]"))
+    config.write_text(config.read_text() + f"etcd: [{etcd.url}]\n")
     async with coordinator_process(config, etcd.url, "p1") as p1:
         assert await p1.ended() == 2
-        assert "can lose consistency when killed" in p1.said
+    assert "can lose consistency when killed" in p1.log.read_text()
 
 
 async def test_a_lost_epoch_is_replaced_by_the_leader(store: Store) -> None:

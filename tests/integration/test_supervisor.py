@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.etcd import running_etcd
 from tests.helpers.processes import alive, wait_gone
 
 ROOT = Path(__file__).parents[2]
@@ -225,3 +226,13 @@ def test_an_etcd_that_does_not_answer_is_named(start, folder):
     up = start()
     assert up.end() == 1
     assert "etcd at http://127.0.0.1:9 does not answer" in up.said
+
+
+def test_an_etcd_that_loses_data_is_refused(start, folder, tmp_path_factory):
+    with running_etcd(tmp_path_factory.mktemp("own")) as etcd:
+        text = (folder / "vnpu.yaml").read_text()
+        (folder / "vnpu.yaml").write_text(text + f"etcd: [{etcd.url}]\n")
+        up = start()
+        assert up.end() == 2
+    assert "can lose consistency when killed" in up.said
+    assert not (up.run_dir / "logs" / "coordinator.log").exists()
