@@ -6,6 +6,7 @@ Only `Ledger` writes them. Times are monotonic seconds of this process, bytes ar
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import msgspec
 
@@ -64,7 +65,7 @@ class EngineEntry(msgspec.Struct):
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
-        return tuple(DeviceId(name) for name in self.spec.devices) if self.spec is not None else ()
+        return cast("tuple[DeviceId, ...]", self.spec.devices) if self.spec is not None else ()
 
     @property
     def phase(self) -> Phase | None:

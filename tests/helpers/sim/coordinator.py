@@ -86,6 +86,7 @@ class SimCoordinator:
             if _commands.decode(msgspec.msgpack.encode(command)) != command:
                 raise Violated(f"{command!r} does not survive msgspec")
             self._perform(command)
+        self.scheduler.check()
         self._listings += isinstance(event, Listed)
         if isinstance(event, Changed) and self.etcd.rng.random() < 0.05:
             again, listings = event, self._listings

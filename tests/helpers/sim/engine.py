@@ -58,6 +58,8 @@ class SimEngine:
         self.holder = Holder(id_, nonce)
         self.ended = ended
         self.alive = True
+        self.stuck = False
+        """It hangs and will never go on by itself."""
         self.phase = Phase.STARTING
         self.resident_at: float | None = None
         self.measured = False

@@ -62,7 +62,7 @@ def _fault(world: World, rng: Random) -> None:
         case 0 | 1 if engine.alive:
             world.crash(engine)
         case 2 | 3 if engine.alive and not engine.process.frozen:
-            world.hang(engine, rng.choice((0.5, 4.0, 7.0, 30.0, 120.0)))
+            world.hang(engine, rng.choice((0.5, 4.0, 7.0, 30.0, float("inf"))))
         case 4 | 5 if engine.alive:
             world.expire(engine)
         case 6:

@@ -164,6 +164,7 @@ class World:
     def hang(self, engine: SimEngine, seconds: float) -> None:
         self.say(f"{engine.holder.engine} hangs for {seconds:.1f} s in {engine.phase}")
         engine.hang()
+        engine.stuck = seconds == float("inf")
         self.clockwork.after(seconds, lambda: engine.resume() if engine.alive else None)
 
     def restart_daemon(self, node: str, seconds: float) -> None:
@@ -221,8 +222,6 @@ class World:
             for device in daemon.devices.values():
                 if device.mapped > device.capacity:
                     raise Violated(f"I4: {device.mapped} of {device.capacity} mapped on {device.id}")
-        for coordinator in self.coordinators:
-            coordinator.scheduler.check()
 
     def _on_grant(self, command: Grant | Reclaim) -> None:
         """The moment a transaction takes effect: is it allowed, judged by the truth and not by anybody's view?"""
@@ -254,9 +253,10 @@ class World:
             raise Violated(f"{grant.holder.engine} must leave after {stayed:.3f} s: {grant.decision.cause}")
 
     def heal(self) -> None:
-        """No fault any more: who hangs goes on, who is away comes back, somebody leads."""
+        """No fault any more: who hangs goes on, who is away comes back, somebody leads. Only who is stuck while it
+        holds something never goes on: it must be reclaimed."""
         for engine in self.engines.values():
-            if engine.process.frozen:
+            if engine.process.frozen and not (engine.stuck and self._holds(engine.holder)):
                 engine.resume()
         for daemon in self.daemons.values():
             daemon.denials = 0
@@ -265,6 +265,11 @@ class World:
         for coordinator in self.coordinators:
             coordinator.away = coordinator.lossy = 0.0
         self.say("healed")
+
+    def _holds(self, holder: Holder) -> bool:
+        devices = [device for daemon in self.daemons.values() for device in daemon.devices.values()]
+        opened = any(device.open is not None and device.open[0] == holder for device in devices)
+        return opened or any(holder in device.owners for device in devices)
 
     def verdict(self) -> list[str]:
         """After healing and time: everything that is not as it should be."""
