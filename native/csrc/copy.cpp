@@ -67,14 +67,13 @@ void check_cpus(const std::vector<int>& cpus) {
     }
 }
 
-void pin(std::thread& thread, int cpu) {
+// By the thread itself: from outside, one that has ended already would pin its caller (its id reads 0 in glibc). That
+// the process may use the CPU was checked; should that have changed since, the copy runs elsewhere.
+void pin_this_thread(int cpu) {
     cpu_set_t one;
     CPU_ZERO(&one);
     CPU_SET(cpu, &one);
-    const int error = ::pthread_setaffinity_np(thread.native_handle(), sizeof one, &one);
-    if (error != 0) {
-        throw std::system_error(error, std::generic_category(), "cannot run a copy thread on the CPU asked for");
-    }
+    ::pthread_setaffinity_np(::pthread_self(), sizeof one, &one);
 }
 
 // Threads started in its scope leave signals to the threads that handle them.
@@ -207,11 +206,14 @@ CopyJob::CopyJob(std::vector<CopyEntry> entries, const CopyOptions& options)
     check_options(options);
     try {
         const SignalsBlocked blocked;
-        for (int i = 0; i < options.threads; ++i) {
-            threads_.emplace_back([this] { stream_.work(); });
-            if (!options.cpus.empty()) {
-                pin(threads_.back(), options.cpus[static_cast<std::size_t>(i) % options.cpus.size()]);
-            }
+        for (std::size_t i = 0; i < static_cast<std::size_t>(options.threads); ++i) {
+            const int cpu = options.cpus.empty() ? -1 : options.cpus[i % options.cpus.size()];
+            threads_.emplace_back([this, cpu] {
+                if (cpu >= 0) {
+                    pin_this_thread(cpu);
+                }
+                stream_.work();
+            });
         }
     } catch (...) {
         cancel();

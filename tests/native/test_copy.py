@@ -119,12 +119,15 @@ def test_nothing_to_copy_is_done_at_once() -> None:
     assert (job.wait(timeout_s=60), job.done, job.bytes_total, job.entries_done) == (True, True, 0, 0)
 
 
-def test_pinned_threads_copy_too_and_leave_the_caller_unpinned() -> None:
+@pytest.mark.parametrize("size", [1, 4 * MIB])
+def test_pinned_threads_copy_too_and_leave_the_caller_unpinned(size: int) -> None:
+    """Also when a thread has nothing to do and ends before anybody looks at it."""
     allowed = os.sched_getaffinity(0)
     with buffer(4 * MIB) as source, buffer(4 * MIB) as destination:
         write(source, NOISE * 4)
-        copy([(destination, source, 4 * MIB)], 2, sorted(allowed))
-        assert read(destination, 4 * MIB) == NOISE * 4
+        for _ in range(20):
+            copy([(destination, source, size)], 4, sorted(allowed))
+        assert read(destination, size) == (NOISE * 4)[:size]
     assert os.sched_getaffinity(0) == allowed
 
 
