@@ -11,12 +11,13 @@ import ctypes
 import logging
 import os
 import resource
+import time
 from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from coordinator.core.model import Bytes
+from coordinator.core.model import Bytes, Order
 from engine_patch import report, settings
 from engine_patch.copier import Copier
 from engine_patch.kv_layout import books, scheduled_blocks
@@ -30,6 +31,7 @@ log = logging.getLogger("vllm.vnpu.worker")
 ADMISSION_S = 3600.0
 """How long a start-up waits for its token. The leader decides; this only ends what nobody decides about."""
 START_CALL_S = 300.0
+PAUSE_S = 0.2
 
 
 class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
@@ -41,8 +43,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         _allow_many_files()
         device = found.device(self.rank)
         client = Client(birth.socket, birth.engine, birth.nonce, "worker", self.rank)
-        log.info("waiting for admission to device %s", device)
-        client.await_open(device, ADMISSION_S)
+        _await_admission(client, found)
         driver = _native.open_driver(birth.drivers[self.rank])
         chunk = client.connect().chunk[device]
         self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
@@ -134,6 +135,15 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             fields = {"error": f"{type(error).__name__}: {error}"}
         one = Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
         return report.encode(one).decode()
+
+
+def _await_admission(client: Client, found: settings.Settings) -> None:
+    """Until a restore of this engine is open on every one of its devices (PROTOCOL rule 5): a rank whose own device is
+    open while another's is refused must not touch anything."""
+    for rank, name in enumerate(found.devices):
+        log.info("waiting for admission to %s", name)
+        while client.await_open(found.device(rank), ADMISSION_S).order != Order.RESTORE:
+            time.sleep(PAUSE_S)
 
 
 def _allow_many_files() -> None:

@@ -158,7 +158,9 @@ class World(RuleBasedStateMachine):
             self._tell(Entered(device, 0.0))
 
     def _loading(self) -> bool:
-        return self.life.phase is Phase.STARTING and set(self.open) == set(DEVICES) and not self.mapped
+        """Workers go on when a restore is open on all devices."""
+        restoring = self.life.op is not None and self.life.op.order is Order.RESTORE
+        return restoring and self.life.phase is Phase.STARTING and set(self.open) == set(DEVICES) and not self.mapped
 
     def _load(self) -> None:
         self.mapped = True
@@ -241,5 +243,7 @@ class World(RuleBasedStateMachine):
             assert not self.open
 
 
-World.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+World.TestCase.settings = settings(
+    max_examples=max(300, settings().max_examples), stateful_step_count=40, deadline=None
+)
 TestLifecycle = World.TestCase
