@@ -1,7 +1,8 @@
 """Processes as the daemon knows them: named by the kernel, watched and killed through a pidfd, never by a bare pid.
 
 A pidfd comes from the socket itself (SO_PEERPIDFD, Linux 6.5), so that it names the process that connected even across
-PID namespaces; on older kernels from pidfd_open(SO_PEERCRED's pid), which needs a common PID namespace.
+PID namespaces; on older kernels from pidfd_open(SO_PEERCRED's pid), which needs a common PID namespace. Across
+unrelated PID namespaces a pidfd proves death but does not kill: for that the daemon runs in the host's (`pid: host`).
 """
 
 from __future__ import annotations
@@ -61,14 +62,20 @@ class Process:
         poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
-    def kill(self) -> None:
-        """SIGKILL; works on a stopped process too. Nothing happens to one that is dead already."""
+    def kill(self) -> bool:
+        """SIGKILL; works on a stopped process too, and nothing happens to a dead one. False: this process must not,
+        since the other is of a PID namespace that is not this one's or below it (pidfd_send_signal(2), EINVAL)."""
         if self._pidfd < 0:
-            return
+            return True
         try:
             signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
         except ProcessLookupError:
-            return
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of the pidfd; idempotent."""

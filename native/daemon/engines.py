@@ -46,6 +46,10 @@ class Member:
     def known(self) -> Known:
         return Known(self.number, self.holder, self.role, self.rank, self.identity)
 
+    def kill(self) -> bool:
+        """False: it is out of reach."""
+        return self.process is not None and self.process.kill()
+
     def __str__(self) -> str:
         return f"{self.role} {self.rank} of {self.holder}, {self.process or self.identity}"
 
@@ -123,10 +127,10 @@ class Engines:
             self._doomed[holder] = why
             self._forget_old_dooms()
         for member in tuple(self._members.values()):
-            if member.holder == holder and member.process is not None:
-                member.process.kill()
-            elif member.holder == holder and first:
-                log.error("%s cannot be killed from here: end it by hand", member)
+            if member.holder == holder and not member.kill() and first:
+                log.error(
+                    "%s cannot be killed from here: end it, or run the daemon in the host's PID namespace", member
+                )
 
     def close(self) -> None:
         """Stop watching; nobody is killed."""

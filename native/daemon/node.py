@@ -33,7 +33,7 @@ from native.daemon.masters import Masters
 from native.daemon.options import Options
 from native.daemon.publisher import Publisher
 from native.daemon.session import EngineSession
-from native.daemon.view import NodeView
+from native.daemon.view import Engine, NodeView
 from native.fences import Holder, Open
 from native.journal import DeviceLedger, Journal, JournalError, Ledger
 from native.pool import Owner
@@ -65,7 +65,7 @@ class Node:
         self._publisher = Publisher(store, options.lease_ttl)
         self._revoking: set[int] = set()
         """Leases of the dead that still show in the view."""
-        self._group: asyncio.TaskGroup | None = None
+        self._to_revoke: asyncio.Queue[Engine] = asyncio.Queue()
         self._drawn: dict[str, model.Device | None] = {}
         self._shown: dict[str, model.Device | None] = {}
         ledger = _load(journal, options)
@@ -87,14 +87,20 @@ class Node:
         """Serve until cancelled. Engines that hold pages keep them and go on."""
         try:
             async with asyncio.TaskGroup() as group:
-                self._group = group
                 self.settle()
                 group.create_task(self.keeper.run(), name="journal")
                 await self.keeper.durable()  # the new generation is on disk before any chunk id of it is
                 self._publisher.want({keys.daemon(self.name): encode(self._daemon())}, urgent=True)
                 for device in self.devices.values():
                     group.create_task(device.populate(), name=f"populate {device.option.id}")
-                for work in (self._server.run, self._publisher.run, self._follow, self._tick, self._sample):
+                for work in (
+                    self._server.run,
+                    self._publisher.run,
+                    self._follow,
+                    self._revoke,
+                    self._tick,
+                    self._sample,
+                ):
                     group.create_task(work(), name=work.__qualname__)
         finally:
             self._server.close()
@@ -150,21 +156,21 @@ class Node:
 
     def _revoke_leases_of_the_dead(self) -> None:
         """Rule 9: what stood on the lease goes now, not a TTL later. Where etcd is away, the lease ends by itself."""
-        if self._group is None:
-            return
         self._revoking &= {engine.lease for engine in self.view.engines.values()}
         for engine in self.view.engines.values():
             if engine.lease and engine.holder in self.engines.doomed and engine.lease not in self._revoking:
                 self._revoking.add(engine.lease)
-                self._group.create_task(self._revoke(engine.lease, engine.holder), name=f"revoke {engine.lease:x}")
+                self._to_revoke.put_nowait(engine)
 
-    async def _revoke(self, lease: int, holder: Holder) -> None:
-        try:
-            await self._store.revoke_lease(lease)
-            log.info("lease %x of %s is revoked", lease, holder)
-        except StoreError as error:
-            log.warning("lease %x of %s is left to expire: %s", lease, holder, error)
-            self._revoking.discard(lease)
+    async def _revoke(self) -> None:
+        while True:
+            engine = await self._to_revoke.get()
+            try:
+                await self._store.revoke_lease(engine.lease)
+                log.info("lease %x of %s is revoked", engine.lease, engine.holder)
+            except StoreError as error:
+                log.warning("lease %x of %s is left to expire: %s", engine.lease, engine.holder, error)
+                self._revoking.discard(engine.lease)
 
     async def _follow(self) -> None:
         """Keep the view; create the epoch where there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 import resource
 import signal
 import subprocess
@@ -24,7 +25,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class DaemonProcess:
-    """`devices` as on the command line, e.g. `0:host:64MiB`. Its log is `folder/daemon.log`."""
+    """`devices` as on the command line, e.g. `0:host:64MiB`; `under`: a command that runs it, e.g. `unshare`. Its log
+    is `folder/daemon.log`."""
 
     def __init__(
         self,
@@ -35,6 +37,7 @@ class DaemonProcess:
         devices: Sequence[str] = ("0:host:64MiB",),
         more: Sequence[str] = (),
         descriptors: int | None = None,
+        under: Sequence[str] = (),
     ) -> None:
         self.node = node
         self.socket = folder / "daemon.sock"
@@ -42,6 +45,7 @@ class DaemonProcess:
         self.log = folder / "daemon.log"
         self.devices = tuple(devices)
         self.descriptors = descriptors
+        self.under = tuple(under)
         self.arguments = [
             "--node", node, "--etcd", etcd, "--socket", str(self.socket), "--state-dir", str(self.state_dir), *more,
         ]  # fmt: skip
@@ -56,7 +60,7 @@ class DaemonProcess:
     ) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
-            self.process.terminate()
+            self._terminate()
             self.process.wait(PATIENCE_S)
 
     @property
@@ -74,20 +78,21 @@ class DaemonProcess:
         devices = [word for device in self.devices for word in ("--device", device)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "native.daemon", *self.arguments, *devices],
+                [*self.under, sys.executable, "-m", "native.daemon", *self.arguments, *devices],
                 cwd=ROOT, stdin=subprocess.DEVNULL, stderr=log, stdout=log, preexec_fn=self._limit,
             )  # fmt: skip
 
     async def ready(self, store: Store) -> DaemonProcess:
         """Until its own keys stand in etcd, and not those of an earlier process."""
         assert self.process is not None
+        pid = f'"pid":{self.pid},' if not self.under else '"pid":'
         wanted = {keys.daemon(self.node), *map(keys.device, self.ids)}
         async with asyncio.timeout(PATIENCE_S), aclosing(follow(store, f"{keys.ROOT}nodes/")) as news:
             async for _ in news:
                 listing = await store.list(f"{keys.ROOT}nodes/")
                 leases = {kv.lease for kv in listing.kvs if kv.key in wanted}
                 ours = [kv for kv in listing.kvs if kv.key == keys.daemon(self.node)]
-                mine = any(f'"pid":{self.pid},' in kv.value.decode() for kv in ours)
+                mine = any(pid in kv.value.decode() for kv in ours)
                 if mine and len(leases) == 1 and wanted <= {kv.key for kv in listing.kvs}:
                     return self
         raise AssertionError("the watch ended")
@@ -102,8 +107,7 @@ class DaemonProcess:
 
     async def stop(self) -> int:
         """SIGTERM; the exit status."""
-        assert self.process is not None
-        self.process.terminate()
+        self._terminate()
         return await self.ended()
 
     def said(self) -> str:
@@ -117,6 +121,13 @@ class DaemonProcess:
 
     def open_descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
+    def _terminate(self) -> None:
+        """SIGTERM to the daemon itself: what it runs under may not pass it on."""
+        pid = self.pid
+        if self.under:
+            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        os.kill(pid, signal.SIGTERM)
 
     def _limit(self) -> None:
         """Runs between fork and exec. Where the test process is killed, its daemon goes too."""

@@ -1,0 +1,245 @@
+"""The whole node in one process, with etcd in memory and a disk that can be held up or fail: what is said, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from coordinator.core.model import Order
+from coordinator.store import keys
+from coordinator.store.memory import MemoryEtcd
+from native import protocol
+from native.daemon import keeper, publisher, session
+from native.daemon.node import Node
+from native.daemon.options import DeviceOption, Options
+from native.daemon.session import EngineSession
+from native.journal import Ledger
+from native.processes import Identity, boot_id, reopen, start_time
+from native.protocol import Code, Done, Enter, Hello, Kind, Leave, Map, Mapped, Opened, Refused
+from tests.helpers.leader import Granted, Leader, Registered
+
+PATIENCE_S = 60.0
+MIB = 1 << 20
+CHUNK = 2 * MIB
+
+
+class Disk:
+    """A journal in memory."""
+
+    path = Path("ledger")
+
+    def __init__(self) -> None:
+        self.last: Ledger | None = None
+        self.full = False
+        self.free = threading.Event()
+        self.free.set()
+
+    def load(self) -> Ledger | None:
+        return self.last
+
+    def write(self, ledger: Ledger) -> None:
+        self.free.wait()
+        if self.full:
+            raise OSError(28, "No space left on device")
+        self.last = ledger
+
+
+@dataclass
+class Place:
+    """A running node with one registered engine, and a session of each role. `process` is who they are."""
+
+    node: Node
+    disk: Disk
+    leader: Leader
+    spec: Registered
+    agent: EngineSession
+    worker: EngineSession
+    process: subprocess.Popen[bytes]
+
+    @property
+    def device(self) -> str:
+        return self.spec.devices[0]
+
+    async def enter(self, fence: Granted) -> protocol.Reply:
+        return (await self.agent.handle(Enter(self.device, fence.epoch, fence.revision, 30.0))).reply
+
+    async def leave(self, fence: Granted) -> protocol.Reply:
+        return (await self.agent.handle(Leave(self.device, fence.epoch, fence.revision))).reply
+
+    async def map(self, ticket: int) -> protocol.Reply:
+        return (await self.worker.handle(Map(self.device, Kind.KV, 1, ticket, 5.0))).reply
+
+    @property
+    def closed_on_disk(self) -> int:
+        assert self.disk.last is not None
+        return self.disk.last.devices["0"].record.closed
+
+
+@asynccontextmanager
+async def place(folder: Path) -> AsyncIterator[Place]:
+    disk, store = Disk(), MemoryEtcd().client()
+    options = Options("n", (), folder / "s", folder, (DeviceOption("0", "host", 8 * MIB),))
+    node = Node(options, disk, store)  # type: ignore[arg-type]
+    running = asyncio.create_task(node.run())
+    leader = Leader(store)
+    await leader.elect()
+    spec = await leader.register("a", ("n/0",))
+    process = subprocess.Popen(["sleep", "1000"])  # noqa: ASYNC220
+    identity = Identity(process.pid, start_time(process.pid), boot_id())
+    sessions = []
+    for role in ("agent", "worker"):
+        sessions.append(EngineSession(node, reopen(identity)))
+        await sessions[-1].handle(Hello("a", spec.holder.nonce, role))
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield Place(node, disk, leader, spec, sessions[0], sessions[1], process)
+    finally:
+        process.kill()
+        process.wait()
+        disk.free.set()
+        running.cancel()
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.result()
+
+
+async def test_nothing_is_answered_before_it_is_on_disk(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        for call in (lambda: at.enter(fence), lambda: at.map(1), lambda: at.leave(fence)):
+            at.disk.free.clear()
+            answer = asyncio.create_task(call())
+            await asyncio.sleep(0.1)
+            assert not answer.done()
+            at.disk.free.set()
+            assert not isinstance(await answer, Refused)
+        assert at.closed_on_disk == fence.revision
+
+
+async def test_nothing_is_published_before_it_is_on_disk(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        at.disk.free.clear()
+        leaving = asyncio.create_task(at.leave(fence))
+        await asyncio.sleep(1.0)
+        state = await at.leader.device(at.device)
+        assert state is not None
+        assert state.closed < fence.revision
+        at.disk.free.set()
+        assert await leaving == Done()
+        await at.leader.closed(at.device, fence)
+
+
+async def test_leave_does_not_wait_for_etcd(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        at.leader.store.server.stop()  # type: ignore[attr-defined]
+        assert await at.leave(fence) == Done()
+        at.leader.store.server.start()  # type: ignore[attr-defined]
+        await at.leader.closed(at.device, fence)
+
+
+async def test_what_cannot_be_persisted_is_refused_and_not_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PERSIST_TIMEOUT", 0.2)
+    monkeypatch.setattr(keeper, "RETRY_PAUSE", 0.01)
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        at.disk.full = True
+        refused = await at.enter(fence)
+        assert isinstance(refused, Refused)
+        assert refused.code is Code.FAILED
+        assert at.node.devices["0"].fences.record.open is None
+        at.disk.full = False
+        assert isinstance(await at.enter(fence), Opened)
+        at.disk.full = True
+        refused = await at.map(1)
+        assert isinstance(refused, Refused)
+        assert at.node.devices["0"].pool.charged == 0
+        at.disk.full = False
+        assert isinstance(await at.map(2), Mapped)
+        at.disk.full = True
+        refused = await at.leave(fence)
+        assert isinstance(refused, Refused)
+        at.disk.full = False
+        assert await at.leave(fence) == Done()
+        assert at.closed_on_disk == fence.revision
+        assert (await at.leader.closed(at.device, fence)).charged == CHUNK
+
+
+async def test_an_answer_that_is_given_up_leaves_no_page_behind(tmp_path: Path) -> None:
+    """The peer hangs up while the disk is written."""
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        at.disk.free.clear()
+        mapping = asyncio.create_task(at.map(1))
+        await asyncio.sleep(0.1)
+        mapping.cancel()
+        await asyncio.wait((mapping,))
+        at.disk.free.set()
+        await at.leave(fence)
+        assert (await at.leader.closed(at.device, fence)).charged == 0
+
+
+async def test_a_switch_costs_one_write_of_the_device_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Entering and mapping are not worth one while nobody may act on them (PROTOCOL, cost)."""
+    monkeypatch.setattr(publisher, "LAZY", PATIENCE_S)
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        store = at.leader.store
+        before = await store.get(keys.device(at.device))
+        await at.enter(fence)
+        for ticket in range(1, 4):
+            await at.map(ticket)
+        await at.leave(fence)
+        await at.leader.closed(at.device, fence)
+        after = await store.get(keys.device(at.device))
+        assert before is not None
+        assert after is not None
+        assert after.mod_revision == fence.revision + 1
+
+
+async def test_a_long_operation_shows(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        state = await at.leader.until(at.device, lambda state: state.open is not None)
+        assert state.open is not None
+        assert (state.open.holder, state.open.order) == (at.spec.holder, Order.RESTORE)
+        await at.leave(fence)
+
+
+async def test_at_its_limit_an_operation_of_a_lost_store_is_killed_though_nothing_else_happens(tmp_path: Path) -> None:
+    """PROTOCOL rule 13; time alone must wake the daemon."""
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB, limit_s=1.0)
+        await at.enter(fence)
+        await at.map(1)
+        at.leader.store.server.lose_data()  # type: ignore[attr-defined]
+        assert await asyncio.to_thread(at.process.wait) == -9
+        state = await at.leader.until(at.device, lambda state: state.epoch != fence.epoch)
+        assert (state.owners, state.open, state.closed) == ((), None, 0)
+
+
+async def test_facts_are_told(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        await at.map(1)
+        reply = (await at.worker.handle(protocol.Stats())).reply
+        assert isinstance(reply, protocol.Facts)
+        facts = json.loads(reply.json)
+        assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0}
+        assert [one["pid"] for one in facts["processes"]] == [at.process.pid]
