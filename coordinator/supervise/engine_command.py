@@ -22,8 +22,8 @@ class Command(msgspec.Struct, frozen=True):
     env: dict[str, str]
 
     def shell(self) -> str:
-        """Lines to paste into a shell."""
-        lines = [f"{name}={shlex.quote(value)}" for name, value in self.env.items()]
+        """Lines to paste into a shell, whichever it is, also after `exec`."""
+        lines = ["env", *(f"{name}={shlex.quote(value)}" for name, value in self.env.items())]
         flags: list[str] = []
         for word in self.argv[3:]:
             if word.startswith("--"):

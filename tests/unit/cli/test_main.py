@@ -93,7 +93,8 @@ def test_an_engine_is_shown_as_a_shell_command_that_says_it_all(here, capsys):
     code, out, _ = run(capsys, "engine", "--print", "a", "--etcd", "http://e:1,http://e:2", "--cores", "1")
     assert code == 0
     words = shlex.split(out.replace("\\\n", " "))
-    environ = dict(word.split("=", 1) for word in words[: words.index(sys.executable)])
+    assert words[0] == "env"
+    environ = dict(word.split("=", 1) for word in words[1 : words.index(sys.executable)])
     assert environ["VNPU_ETCD_ENDPOINTS"] == "http://e:1,http://e:2"
     assert (environ["VNPU_ENGINE_ID"], environ["VLLM_CPU_OMP_THREADS_BIND"]) == ("a", "1")
     command = words[words.index(sys.executable) :]
