@@ -4,7 +4,7 @@ is allowed by what it has been told (rule 3, recomputed here from scratch)."""
 from __future__ import annotations
 
 import msgspec
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator.core.commands import Command, Grant, Reclaim, Refuse, Route
@@ -222,7 +222,7 @@ class Told:
                 assert sum(held.weights + held.kv + held.overhead for held in others) + command.bytes <= state.capacity
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(stories(), st.sampled_from((0.0, 0.5, 11.0)))
 def test_any_events_in_any_order(events: list[Event], step: float) -> None:
     scheduler = Scheduler(Settings(keep_alive=5.0, min_residency=1.0))
