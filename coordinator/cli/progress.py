@@ -36,7 +36,9 @@ class Progress:
         self._spinner = Spinner("dots")
 
     def say(self, text: str) -> None:
-        self._console.print(f"[dim]{self._clock() - self._began:7.1f} s[/]  {escape(text)}", highlight=False)
+        self._console.print(
+            f"[dim]{self._clock() - self._began:7.1f} s[/]  {escape(text)}", highlight=False, soft_wrap=True
+        )
 
     def moved(self, keeper: Keeper) -> None:
         if self._live is None and keeper.state in _LINES:
@@ -67,7 +69,7 @@ class Progress:
             "stop": "Ctrl-C",
         }
         for name, value in lines.items():
-            self._console.print(f"  {name:8} {escape(value)}", highlight=False)
+            self._console.print(f"  {name:8} {escape(value)}", highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         live, self._live = self._live, None

@@ -108,14 +108,15 @@ class RunDir:
             old.replace(old.with_name(old.name + ".1"))
 
     def last_words(self, name: str) -> str:
-        """The last line of that process's log; empty where it has said nothing."""
+        """The last line of that process's log that names an error, else its last; empty where it has said nothing."""
         try:
             with self.log(name).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
                 lines = log.read().decode(errors="replace").strip().splitlines()
         except FileNotFoundError:
             return ""
-        return lines[-1].strip() if lines else ""
+        errors = [line for line in lines if "Error" in line or "error:" in line]
+        return (errors or lines or [""])[-1].strip()
 
     def clear(self) -> None:
         """Removes what must not outlive a run, logs excepted."""

@@ -21,6 +21,7 @@ import yaml
 
 from coordinator.demo.node import Node, start
 from coordinator.supervise.layout import RunFile
+from tests.helpers.processes import alive
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 
@@ -216,7 +217,7 @@ async def test_an_engine_started_by_hand_leaves_cleanly(running: Running) -> Non
     running.by_hand.send_signal(signal.SIGTERM)
     await asyncio.to_thread(running.by_hand.wait, PATIENCE_S)
     await asyncio.to_thread(_wait, lambda: not _phase(running.found, BY_HAND), PATIENCE_S)
-    assert not [process for process in family if process.is_running()]
+    assert not [process for process in family if alive(process.pid)]
     [device] = _watch(running.found)["devices"]
     assert BY_HAND not in {owner["engine"] for owner in device["owners"]}
 
@@ -225,7 +226,7 @@ def test_ctrl_c_leaves_nothing(running: Running) -> None:
     """Last: it ends the node."""
     found = running.node.run_dir.read()
     assert asyncio.run(running.node.stop()) in (0, 130)
-    alive = [process.name for process in found.processes if psutil.pid_exists(process.pid)]
-    assert alive == []
+    left = [process.name for process in found.processes if alive(process.pid)]
+    assert left == []
     assert not Path(found.socket).exists()
     assert not running.node.run_dir.run_file.exists()

@@ -73,6 +73,8 @@ def test_a_run_begins_with_empty_logs_and_keeps_those_before(tmp_path: Path):
         assert folder.last_words("a") == ""
         folder.log("a").write_text("first\n  last of the first run\n\n")
         assert folder.last_words("a") == "last of the first run"
+        folder.log("a").write_text("x\nValueError: no\n  warnings.warn(\n")
+        assert folder.last_words("a") == "ValueError: no"
     with folder.held():
         assert folder.last_words("a") == ""
-        assert "first run" in (folder.logs / "a.log.1").read_text()
+        assert "ValueError" in (folder.logs / "a.log.1").read_text()
