@@ -7,12 +7,10 @@ Where only the deadline passed, nothing is sent again: the caller decides.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import secrets
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,13 +20,12 @@ from typing import TypeVar
 import msgspec
 
 from native import protocol
-from native.protocol import MAX_FDS, MAX_FRAME, Code, Kind
+from native.frames import FrameError, close_all, exchange, left
+from native.protocol import MAX_FDS, Code, Kind
 
 ANSWER_MARGIN = 5.0
 """Seconds a client waits longer than it asked the daemon to wait, so that the daemon's own answer arrives first."""
 
-_LENGTH = struct.Struct(">I")
-_INTS = array.array("i")
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
 
 R = TypeVar("R", bound=protocol.Reply)
@@ -230,25 +227,25 @@ class Client:
 
         reply, descriptors = self._call(ask, protocol.Mapped, deadline)
         if len(descriptors) != len(reply.chunks):
-            _close_all(descriptors)
+            close_all(descriptors)
             raise DaemonError(f"{len(reply.chunks)} chunks came with {len(descriptors)} descriptors")
         return [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
 
     def _descriptor(self, request: protocol.Request, timeout_s: float | None) -> tuple[int, int]:
         reply, descriptors = self._call(lambda left: request, protocol.Master, self._deadline(timeout_s))
         if len(descriptors) != 1:
-            _close_all(descriptors)
+            close_all(descriptors)
             raise DaemonError(f"a master came with {len(descriptors)} descriptors")
         return descriptors[0], reply.size
 
     def _ask(self, request: protocol.Request, answer: type[R], timeout_s: float | None) -> R:
         reply, descriptors = self._call(lambda left: request, answer, self._deadline(timeout_s))
-        _close_all(descriptors)
+        close_all(descriptors)
         return reply
 
     def _wait_for(self, ask: Callable[[float], protocol.Request], answer: type[R], timeout_s: float) -> R:
         reply, descriptors = self._call(ask, answer, time.monotonic() + timeout_s + ANSWER_MARGIN)
-        _close_all(descriptors)
+        close_all(descriptors)
         return reply
 
     def _call(
@@ -256,15 +253,15 @@ class Client:
     ) -> tuple[R, Sequence[int]]:
         """Send what `ask(seconds the daemon may wait)` gives, again after each broken connection."""
 
-        def exchange(sock: socket.socket) -> tuple[protocol.Reply, list[int]]:
-            left = min(3600.0, max(0.05, deadline - time.monotonic() - ANSWER_MARGIN))
-            return _exchange(sock, ask(left), deadline)
+        def send(sock: socket.socket) -> tuple[protocol.Reply, list[int]]:
+            wait = min(3600.0, max(0.05, deadline - time.monotonic() - ANSWER_MARGIN))
+            return exchange(sock, ask(wait), deadline)
 
         with self._turn_before(deadline):
-            reply, descriptors = self._retrying(deadline, exchange)
+            reply, descriptors = self._retrying(deadline, send)
         if isinstance(reply, answer):
             return reply, descriptors
-        _close_all(descriptors)
+        close_all(descriptors)
         if isinstance(reply, protocol.Refused):
             raise DaemonRefused(reply.code, reply.message)
         raise DaemonError(f"{type(reply).__name__} is no answer")
@@ -281,7 +278,7 @@ class Client:
             except (ConnectionError, FileNotFoundError, BlockingIOError) as error:
                 self._drop()
                 last = str(error) or type(error).__name__
-            except (OSError, msgspec.MsgspecError) as error:
+            except (OSError, FrameError) as error:
                 self._drop()
                 raise DaemonError(f"{self._path}: {error}") from error
             except BaseException:
@@ -296,10 +293,10 @@ class Client:
             return self._sock
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         self._sock = sock
-        sock.settimeout(_left(deadline))
+        sock.settimeout(left(deadline))
         sock.connect(self._path)
-        reply, descriptors = _exchange(sock, self._hello, deadline)
-        _close_all(descriptors)
+        reply, descriptors = exchange(sock, self._hello, deadline)
+        close_all(descriptors)
         if isinstance(reply, protocol.Refused):
             raise DaemonRefused(reply.code, reply.message)
         if not isinstance(reply, protocol.Welcome):
@@ -325,56 +322,21 @@ class Client:
             self._turn.release()
 
 
-def _exchange(sock: socket.socket, request: protocol.Request, deadline: float) -> tuple[protocol.Reply, list[int]]:
-    body = protocol.encode(request)
-    if len(body) > MAX_FRAME:
-        raise DaemonError(f"{type(request).__name__} takes {len(body)} B, at most {MAX_FRAME} B go in a frame")
-    sock.settimeout(_left(deadline))
-    sock.sendall(_LENGTH.pack(len(body)) + body)
-    descriptors: list[int] = []
-    try:
-        return _reply(sock, descriptors, deadline), descriptors
-    except BaseException:
-        _close_all(descriptors)
-        raise
+def read_stats(path: str, timeout_s: float = 5.0) -> str:
+    """What the daemon behind this socket knows, as JSON text; no engine is needed.
 
-
-def _reply(sock: socket.socket, descriptors: list[int], deadline: float) -> protocol.Reply:
-    sock.settimeout(_left(deadline))
-    head, ancillary, flags, _ = sock.recvmsg(
-        _LENGTH.size, socket.CMSG_SPACE(MAX_FDS * _INTS.itemsize), socket.MSG_CMSG_CLOEXEC
-    )
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors += array.array("i", data[: len(data) - len(data) % _INTS.itemsize])
-    if flags & socket.MSG_CTRUNC:
-        raise DaemonError("descriptors were cut off: raise this process's limit of open files (ulimit -n)")
-    head += _exactly(sock, _LENGTH.size - len(head), deadline)
-    (length,) = _LENGTH.unpack(head)
-    if length > MAX_FRAME:
-        raise DaemonError(f"a reply of {length} B, at most {MAX_FRAME} B go in a frame")
-    reply: protocol.Reply = protocol.decode_reply(_exactly(sock, length, deadline))
-    return reply
-
-
-def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
-    parts = bytearray()
-    while len(parts) < size:
-        sock.settimeout(_left(deadline))
-        part = sock.recv(size - len(parts))
-        if not part:
-            raise ConnectionResetError("the daemon closed the connection")
-        parts += part
-    return bytes(parts)
-
-
-def _left(deadline: float) -> float:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError
-    return left
-
-
-def _close_all(descriptors: Iterable[int]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
+    Raises:
+        DaemonError: there is no daemon, it refused, or it was silent.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as sock:
+        deadline = time.monotonic() + timeout_s
+        try:
+            sock.settimeout(timeout_s)
+            sock.connect(path)
+            reply, descriptors = exchange(sock, protocol.Stats(), deadline)
+        except (OSError, FrameError) as error:
+            raise DaemonUnavailable(f"{path}: {error}") from error
+    close_all(descriptors)
+    if not isinstance(reply, protocol.Facts):
+        raise DaemonError(f"{path}: {reply}")
+    return reply.json

@@ -113,7 +113,7 @@ class ReportHost(msgspec.Struct, frozen=True, tag=True):
 
 
 class Stats(msgspec.Struct, frozen=True, tag=True):
-    """What the daemon knows, as one JSON text (for people, doctor and tests)."""
+    """What the daemon knows, as one JSON text (for people, doctor and tests). Needs no hello."""
 
 
 Request = Hello | Enter | Leave | AwaitOpen | Map | Unmap | CreateMaster | SealMaster | OpenMaster | ReportHost | Stats

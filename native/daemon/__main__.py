@@ -26,9 +26,10 @@ log = logging.getLogger("native.daemon")
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; engines that hold pages keep them and go on."""
     options = parse(arguments)
+    level = os.environ.get("VNPU_LOG_LEVEL", "INFO").upper()
     logging.basicConfig(
         stream=sys.stderr,
-        level=os.environ.get("VNPU_LOG_LEVEL", "INFO").upper(),
+        level=level if level in logging.getLevelNamesMapping() else logging.INFO,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()

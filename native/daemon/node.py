@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
@@ -307,7 +308,8 @@ def _news(old: model.Device | None, new: model.Device | None) -> bool:
 
 
 def _load(journal: Journal, options: Options) -> Ledger:
-    ledger = journal.load() or Ledger(node=options.node)
+    # Where a ledger was deleted, engines may still name chunks of it: a fresh one must not number its own the same.
+    ledger = journal.load() or Ledger(node=options.node, generation=secrets.randbits(32))
     if ledger.node != options.node:
         raise JournalError(f"{journal.path} is of node {ledger.node}, not {options.node}; give another --state-dir")
     configured = {device.id for device in options.devices}

@@ -106,6 +106,7 @@ class EngineSession:
         except Unwelcome as error:
             raise Denied(Code.FORBIDDEN, str(error)) from error
         self._role = request.role
+        self._node.settle()
         await self._durable()
         chunks = {name: device.pool.chunk for name, device in self._node.devices.items()}
         return Answer(protocol.Welcome(self._node.version, chunks))

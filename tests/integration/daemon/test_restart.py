@@ -114,6 +114,14 @@ async def test_a_stopped_engine_is_reclaimed_after_the_daemon_came_back(
         assert (state.owners, state.open) == ((), None)
 
 
+async def test_a_process_that_only_said_hello_is_remembered(own_daemon: DaemonProcess, leader: Leader) -> None:
+    """It holds nothing and has nothing open, yet it belongs to an engine that ends as one."""
+    async with puppet_engine(own_daemon, leader) as a:
+        await again(own_daemon, leader)
+        a.worker.kill()
+        assert await a.agent.ended() == SIGKILLED
+
+
 async def test_stopping_in_order_leaves_engines_alone(own_daemon: DaemonProcess, leader: Leader) -> None:
     async with puppet_engine(own_daemon, leader) as a:
         await a.restore(4, 7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import json
 import os
 import socket
 import struct
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from native import protocol
+from native.client import DaemonUnavailable, read_stats
 from native.protocol import MAX_FRAME, Code, Hello, Kind, Map, Refused, SealMaster, Stats
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.leader import Leader
@@ -139,6 +141,13 @@ async def test_descriptors_that_nobody_asked_for_are_closed(wire: Wire, daemon: 
     for descriptor in sent:
         os.close(descriptor)
     assert daemon.open_descriptors() <= before + 2  # this connection and the pidfd of this process
+
+
+async def test_stats_need_no_engine(daemon: DaemonProcess) -> None:
+    facts = json.loads(await asyncio.to_thread(read_stats, str(daemon.socket)))
+    assert (facts["node"], facts["pid"], sorted(facts["devices"])) == (daemon.node, daemon.pid, ["0", "1"])
+    with pytest.raises(DaemonUnavailable):
+        await asyncio.to_thread(read_stats, str(daemon.socket) + "not")
 
 
 async def test_only_the_owner_may_open_the_socket(daemon: DaemonProcess) -> None:
