@@ -254,3 +254,30 @@ def test_owners_of_one_holder_are_added_up() -> None:
     stage.see(stage.device(owners=owners))
     view = stage.scheduler.view().devices[0]
     assert (view.charged, view.owners[0].bytes) == (65, Bytes(weights=60, kv=5))
+
+
+def test_what_the_watch_brings_late_does_not_undo_an_own_grant() -> None:
+    """The answer overtakes the watch: then an older change of the same keys comes."""
+    stage = Stage()
+    stage.engine("a")
+    grant = only(Grant, stage.demand("a", 1))
+    older = stage.next()
+    revision = stage.took(grant)
+    gone = (SeatSeen("n/0", None, older), TokenSeen("n/0", None, older))  # type: ignore[arg-type]
+    assert stage.hear(Changed(gone, older)) == []
+    entry = stage.scheduler._ledger.devices["n/0"]  # type: ignore[index]
+    assert (entry.seat_revision, entry.token_revision) == (revision, revision)
+    assert entry.seat is not None
+    assert entry.token is not None
+
+
+def test_its_own_pages_are_not_charged_to_a_newcomer() -> None:
+    stage = Stage()
+    stage.engine("a", Phase.RESIDENT, weights=60)
+    ledger = stage.scheduler._ledger
+    a = ledger.engines["a"]  # type: ignore[index]
+    assert ledger.others(a, "n/0") == 0  # type: ignore[arg-type]
+    stage.engine("b", Phase.RESIDENT, weights=10, overhead=3)
+    assert ledger.others(a, "n/0") == 13  # type: ignore[arg-type]
+    b = ledger.engines["b"]  # type: ignore[index]
+    assert ledger.others(b, "n/0") == 60  # type: ignore[arg-type]
