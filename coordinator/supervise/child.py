@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import signal
 import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from coordinator.errors import VnpuError
+from coordinator.supervise import group
 from coordinator.supervise.guard import Guard
 
 _LAUNCH = Path(__file__).with_name("launch.py")
 _PR_SET_CHILD_SUBREAPER = 36
 _SWEEP_S = 10.0
-_LOOK_AGAIN_S = 0.02
 
 
 class Leftover(VnpuError):
@@ -74,22 +73,26 @@ class Child:
         if self._process.returncode is None:
             self._process.terminate()
             await first((self._process.wait(), hurry.wait()), limit_s)
-        self.kill()
+        group.kill(self.pid)
 
-    def kill(self) -> None:
-        """SIGKILL to all of the group, unless it is known to be gone (its id may be another's by now)."""
+    async def end(self) -> None:
+        """By force, unless it is over: SIGKILL, and returns when nothing of it is left."""
         if not self._gone:
-            _kill(self.pid)
+            group.kill(self.pid)
+            await self.wait()
 
     async def _sweep(self) -> None:
-        """Kills what the child left of its group and waits until it is gone.
+        """Kills what the child left of its group and waits until it is gone, its trackers last and by themselves.
 
         Raises Leftover after 10 s: a process in uninterruptible sleep."""
+        patience = asyncio.get_running_loop().time() + group.TRACKERS_S
         try:
             async with asyncio.timeout(_SWEEP_S):
-                while _kill(self.pid):
-                    _reap(self.pid)
-                    await asyncio.sleep(_LOOK_AGAIN_S)
+                while _reap(self.pid) or group.members(self.pid):
+                    group.kill(self.pid)
+                    if asyncio.get_running_loop().time() > patience:
+                        group.kill_trackers(self.pid)
+                    await asyncio.sleep(group.LOOK_AGAIN_S)
         except TimeoutError:
             raise Leftover(f"processes of group {self.pid} do not die", remedy=f"look at: ps -g {self.pid}") from None
         self._gone = True
@@ -109,19 +112,12 @@ async def first(waits: Iterable[Coroutine[object, object, object]], limit_s: flo
         task.result()
 
 
-def _kill(group: int) -> bool:
-    """Whether anything of the group was there to be killed, zombies included."""
+def _reap(pgid: int) -> bool:
+    """Whether there were dead ones among the orphans that we adopted; the leader has been waited for already."""
+    found = False
     try:
-        os.killpg(group, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def _reap(group: int) -> None:
-    """Adopted orphans of `group`; its leader has been waited for already."""
-    try:
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
+        while os.waitpid(-pgid, os.WNOHANG)[0]:
+            found = True
     except ChildProcessError:
-        return
+        pass
+    return found

@@ -55,11 +55,15 @@ class EtcdChild:
         os.kill(self._pid, signal.SIGTERM)
         os.kill(self._pid, signal.SIGCONT)  # a stopped process would not see SIGTERM
         await first((self.wait_exit(), hurry.wait()), limit_s)
-        self.kill()
+        self._kill()
 
-    def kill(self) -> None:
+    async def end(self) -> None:
         if not self._gone:
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            self._kill()
+            await self.wait()
+
+    def _kill(self) -> None:
+        signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
 
     def _status(self) -> int:
         """Looked at, not taken: `EmbeddedEtcd` waits for its own child."""

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from types import TracebackType
 
-_MAIN = Path(__file__).with_name("guard_main.py")
+_MAIN = Path(__file__).with_name("group.py")
 _STOP_S = 10.0
 
 
@@ -38,7 +38,7 @@ class Guard:
         self._tell(f"forget {group}")
 
     def remove(self, path: Path) -> None:
-        """Unlink `path` too, should the supervisor be killed."""
+        """That file or folder goes too, should the supervisor be killed."""
         self._tell(f"remove {path}")
 
     def _tell(self, line: str) -> None:

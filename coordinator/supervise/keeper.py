@@ -72,7 +72,9 @@ class Running(Protocol):
         """Ends it in order, by force after `limit_s` or on `hurry`."""
         ...
 
-    def kill(self) -> None: ...
+    async def end(self) -> None:
+        """By force, unless it is over; returns when nothing of it is left."""
+        ...
 
 
 Spawn = Callable[[Program], Awaitable[Running]]
@@ -149,7 +151,7 @@ class Keeper:
         finally:
             self.child = None
             if child is not None:
-                child.kill()
+                await child.end()
 
     async def _become_ready(self, child: Running) -> None:
         await self._ready(self.program, child)

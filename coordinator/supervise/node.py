@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from coordinator.config import Config
@@ -88,10 +89,11 @@ class Node:
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Until `stop`; then everything ends in order, at once on `hurry`. Raises VnpuError when the node cannot come
         up or cannot go on; nothing of it is left then either."""
-        with self._run_dir.held(), Guard() as self._guard:
+        # vLLM's processes talk over sockets that it does not unlink when it is killed; their paths must be short.
+        with self._run_dir.held(), TemporaryDirectory(prefix="vnpu-") as self._sockets, Guard() as self._guard:
             self._check_ports()
-            self._guard.remove(self._run_dir.run_file)
-            self._guard.remove(self._run_dir.socket)
+            for path in (self._run_dir.run_file, self._run_dir.socket, Path(self._sockets)):
+                self._guard.remove(path)
             adopt_orphans()
             failure = await self._live(stop, hurry)
         if failure is not None:
@@ -190,7 +192,7 @@ class Node:
         return keeper
 
     async def _spawn(self, program: Program) -> Running:
-        env = programs.environment(program, self._environ)
+        env = programs.environment(program, {**self._environ, "VLLM_RPC_BASE_PATH": self._sockets})
         return await Child.spawn(program.argv, env, self._run_dir.log(program.name), self._guard)
 
     async def _until_ready(self, program: Program, child: Running) -> None:

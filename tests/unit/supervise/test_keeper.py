@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.supervise import child as child_module
+from coordinator.supervise import group
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child
 from coordinator.supervise.guard import Guard
@@ -203,3 +204,34 @@ def test_a_launched_program_dies_with_its_parent_alone(tmp_path: Path):
 )
 def test_an_end_is_described(status, words):
     assert words in describe(status)
+
+
+SHARES_MEMORY = """
+import os, time
+from multiprocessing.shared_memory import SharedMemory
+block = SharedMemory(create=True, size=4096)
+print(block.name, flush=True)
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("how", ["stopped", "killed", "guard"])
+async def test_shared_memory_goes_with_its_processes(stage: Stage, tmp_path: Path, how):
+    """Python's resource tracker unlinks it, if it is let live for that long."""
+    (tmp_path / "shares.py").write_text(SHARES_MEMORY)
+    keeper = stage.keeper(f"{sys.executable} {tmp_path}/shares.py & wait", restart=False)
+    task = asyncio.create_task(keeper.run())
+    name = await asyncio.to_thread(first_line, tmp_path / "log")
+    assert shared(name)
+    if how == "stopped":
+        await keeper.stop(asyncio.Event())
+    elif how == "killed":
+        os.kill(keeper.child.pid, 9)
+    else:
+        await asyncio.to_thread(group.end, [keeper.child.pid])
+    await task
+    assert not shared(name)
+
+
+def shared(name: str) -> bool:
+    return Path("/dev/shm", name).exists()
