@@ -62,8 +62,16 @@ async def run(workspace: Workspace, references: dict[str, Reference], console: C
 
 def left_nothing(node: Node, found: RunFile) -> bool:
     """I6, seen from outside: no process of the node lives, its socket and its run file are gone."""
-    alive = [process.name for process in found.processes if psutil.pid_exists(process.pid)]
-    return not alive and not Path(found.socket).exists() and not node.run_dir.run_file.exists()
+    left = [process.name for process in found.processes if process.pid and _alive(process.pid)]
+    return not left and not Path(found.socket).exists() and not node.run_dir.run_file.exists()
+
+
+def _alive(pid: int) -> bool:
+    """A zombie holds nothing."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Stage:
