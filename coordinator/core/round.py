@@ -64,7 +64,6 @@ class Round:
         entries = [self._ledger.device(device) for device in devices]
         for entry in entries:
             self._desk.alarms.clear("device", entry.id)
-            self._alarm(entry.id, self._desk.orders.rests_until(entry.id))
             self._overdue(entry)
         for engine, at in self._owners(entries):
             self._tidy(engine, at)

@@ -25,6 +25,8 @@ class SimDevice:
         self.epoch = ""
         self.closed = 0
         self.open: tuple[Holder, int, Order, int] | None = None
+        self.patience = 0.0
+        """When the open operation is over its limit."""
         self.owners: dict[Holder, Bytes] = {}
         self.entered: dict[str, int] = {}
         """Highest fence ever entered, by epoch: they must strictly increase (I1)."""
@@ -124,6 +126,8 @@ class SimDaemon:
     def _change_epoch(self, device: SimDevice) -> None:
         if device.open is None:
             device.epoch, device.closed = self.epoch, 0
+        elif self.clockwork.now >= device.patience:
+            self.kill(device.open[0])
 
     def _follow(self, device: SimDevice, seat: Seat, revision: int) -> None:
         if seat.order is Order.RECLAIM:
@@ -182,6 +186,9 @@ class SimDaemon:
         device.entered[fence.epoch] = fence.revision
         token = device.token[0]
         device.open = (holder, fence.revision, token.order, token.bytes)
+        limit = device.seat[0].limit_s if device.seat is not None else 0.0
+        device.patience = self.clockwork.now + limit
+        self.clockwork.after(limit, self.advance)
         self._publish(device)
         return "accepted"
 

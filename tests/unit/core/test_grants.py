@@ -235,6 +235,7 @@ def test_nobody_waits_for_a_group_that_waits_for_a_start_up() -> None:
     stage.engine("x", Phase.STARTING, devices=("n/1",), weights=10)
     stage.took(only(Grant, stage.said))
     assert stage.demand("g", 1) == []
+    stage.now += 0.1
     assert orders(stage.demand("y", 1)) == [(RESTORE, "y")]
 
 
@@ -312,3 +313,16 @@ def test_demand_of_several_gateways_adds_up(stage: Stage) -> None:
     stage.demand("a", 2, "one")
     stage.demand("a", 3, "two")
     assert stage.scheduler.view().models[0].waiting == 5
+
+
+def test_one_engine_of_a_model_is_restored_and_no_other_meanwhile() -> None:
+    stage = Stage("n/0", "n/1")
+    stage.engine("a0", model="a", devices=("n/0",))
+    stage.engine("a1", model="a", devices=("n/1",))
+    grant = only(Grant, stage.demand("a", 1))
+    assert grant.holder.engine == "a0"
+    assert not grants(stage.demand("a", 9))
+    revision = stage.took(grant)
+    assert not grants(stage.demand("a", 10))
+    assert not grants(stage.close(grant, revision))
+    assert not grants(stage.answer(grant, revision))

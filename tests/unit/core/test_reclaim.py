@@ -215,3 +215,17 @@ def test_a_lost_owner_counts_from_this_leaders_time() -> None:
     stage.demand("b", 1)
     assert of(Reclaim, stage.at(117.9)) == []
     assert of(Reclaim, stage.at(118.0))
+
+
+def test_a_lost_group_whose_other_device_waited_for_an_answer_is_thought_of_again() -> None:
+    stage = Stage("n/0", "n/1")
+    stage.engine("g", Phase.RESIDENT, devices=("n/0", "n/1"), weights=60)
+    stage.gone("g")
+    stage.engine("x", devices=("n/0",), weights=10)
+    stage.engine("a", devices=("n/1",), weights=60)
+    stage.now = 120.0
+    failed = only(Grant, stage.demand("x", 1))
+    assert stage.demand("a", 1) == []
+    stage.demand("x", 0)
+    stage.refused(failed)
+    assert only(Reclaim, stage.at(stage.now + 1.0)).holder == holder("g")

@@ -185,10 +185,8 @@ def test_a_leader_again_expects_no_old_answers() -> None:
 
 def test_decisions_are_numbered_above_those_that_stand() -> None:
     stage = Stage()
-    stage.see(DecisionSeen(41))
-    stage.see(DecisionSeen(7))
+    stage.hear(Changed((DecisionSeen(55), DecisionSeen(7)), stage.next()))
     stage.engine("a")
-    stage.hear(Changed((DecisionSeen(55),), stage.next()))
     assert only(Grant, stage.demand("a", 1)).decision.n == 56
 
 

@@ -247,3 +247,16 @@ def test_equals_are_told_apart_by_name(first: str) -> None:
         stage.engine(engine, Phase.RESIDENT)
     stage.engine("c")
     assert orders(stage.demand("c", 1)) == [(OFFLOAD, "a")]
+
+
+def test_a_victim_whose_other_device_waited_for_an_answer_is_thought_of_again() -> None:
+    """A transaction on n/0 failed, nobody wants n/0 any more; n/1 waits for the group."""
+    stage = Stage("n/0", "n/1")
+    resident(stage, "g", weights=60, devices=("n/0", "n/1"))
+    stage.engine("x", devices=("n/0",), weights=10)
+    stage.engine("a", devices=("n/1",), weights=60)
+    failed = only(Grant, stage.demand("x", 1))
+    assert stage.demand("a", 1) == []
+    stage.demand("x", 0)
+    assert stage.refused(failed) == []
+    assert orders(stage.at(stage.now + 1.0)) == [(OFFLOAD, "g")]
