@@ -49,6 +49,8 @@ class Device:
         """Set when the pool is short of chunks."""
         self.short.set()
         self._descriptors: dict[int, int] = {}
+        self._coming = 0
+        """Bytes that are being created: the driver has them no more, the pool not yet."""
         index = int(option.id) if option.id.isdecimal() else 0
         try:
             self.driver: Driver = open_driver(option.driver, index, self.pool.capacity, pages)
@@ -90,7 +92,7 @@ class Device:
     def measured_free(self) -> int:
         """Bytes that engines may still take, as far as the driver can tell: never more than the ledger says."""
         missing = self.pool.debt * self.pool.chunk
-        return self.pool.free + min(missing, self.driver.free_bytes())
+        return self.pool.free + min(missing, self.driver.free_bytes() + self._coming)
 
     def drift(self) -> int:
         """Bytes that the ledger calls free and the driver does not have (0 or more)."""
@@ -116,8 +118,7 @@ class Device:
         began = said = time.monotonic()
         while self.pool.debt:
             try:
-                handle = await asyncio.to_thread(self.driver.create, self.pool.chunk)
-                descriptor = self.driver.export_handle(handle)
+                descriptor = await self._create()
             except DriverError as error:
                 self._complain(error)
                 await asyncio.sleep(CREATE_PAUSE)
@@ -128,6 +129,14 @@ class Device:
             if time.monotonic() - said > _PROGRESS_EVERY:
                 said = time.monotonic()
                 self._tell(began, said)
+
+    async def _create(self) -> int:
+        self._coming = self.pool.chunk
+        try:
+            handle = await asyncio.to_thread(self.driver.create, self.pool.chunk)
+            return self.driver.export_handle(handle)
+        finally:
+            self._coming = 0
 
     def _complain(self, error: DriverError) -> None:
         if not self.fences.agreed and not self.pool.charged:

@@ -26,8 +26,7 @@ async def gone(leader: Leader, key: str) -> None:
 
 
 async def empty(leader: Leader, device: str) -> None:
-    state = await leader.until(device, lambda state: not state.owners and state.open is None)
-    assert state.free_measured == state.capacity
+    await leader.until(device, lambda s: not s.owners and s.open is None and s.free_measured == s.capacity)
 
 
 async def takes_everything(leader: Leader, engine: PuppetEngine) -> None:

@@ -139,7 +139,7 @@ async def live(daemon: DaemonProcess, leader: Leader, seed: int, steps: int) -> 
         for fill, engine in tuple(life.engines.items()):
             await life.crash(fill, engine)
         await life.check()
-        assert (await leader.closed(life.device)).free_measured == CAPACITY * CHUNK
+        await leader.until(life.device, lambda state: state.free_measured == CAPACITY * CHUNK)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
