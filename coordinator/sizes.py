@@ -20,10 +20,10 @@ _UNITS = {
     "gb": 10**9,
     "tb": 10**12,
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-_DURATION = re.compile(rf"(?:{_PART.pattern})+")
+_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)", re.ASCII)
+_DURATION = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
 
 
 def parse_size(text: str | int) -> int:
@@ -45,7 +45,7 @@ def parse_duration(text: str | float) -> float:
 
     Raises ValueError on anything else, also on a negative number."""
     written = str(text).strip()
-    if re.fullmatch(r"\d+(?:\.\d+)?", written):
+    if re.fullmatch(r"\d+(?:\.\d+)?", written, re.ASCII):
         return float(written)
     if not _DURATION.fullmatch(written):
         raise ValueError(f"{text!r} is not a duration; write seconds or a unit, as 500ms, 30s, 5m or 1h30m")
@@ -66,7 +66,7 @@ def show_duration(seconds: float) -> str:
     """`340 ms`, `12.4 s`, `5m 02s`, `2h 05m`."""
     if seconds < 1:
         return f"{seconds * 1000:.0f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
