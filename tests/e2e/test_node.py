@@ -21,6 +21,7 @@ import yaml
 
 from coordinator.demo.node import Node, start
 from coordinator.supervise.layout import RunFile
+from tests.helpers.eventually import eventually
 from tests.helpers.processes import alive
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
@@ -217,7 +218,7 @@ async def test_an_engine_started_by_hand_leaves_cleanly(running: Running) -> Non
     running.by_hand.send_signal(signal.SIGTERM)
     await asyncio.to_thread(running.by_hand.wait, PATIENCE_S)
     await asyncio.to_thread(_wait, lambda: not _phase(running.found, BY_HAND), PATIENCE_S)
-    assert not [process for process in family if alive(process.pid)]
+    await eventually(lambda: not any(alive(process.pid) for process in family))
     [device] = _watch(running.found)["devices"]
     assert BY_HAND not in {owner["engine"] for owner in device["owners"]}
 

@@ -16,6 +16,7 @@ from coordinator.weights import weight_bytes
 from engine_patch.memory import RESERVED
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd
+from tests.helpers.eventually import eventually
 from tests.helpers.lab import Lab
 from tests.helpers.processes import alive
 from tests.helpers.puppet import Puppet
@@ -174,4 +175,4 @@ async def test_a_chunk_left_out_of_a_restore_is_caught(lab: RealLab):
     assert "came back wrong" in residency.error
     assert await lab.engine.ended() != 0
     await lab.leader.until(lab.device, lambda state: not state.owners and state.open is None)
-    assert not [pid for pid in family if alive(pid)]
+    await eventually(lambda: not any(alive(pid) for pid in family))

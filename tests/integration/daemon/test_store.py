@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from coordinator.store.base import Delete, Put
 from coordinator.store.epoch import ensure_epoch
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd
+from tests.helpers.eventually import PATIENCE_S
 from tests.helpers.leader import Leader
 from tests.helpers.puppet import PuppetRefused
 from tests.helpers.puppet_engine import CHUNK, puppet_engine
@@ -141,7 +143,9 @@ async def test_a_restored_snapshot_is_refused_until_the_keys_are_deleted(
         shutil.copytree(tmp_path / "snapshot", tmp_path / DATA)
         await own_etcd.start()
         await own_daemon.until_said("went back to revision")
-        assert await leader.device(a.device) is None
+        async with asyncio.timeout(PATIENCE_S):
+            while await leader.device(a.device) is not None:
+                await asyncio.sleep(0.05)
         a.spec = await leader.register_again(a.spec)
         fence = await leader.try_grant(a.spec, Order.OFFLOAD, 0)
         assert fence is not None
