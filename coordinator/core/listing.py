@@ -10,8 +10,7 @@ from coordinator.core.model import Fence, Phase
 
 def relisted(old: Ledger, facts: tuple[Fact, ...], revision: int, now: float) -> Ledger:
     """The ledger that `facts` describe as of `revision`. An engine or seat that is the same as in `old` keeps its
-    times, so that a watch that broke restarts no limit and no idle time; a deletion that happened meanwhile is a
-    tombstone at `revision`, so that nothing older brings the key back."""
+    times, so that a watch that broke restarts no limit and no idle time."""
     new = Ledger()
     for fact in sorted(facts, key=lambda fact: not isinstance(fact, EpochSeen)):
         new.apply(fact, now)
@@ -22,8 +21,6 @@ def relisted(old: Ledger, facts: tuple[Fact, ...], revision: int, now: float) ->
         if before is not None and before.holder == engine.holder:
             _carry_engine(before, engine, same_life=same_life)
     for device in new.devices.values():
-        device.seat_revision = device.seat_revision if device.seat is not None else revision
-        device.token_revision = device.token_revision if device.token is not None else revision
         if same_life and device.id in old.devices:
             _carry_device(old.devices[device.id], device)
     new.touch_all(old)

@@ -75,18 +75,17 @@ class Orders:
         return command
 
     def current(self, command: Grant | Reclaim, ledger: Ledger) -> bool:
-        """Whether the picture it was composed from is still the newest there is."""
+        """Whether the spec it was composed from is still the newest there is; of seats, see `overtaken`."""
         engine = ledger.registered(command.holder)
-        if isinstance(command, Grant) and (engine is None or engine.spec_revision != command.spec_revision):
-            return False
-        return all(ledger.device(at.device).fence == at.revision for at in command.seats)
+        return isinstance(command, Reclaim) or (engine is not None and engine.spec_revision == command.spec_revision)
 
     def failed(self, command: Grant | Reclaim, now: float) -> None:
         for seat in command.seats:
             self._rest[seat.device] = now + self._limits.retry_s
 
     def give_up(self) -> None:
-        """Expect no answers any more: leadership or the store's life has ended. Seat compares keep this safe."""
+        """Expect no answers any more, and believe none: leadership or the store's life has ended, and what was sent in
+        it fails by its compares or shows in the watch."""
         self.pending.clear()
         self._busy.clear()
         self._rest.clear()

@@ -87,7 +87,10 @@ class Scheduler:
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take note of `event`, which came at `now`, and say what is to be done. Events may be late or doubled."""
         self._now = now
+        epoch = self._ledger.epoch
         models, devices = self._absorb(event, now)
+        if self._ledger.epoch != epoch:
+            self._desk.orders.give_up()
         touched = self._ledger.take_touched()
         models |= touched.models
         devices |= touched.devices
@@ -157,10 +160,7 @@ class Scheduler:
 
     def _listed(self, event: Listed, now: float) -> set[ModelId]:
         models = self._demand.forget_seen() | self._models.forget()
-        before = self._ledger.epoch
         self._ledger = relisted(self._ledger, event.facts, event.revision, now)
-        if self._ledger.epoch != before:
-            self._desk.orders.give_up()
         return models | self._note(event.facts, now)
 
     def _changed(self, event: Changed, now: float) -> set[ModelId]:
@@ -220,10 +220,11 @@ class Scheduler:
 
     def _granted(self, event: Granted, now: float) -> set[DeviceId]:
         command = self._desk.orders.answered(event.id)
-        if command is None or command.epoch != self._ledger.epoch:
+        if command is None:
             return set()
-        for fact in effects_of(command, event.revision):
-            self._ledger.apply(fact, now)
+        if event.revision > self._ledger.revision:
+            for fact in effects_of(command, event.revision):
+                self._ledger.apply(fact, now)
         return {seat.device for seat in command.seats}
 
     def _refused(self, event: GrantRefused, now: float) -> set[DeviceId]:

@@ -45,6 +45,8 @@ class World:
         self.models = dict(models or {})
         self.requests: list[Request] = []
         self.story: list[str] = []
+        self.least: dict[str, list[float]] = {}
+        """Minimum residencies that operators ever set: the leader sees a change of them late."""
         self.nonces = 0
         nodes: dict[str, list[SimDevice]] = {}
         for id_, capacity in capacities.items():
@@ -134,6 +136,8 @@ class World:
             engine.admit(request)
 
     def policy(self, model: str, policy: Policy | None) -> None:
+        if policy is not None and policy.min_residency is not None:
+            self.least.setdefault(model, []).append(policy.min_residency)
         self.etcd.txn([(("policy", model), policy, 0)])
 
     def ask(self, model: str, order: Order) -> None:
@@ -246,9 +250,7 @@ class World:
         stayed = self.clockwork.now - engine.resident_at
         asked = grant.decision.cause.startswith("asked for by") or "drained" in grant.decision.cause
         least = self.models.get(engine.kind.model, self.settings).min_residency
-        policy = self.etcd.get(("policy", engine.kind.model))
-        if isinstance(policy, Policy) and policy.min_residency is not None:
-            least = min(least, policy.min_residency)
+        least = min([least, *self.least.get(engine.kind.model, [])])
         if stayed < least - 1e-9 and not asked:
             raise Violated(f"{grant.holder.engine} must leave after {stayed:.3f} s: {grant.decision.cause}")
 

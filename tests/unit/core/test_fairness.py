@@ -88,6 +88,7 @@ def test_a_third_is_not_starved_by_a_hot_pair() -> None:
 
 
 def test_a_failed_restore_does_not_cost_the_place() -> None:
+    """Not even if the gateway has sent its requests on already, and takes them back."""
     stage = Stage(settings=Settings(keep_alive=None, min_residency=0.0))
     stage.engine("a", weights=60)
     stage.engine("b", weights=60)
@@ -96,8 +97,11 @@ def test_a_failed_restore_does_not_cost_the_place() -> None:
     stage.demand("b", 1)
     stage.now += 1.0
     revision = stage.took(grant)
+    stage.demand("a", 0)
+    stage.now += 1.0
+    stage.demand("a", 1)
     stage.see(stage.device(closed=revision))
-    assert stage.scheduler.view().models[0].waiting_s == 2.0
+    assert stage.scheduler.view().models[0].waiting_s == 3.0
 
 
 def test_a_large_newcomer_is_not_starved_by_small_ones() -> None:

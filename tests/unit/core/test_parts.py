@@ -30,6 +30,8 @@ def test_alarms_keep_the_earliest_and_fall_due_in_order() -> None:
     assert alarms.next() == 5.0
     assert alarms.due(6.0) == [("device", "a"), ("model", "b")]
     assert alarms.next() is None
+    alarms.set("device", "a", 12.0)
+    assert alarms.next() == 12.0
 
 
 def test_a_cleared_alarm_is_not_heard() -> None:

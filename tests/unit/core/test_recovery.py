@@ -124,8 +124,47 @@ def test_a_grant_of_an_earlier_life_of_the_store_is_not_believed() -> None:
     grant = only(Grant, stage.demand("a", 1))
     state = stage.state(epoch="life-2")
     stage.hear(Listed((EpochSeen(Epoch(id="life-2"), 1), DeviceSeen("n/0", state, 2)), 2))  # type: ignore[arg-type]
+    assert stage.scheduler.view().devices[0].blocked == ""
     stage.hear(Granted(grant.id, 900))
     assert stage.scheduler.view().devices[0].blocked == ""
+
+
+def test_a_grant_of_an_earlier_epoch_of_the_same_store_is_not_believed() -> None:
+    stage = Stage()
+    stage.engine("a")
+    grant = only(Grant, stage.demand("a", 1))
+    revision = stage.next()
+    stage.see(EpochSeen(Epoch(id="life-2"), revision))
+    stage.hear(Granted(grant.id, revision - 1))
+    assert stage.scheduler.view().devices[0].seat is None
+
+
+def test_what_a_listing_does_not_name_is_not_brought_back_by_anything_older() -> None:
+    stage = Stage()
+    stage.engine("a")
+    grant = only(Grant, stage.demand("a", 1))
+    stage.hear(Listed((EpochSeen(Epoch(id="life-1"), 1),), 500))
+    stage.hear(Granted(grant.id, 400))
+    assert stage.scheduler.view().devices == ()
+
+
+def test_a_failure_is_counted_once_however_often_it_is_told() -> None:
+    stage = Stage()
+    stage.engine("a")
+    revision = stage.took(only(Grant, stage.demand("a", 1)))
+    stage.see(stage.device(closed=revision))
+    for _ in range(3):
+        stage.see(stage.residency("a", Phase.OFFLOADED, fence=revision, error="denied"))
+    assert stage.scheduler.view().engines[0].failures == 1
+
+
+def test_a_new_leader_serves_every_device_however_many_wait() -> None:
+    devices = [f"n/{number}" for number in range(100)]
+    stage = Stage(*devices, lead=False)
+    for number, device in enumerate(devices):
+        stage.engine(f"m{number}", devices=(device,))
+        stage.demand(f"m{number}", 1)
+    assert len(grants(stage.hear(LeadershipGained("e", 9)))) == 100
 
 
 def test_a_new_life_of_the_store_begins_from_owners() -> None:
