@@ -8,11 +8,13 @@ nevertheless ends the engine rather than reading foreign bytes.
 from __future__ import annotations
 
 import ctypes
+import glob
 import logging
 import os
 import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -32,6 +34,7 @@ ADMISSION_S = 3600.0
 """How long a start-up waits for its token. The leader decides; this only ends what nobody decides about."""
 START_CALL_S = 300.0
 PAUSE_S = 0.2
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
@@ -59,6 +62,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         self._hands.trim(self._hands.weights)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
+        _forget_meeting_place()
         with self._start.step("kv"), self._hands.allocating(self._hands.kv):
             super().initialize_from_config(kv_cache_config)
         self._hands.trim(self._hands.kv)
@@ -144,6 +148,14 @@ def _await_admission(client: Client, found: settings.Settings) -> None:
         log.info("waiting for admission to %s", name)
         while client.await_open(found.device(rank), ADMISSION_S).order != Order.RESTORE:
             time.sleep(PAUSE_S)
+
+
+def _forget_meeting_place() -> None:
+    """vLLM's ranks meet in named files, 4 MiB each, which nobody removes. All ranks have answered calls by now, so each
+    has mapped what it needs: without names they go with the last process, however that ends."""
+    ident = os.environ.get("VLLM_DIST_IDENT", "")
+    for file in SHARED_MEMORY.glob(f"{glob.escape(ident)}-*-cpushm_*"):
+        file.unlink(missing_ok=True)
 
 
 def _allow_many_files() -> None:
