@@ -60,7 +60,7 @@ class LeastRecentlyUsed:
     """Idle before busy, low priority before high, longest unused first, never below minimum residency.
 
     A busy resident may be taken, with its requests kept, by whoever has waited for its minimum residency: so two models
-    that are always busy and do not fit together take turns (facts on llama-swap issue 612: without it, they thrash)."""
+    that are always busy and do not fit together take turns instead of thrashing (mostlygeek/llama-swap#612)."""
 
     name = "least-recently-used"
     _BUSY = 1e11

@@ -166,8 +166,10 @@ class Round:
                 self._grant(engine, Order.OFFLOAD, at.why)
             self._alarm(engine.devices[0], engine.retry_at)
         by = self._desk.asks.sleeps(engine)
-        if by is not None and at.orderable and self._now >= engine.retry_at:
-            self._grant(engine, Order.OFFLOAD, f"asked for by {by}")
+        if by is not None and at.orderable:
+            if self._now >= engine.retry_at:
+                self._grant(engine, Order.OFFLOAD, f"asked for by {by}")
+            self._alarm(engine.devices[0], engine.retry_at)
 
     def _idle(self, engine: EngineEntry, at: Stand) -> None:
         settings = self._world.settings(engine)

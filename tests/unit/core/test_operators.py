@@ -209,3 +209,12 @@ def test_who_is_idle_makes_way_for_those_who_wait_first() -> None:
     offload = only(Grant, stage.demand("c", 1))
     assert orders(stage.at(200.0)) == []
     assert orders(stage.done(offload)) == [(RESTORE, "c")]
+
+
+def test_sleep_that_was_refused_is_asked_again_when_the_engine_has_rested() -> None:
+    """It took no token for a moment; the order is still open as long as it is resident."""
+    stage = kept_alive(None)
+    stage.engine("a", Phase.RESIDENT)
+    first = only(Grant, stage.ask("a", OFFLOAD))
+    stage.refused(first)
+    assert orders(stage.at(stage.now + 1.0)) == [(OFFLOAD, "a")]
