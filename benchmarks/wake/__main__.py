@@ -55,8 +55,8 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json)
     with Progress(console=console) as progress:
-        make_models(arguments.models, progress)
-        samples = asyncio.run(measure(2 if arguments.quick else 8, arguments.models, progress))
+        make_models(arguments.models.absolute(), progress)
+        samples = asyncio.run(measure(2 if arguments.quick else 8, arguments.models.absolute(), progress))
     measured = result(samples)
     figures.show(console, measured, GOALS)
     if arguments.json:
