@@ -83,7 +83,6 @@ async def test_after_a_restart_it_waits_until_memory_agrees_with_the_ledger(
         await asyncio.sleep(0.1)
         assert not device.fences.agreed
         assert device.pool.free == CHUNK
-        assert device.drift() == CHUNK
         driver.room = 1
         await changed.wait()
         assert device.fences.agreed
@@ -103,3 +102,14 @@ async def test_what_a_survivor_gives_back_is_created_anew(monkeypatch: pytest.Mo
         device.release(OWNER)
         await changed.wait()
         assert (driver.created, device.pool.free) == (4, 4 * CHUNK)
+
+
+def test_drift_is_what_the_ledger_calls_free_and_the_driver_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Double(4)
+    monkeypatch.setattr(device_module, "open_driver", lambda *args: driver)
+    device = Device(OPTION, DeviceLedger(), 2, lambda: None)
+    assert (device.measured_free(), device.drift()) == (4 * CHUNK, 0)
+    driver.room = 1
+    assert (device.measured_free(), device.drift()) == (CHUNK, 3 * CHUNK)
+    driver.room = 100
+    assert (device.measured_free(), device.drift()) == (4 * CHUNK, 0)
