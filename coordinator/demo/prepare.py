@@ -21,7 +21,7 @@ class Workspace:
     """Where a run of the demo keeps its things, all below one folder."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.absolute()
+        self.root = root = root.absolute()
         self.models = root / "models"
         self.references = root / "reference"
         self.config = root / "vnpu.yaml"
