@@ -51,6 +51,10 @@ class Orders:
             return f"transaction {self._busy[device]} on {device} is not answered yet"
         return f"a transaction on {device} failed just now" if now < self._rest.get(device, 0.0) else ""
 
+    def asked(self, device: DeviceId, holder: Holder | None) -> bool:
+        """Whether an unanswered transaction on `device` is about `holder`."""
+        return device in self._busy and self.pending[self._busy[device]].holder == holder
+
     def rests_until(self, device: DeviceId) -> float:
         """When `device` may be tried again after a failure."""
         return self._rest.get(device, 0.0)

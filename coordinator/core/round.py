@@ -193,14 +193,14 @@ class Round:
         """Whether it has a claim that those behind must respect."""
         engines = self._options(waiter)
         stands = [(engine, self._stand(engine)) for engine in engines]
-        if waiter.engine is None and any(at.standing in COMING for _, at in stands):
+        if waiter.engine is None and any(self._coming(engine, at) for engine, at in stands):
             return False
         ready = Standing.ASLEEP if waiter.engine is None else Standing.UNBORN
         plans = [self._plan(waiter, engine) for engine, at in stands if at.standing is ready]
         if not plans:
             self._unready(waiter, stands)
             return False
-        best = min(plans, key=lambda each: (each.verdict, len(each.victims), each.until, each.engine.id))
+        best = min(plans, key=self._preference)
         if best.verdict is Verdict.IMPOSSIBLE:
             self._refuse(waiter, best.why, RETRY_AFTER_S)
             return False
@@ -208,6 +208,15 @@ class Round:
             self._desk.refusals.lift(waiter.model)
         self._follow(waiter, best)
         return best.holds
+
+    def _preference(self, each: Plan) -> tuple[Verdict, bool, int, float, str]:
+        """Lowest first: what can be done, and now, at the cost of fewest others, soonest."""
+        busy = not self._free(each.engine.devices)
+        return each.verdict, busy, len(each.victims), each.until, each.engine.id
+
+    def _coming(self, engine: EngineEntry, at: Stand) -> bool:
+        """Whether it is on its way, or its restore is asked of etcd: one restore per model."""
+        return at.standing in COMING or any(self._desk.orders.asked(device, engine.holder) for device in engine.devices)
 
     def _options(self, waiter: Waiter) -> list[EngineEntry]:
         if waiter.engine is None:

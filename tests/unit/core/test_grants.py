@@ -320,9 +320,25 @@ def test_one_engine_of_a_model_is_restored_and_no_other_meanwhile() -> None:
     stage.engine("a0", model="a", devices=("n/0",))
     stage.engine("a1", model="a", devices=("n/1",))
     grant = only(Grant, stage.demand("a", 1))
-    assert grant.holder.engine == "a0"
-    assert not grants(stage.demand("a", 9))
+    stage.demand("a", 9)
     revision = stage.took(grant)
-    assert not grants(stage.demand("a", 10))
-    assert not grants(stage.close(grant, revision))
-    assert not grants(stage.answer(grant, revision))
+    stage.demand("a", 10)
+    stage.close(grant, revision)
+    stage.answer(grant, revision)
+    assert orders(stage.said) == [(RESTORE, "a0")]
+
+
+def test_no_other_engine_of_a_model_is_asked_for_while_one_is() -> None:
+    """The better one becomes free while the transaction for the other is not answered yet."""
+    stage = Stage("n/0", "n/1")
+    stage.engine("x", devices=("n/0",), weights=10)
+    stage.engine("a0", model="a", devices=("n/0",))
+    stage.engine("a1", model="a", devices=("n/1",))
+    busy = only(Grant, stage.demand("x", 1))
+    revision = stage.took(busy)
+    stage.policy("a", None)
+    stage.said.clear()
+    stage.demand("a", 1)
+    asked = orders(stage.said)
+    stage.close(busy, revision)
+    assert (asked, orders(stage.said)) == ([(RESTORE, "a1")], [(RESTORE, "a1")])
