@@ -52,6 +52,7 @@ class Bench:
         self._asked = 0
         self._wakes: list[float] = []
         self._d2h = 0
+        self._restored = 0
 
     async def run(self, pairs: int) -> Samples:
         await self._audit.until(lambda: all(self._audit.phase(m) is not None for m in (SUBJECT, OTHER)), LIMIT_S)
@@ -77,7 +78,7 @@ class Bench:
         if not figures.steady(before, after):
             self._samples.dropped += 1
             return
-        yardstick = (before + after) / 2 * self._audit.residency(SUBJECT).restored
+        yardstick = (before + after) / 2 * self._restored
         self._samples.free.append(free / yardstick)
         self._samples.full.append(full / yardstick)
         self._samples.switch.append(idle / alone)
@@ -114,11 +115,12 @@ class Bench:
         seen = len(self._audit.history[SUBJECT])
         asleep = await self._ask(SUBJECT)
         await self._settled(SUBJECT, Phase.RESIDENT)
-        resident = next(s.at for s in self._audit.history[SUBJECT][seen:] if s.residency.phase is Phase.RESIDENT)
+        arrived = next(s for s in self._audit.history[SUBJECT][seen:] if s.residency.phase is Phase.RESIDENT)
+        self._restored = arrived.residency.restored
         ordered = self._audit.orders[first].at
         self._wakes.append(asleep.ttft_s)
         awake = await self._ask(SUBJECT)
-        return resident - ordered, asleep.ttft_s - awake.ttft_s
+        return arrived.at - ordered, asleep.ttft_s - awake.ttft_s
 
     async def _cold(self) -> None:
         """kill -9, and the seconds until the engine, started again alone, gives its first token."""
