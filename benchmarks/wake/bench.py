@@ -53,6 +53,7 @@ class Bench:
         self._wakes: list[float] = []
         self._d2h = 0
         self._restored = 0
+        self._last_wake = 0.0
 
     async def run(self, pairs: int) -> Samples:
         await self._audit.until(lambda: all(self._audit.phase(m) is not None for m in (SUBJECT, OTHER)), LIMIT_S)
@@ -88,7 +89,9 @@ class Bench:
         """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device."""
         await self._asleep(SUBJECT)
         await self._asleep(OTHER)
-        return await self._wake()
+        measured = await self._wake()
+        self._wakes.append(self._last_wake)
+        return measured
 
     async def _after_victim(self, *, busy: bool) -> tuple[float, float]:
         """Seconds from the victim's order to the subject's residency, and added TTFT, when the other must leave."""
@@ -97,6 +100,7 @@ class Bench:
         await asyncio.sleep(SETTLE_S)
         if not busy:
             measured = await self._wake()
+            self._wakes.append(self._last_wake)
             self._d2h += self._audit.residency(OTHER).d2h
             return measured
         preempted = await self._preemptions(OTHER)
@@ -118,7 +122,7 @@ class Bench:
         arrived = next(s for s in self._audit.history[SUBJECT][seen:] if s.residency.phase is Phase.RESIDENT)
         self._restored = arrived.residency.restored
         ordered = self._audit.orders[first].at
-        self._wakes.append(asleep.ttft_s)
+        self._last_wake = asleep.ttft_s
         awake = await self._ask(SUBJECT)
         return arrived.at - ordered, asleep.ttft_s - awake.ttft_s
 
