@@ -1,59 +1,92 @@
-"""Who is in the queue: a model that is wanted and not served, and every engine that has not started yet."""
+"""Who is in the queue: a model that is wanted and not served by any of its engines; an engine that has not started yet;
+and, where a model has several engines, one that went away with requests inside, which no other engine can serve."""
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
+
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import EngineEntry
-from coordinator.core.model import DeviceId, ModelId, Phase
+from coordinator.core.model import ModelId, Phase
 from coordinator.core.standing import COMING, Standing, stand
 from coordinator.core.victims import World
 
 
-def wanted(world: World, model: ModelId, now: float) -> int:
-    """Requests that its return would serve: those at gateways and those in its engines. A drained model returns only
-    for what is in its engines already: frozen requests count as waiting there."""
-    inside = sum(engine.load.running + engine.load.waiting for engine in world.ledger.engines_of(model))
-    return inside if world.models.of(model).drained else inside + world.demand.waiting(model)
+def inside(engine: EngineEntry) -> int:
+    """Requests that only this engine can end: it runs them, or holds them at its gate (also those that it froze)."""
+    return engine.load.running + engine.load.waiting
 
 
-def attend(world: World, queue: Queue, model: ModelId, now: float, *, woken: bool) -> float:
-    """Put `model` and its start-ups into the queue, or take them out. Returns when to look again though nothing
-    happens (monotonic seconds). `woken`: an operator asked for it."""
+def wanted(world: World, model: ModelId) -> int:
+    """Requests that wait for any engine of `model`: at gateways (a drained model takes none of them), and, if it has one
+    engine only, inside that."""
     engines = list(world.ledger.engines_of(model))
-    stands = [stand(world.ledger, engine, now, world.limits) for engine in engines]
-    served = any(at.standing is Standing.SERVING for at in stands)
-    coming = any(at.standing in COMING for at in stands)
-    since = queue.since(model)
-    asked = bool(engines) and (woken or wanted(world, model, now) > 0)
-    if not served and (asked or (coming and since is not None)):
-        since = now if since is None else since
-        queue.enter(_waiter(world, model, engines, since))
-    else:
-        queue.leave(model)
-        since = None
-    _start_ups(world, queue, model, engines, since)
-    return min((at.until for at in stands), default=float("inf"))
+    own = inside(engines[0]) if len(engines) == 1 else 0
+    return own if world.models.of(model).drained else own + world.demand.waiting(model)
 
 
-def _waiter(world: World, model: ModelId, engines: list[EngineEntry], since: float) -> Waiter:
-    devices = sorted({device for engine in engines for device in engine.devices})
-    first = min(engine.spec_revision for engine in engines)
-    return Waiter(model, None, since, since, _tie(world, model, first, ""), tuple(devices))
+class Attendance:
+    """One model's places in the queue."""
 
+    def __init__(self, world: World, queue: Queue, model: ModelId, now: float) -> None:
+        self._world = world
+        self._queue = queue
+        self._model = model
+        self._now = now
+        self._engines = list(world.ledger.engines_of(model))
+        self._stands = {engine.id: stand(world.ledger, engine, now, world.limits) for engine in self._engines}
 
-def _start_ups(world: World, queue: Queue, model: ModelId, engines: list[EngineEntry], since: float | None) -> None:
-    """A start-up is demand by itself; requests that wait for its model make it as urgent as they are."""
-    starting = {engine.id: engine for engine in engines if engine.phase is Phase.STARTING}
-    for waiter in queue.of(model):
-        if waiter.engine is not None and waiter.engine not in starting:
-            queue.leave(model, waiter.engine)
-    for engine in starting.values():
-        due = engine.first_seen + world.limits.startup_delay_s
-        due = due if since is None else min(due, max(since, engine.first_seen))
-        devices: tuple[DeviceId, ...] = engine.devices
-        tie = _tie(world, model, engine.spec_revision, engine.id)
-        queue.enter(Waiter(model, engine.id, engine.first_seen, due, tie, devices))
+    def update(self, *, woken: bool) -> float:
+        """Enter and leave as things stand. Returns when to look again though nothing happens (monotonic seconds).
+        `woken`: an operator asked for the model."""
+        for waiter in self._queue.of(self._model):
+            if waiter.engine is not None and waiter.engine not in self._stands:
+                self._queue.leave(self._model, waiter.engine)
+        since = self._place_of_model(asked=woken or wanted(self._world, self._model) > 0)
+        for engine in self._engines:
+            self._place_of(engine, since)
+        return min((at.until for at in self._stands.values()), default=float("inf"))
 
+    def _place_of_model(self, *, asked: bool) -> float | None:
+        """Kept while a restore is under way, so that one that fails does not cost it. Returns since when it waits."""
+        since = self._queue.since(self._model)
+        coming = since is not None and self._any(COMING)
+        if not self._engines or self._any({Standing.SERVING}) or not (asked or coming):
+            self._queue.leave(self._model)
+            return None
+        since = self._now if since is None else since
+        devices = tuple(sorted({device for engine in self._engines for device in engine.devices}))
+        tie = self._tie(min(engine.spec_revision for engine in self._engines), "")
+        self._queue.enter(Waiter(self._model, None, since, since, tie, devices))
+        return since
 
-def _tie(world: World, model: ModelId, revision: int, engine: str) -> tuple[int, int, str]:
-    return (-world.models.of(model).priority, revision, engine)
+    def _place_of(self, engine: EngineEntry, model_since: float | None) -> None:
+        """Of an engine itself. Requests that wait for its model make a start-up as urgent as they are."""
+        since = due = self._engine_since(engine)
+        if since is None or due is None:
+            self._queue.leave(self._model, engine.id)
+            return
+        if engine.phase is Phase.STARTING:
+            due = since + self._world.limits.startup_delay_s
+            due = due if model_since is None else min(due, max(model_since, since))
+        tie = self._tie(engine.spec_revision, engine.id)
+        self._queue.enter(Waiter(self._model, engine.id, since, due, tie, engine.devices))
+
+    def _engine_since(self, engine: EngineEntry) -> float | None:
+        """Since when it waits by itself: to start, or, among several, to end what only it can end."""
+        if engine.phase is Phase.STARTING:
+            return engine.first_seen
+        since = self._queue.since(self._model, engine.id)
+        standing = self._stands[engine.id].standing
+        if len(self._engines) == 1 or standing is Standing.SERVING:
+            return None
+        if inside(engine):
+            return self._now if since is None else since
+        return since if standing in COMING else None
+
+    def _any(self, standings: AbstractSet[Standing]) -> bool:
+        return any(at.standing in standings for at in self._stands.values())
+
+    def _tie(self, revision: int, engine: str) -> tuple[int, int, str]:
+        """The higher priority first, then the older spec."""
+        return (-self._world.models.of(self._model).priority, revision, engine)

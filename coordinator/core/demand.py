@@ -68,7 +68,7 @@ class Demand:
 
 
 class Waiter(msgspec.Struct, frozen=True):
-    """A place in the queue: of a model that any of its engines can serve, or of one engine's start-up (`engine`).
+    """A place in the queue: of a model that any of its engines can serve, or of one engine (see `core.attend`).
 
     `due` orders the queue: when waiting began, plus the handicap of a start-up; `tie` decides between equals."""
 
@@ -114,7 +114,7 @@ class Queue:
             _drop(self._on, device, waiter.key)
 
     def of(self, model: ModelId) -> list[Waiter]:
-        """The places of a model and of its engines' start-ups."""
+        """The places of a model and of its engines."""
         return [self._waiters[key] for key in sorted(self._of.get(model, ()))]
 
     def reach(self, devices: Iterable[DeviceId]) -> set[DeviceId]:

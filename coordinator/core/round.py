@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.core.alarms import Alarms
 from coordinator.core.asks import Asks
-from coordinator.core.attend import wanted
+from coordinator.core.attend import inside, wanted
 from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
@@ -195,8 +195,8 @@ class Round:
         stands = [(engine, self._stand(engine)) for engine in engines]
         if waiter.engine is None and any(self._coming(engine, at) for engine, at in stands):
             return False
-        ready = Standing.ASLEEP if waiter.engine is None else Standing.UNBORN
-        plans = [self._plan(waiter, engine) for engine, at in stands if at.standing is ready]
+        ready = {Standing.ASLEEP} if waiter.engine is None else {Standing.ASLEEP, Standing.UNBORN}
+        plans = [self._plan(waiter, engine) for engine, at in stands if at.standing in ready]
         if not plans:
             self._unready(waiter, stands)
             return False
@@ -242,7 +242,7 @@ class Round:
             self._refuse(waiter, reason, at.until - self._now)
 
     def _speaks(self, waiter: Waiter) -> bool:
-        """Whether its fate is its model's: a start-up's only where no engine of the model has started. A drained model
+        """Whether its fate is its model's: an engine's only where no engine of the model has started. A drained model
         has been spoken for."""
         if self._world.models.of(waiter.model).drained:
             return False
@@ -294,8 +294,8 @@ class Round:
         waited = f"for {self._now - waiter.since:.2f} s"
         again = f" (after {best.engine.failures} failures)" if best.engine.failures else ""
         by = self._desk.asks.wakes(waiter.model)
-        count = wanted(self._world, waiter.model, self._now)
-        if waiter.engine is not None and not count:
+        count = wanted(self._world, waiter.model) if waiter.engine is None else inside(best.engine)
+        if best.engine.phase is Phase.STARTING:
             return f"its start-up waits {waited}{again}"
         if by is not None and not count:
             return f"{by} asked {waited} ago{again}".replace("for ", "", 1)

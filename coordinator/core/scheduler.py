@@ -7,7 +7,7 @@ from typing import assert_never
 
 from coordinator.core.alarms import Alarms
 from coordinator.core.asks import Asks
-from coordinator.core.attend import attend
+from coordinator.core.attend import Attendance
 from coordinator.core.commands import Command, Refuse
 from coordinator.core.demand import Demand, Queue
 from coordinator.core.entries import EngineEntry
@@ -262,7 +262,7 @@ class Scheduler:
                 asks.woken(model)
             if standing not in _HERE:
                 asks.asleep(engine)
-        until = attend(self._world, self._desk.queue, model, now, woken=asks.wakes(model) is not None)
+        until = Attendance(self._world, self._desk.queue, model, now).update(woken=asks.wakes(model) is not None)
         self._desk.alarms.clear("model", model)
         self._desk.alarms.set("model", model, until)
         said = (self._routes.update(self._world, model, now), self._refusal(model))

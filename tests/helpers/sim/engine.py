@@ -27,7 +27,7 @@ class Request:
 
 
 class Kind(msgspec.Struct, frozen=True):
-    """What a model needs, on each of its devices."""
+    """What a model's engine needs, on each of its devices. `name`: the engine's id, if not the model's."""
 
     model: str
     devices: tuple[str, ...]
@@ -36,6 +36,11 @@ class Kind(msgspec.Struct, frozen=True):
     boot_s: float = 2.0
     restore_s: float = 0.3
     drain_s: float = 0.05
+    name: str = ""
+
+    @property
+    def engine(self) -> str:
+        return self.name or self.model
 
 
 class SimEngine:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from random import Random
 
+import msgspec
+
 from coordinator.core.model import Bytes, Order, Phase, Policy
 from coordinator.core.settings import Settings
 from tests.helpers.sim.daemon import Violated
@@ -31,7 +33,16 @@ def fleet(seed: int) -> World:
             keep_alive=rng.choice((None, 0.0, 5.0, 40.0)),
             min_residency=rng.choice((0.5, 1.0, 2.0)),
         )
+    if len(devices) > 1 and rng.random() < 0.4:
+        kinds.append(_replica(kinds[0], devices, capacity))
     return World(seed, capacity, kinds, models=models, settings=SETTINGS)
+
+
+def _replica(kind: Kind, devices: list[str], capacity: dict[str, int]) -> Kind:
+    """A second engine of the same model, elsewhere if it can be."""
+    fits = [device for device in devices if kind.footprint.total + 2 * 4 <= capacity[device]]
+    elsewhere = [device for device in fits if device not in kind.devices]
+    return msgspec.structs.replace(kind, name=f"{kind.model}-2", devices=tuple((elsewhere or fits or kind.devices)[:1]))
 
 
 def live(world: World, seconds: float, *, faults: bool) -> None:
@@ -39,12 +50,12 @@ def live(world: World, seconds: float, *, faults: bool) -> None:
     rng = world.rng
     end = world.clockwork.now + seconds
     fault_at = world.clockwork.now + rng.expovariate(0.4)
-    hot = rng.sample(sorted(world.engines), k=2)
+    hot = rng.sample(world.served, k=2)
     while world.clockwork.now < end:
         world.run(rng.expovariate(2.0))
-        model = rng.choice(hot if rng.random() < 0.5 else sorted(world.engines))
+        model = rng.choice(hot if rng.random() < 0.5 else world.served)
         if rng.random() < 0.15:
-            world.direct(model, rng.uniform(0.05, 3.0))
+            world.direct(rng.choice(sorted(world.engines)), rng.uniform(0.05, 3.0))
         else:
             world.request(model, rng.uniform(0.05, 3.0), rng.randrange(2))
         if rng.random() < 0.02:
@@ -84,7 +95,7 @@ def _fault(world: World, rng: Random) -> None:
 
 def operators(world: World) -> None:
     """Somebody pins and drains; `undo` takes it back."""
-    for model in world.rng.sample(sorted(world.engines), k=2):
+    for model in world.rng.sample(world.served, k=2):
         world.policy(model, world.rng.choice((Policy(pin=True), Policy(drained=True), Policy(min_residency=0.2))))
 
 
@@ -97,7 +108,7 @@ def history(seed: int, *, faults: bool = True, seconds: float = 60.0) -> World:
             operators(world)
         live(world, seconds, faults=faults)
         world.heal()
-        for model in sorted(world.engines):
+        for model in world.served:
             world.policy(model, None)
         world.run(SETTLE_S)
         settled(world)
@@ -117,7 +128,7 @@ def settled(world: World) -> None:
 
 def probe(world: World) -> None:
     """Every model serves a request that comes now (I5)."""
-    requests = [world.request(model, 0.1) for model in sorted(world.engines)]
+    requests = [world.request(model, 0.1) for model in world.served]
     world.run(SETTLE_S)
     for request in requests:
         if request.ended != "served":

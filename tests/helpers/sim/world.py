@@ -69,9 +69,14 @@ class World:
 
     def spawn(self, kind: Kind) -> SimEngine:
         self.nonces += 1
-        engine = SimEngine(self.clockwork, self.etcd, self.daemon_of, kind.model, f"n{self.nonces}", kind, self._ended)
-        self.engines[kind.model] = engine
+        engine = SimEngine(self.clockwork, self.etcd, self.daemon_of, kind.engine, f"n{self.nonces}", kind, self._ended)
+        self.engines[kind.engine] = engine
         return engine
+
+    @property
+    def served(self) -> list[str]:
+        """All models."""
+        return sorted({engine.kind.model for engine in self.engines.values()})
 
     def daemon_of(self, device: str) -> SimDaemon:
         return self.daemons[device.partition("/")[0]]
@@ -127,11 +132,11 @@ class World:
         self.coordinators[gateway % len(self.coordinators)].request(request)
         return request
 
-    def direct(self, model: str, work: float = 0.2) -> None:
+    def direct(self, id_: str, work: float = 0.2) -> None:
         """A client's request to the engine's own port."""
-        engine = self.engines[model]
+        engine = self.engines[id_]
         if engine.alive:
-            request = Request(model, self.clockwork.now, work)
+            request = Request(engine.kind.model, self.clockwork.now, work)
             self.requests.append(request)
             engine.admit(request)
 
@@ -154,7 +159,7 @@ class World:
         self.clockwork.after(restart_s, lambda: None if self._succeeded(engine) else self._respawn(engine))
 
     def _succeeded(self, engine: SimEngine) -> bool:
-        return self.engines[engine.kind.model] is not engine
+        return self.engines[engine.kind.engine] is not engine
 
     def _respawn(self, engine: SimEngine) -> None:
         self.say(f"restart {engine.holder.engine}")

@@ -131,3 +131,21 @@ def test_replicas_the_one_that_costs_least_is_taken() -> None:
     stage.engine("a0", model="a", devices=("n/0",), weights=60)
     stage.engine("a1", model="a", devices=("n/1",), weights=60)
     assert orders(stage.demand("a", 1)) == [(RESTORE, "a1")]
+
+
+def test_requests_inside_an_engine_bring_that_engine_back_though_another_serves_the_model() -> None:
+    """Nobody else can end them."""
+    stage = Stage("n/0", "n/1", settings=Settings(keep_alive=None, min_residency=0.0))
+    stage.engine("a0", model="a", devices=("n/0",))
+    stage.engine("a1", Phase.RESIDENT, model="a", devices=("n/1",))
+    (grant,) = grants(stage.load("a0", waiting=2))
+    assert (grant.order, grant.holder.engine) == (RESTORE, "a0")
+    assert grant.decision.cause == "2 requests wait for 0.00 s"
+    assert stage.scheduler.view().models[0].waiting_s is None
+
+
+def test_requests_inside_one_engine_do_not_bring_back_another() -> None:
+    stage = Stage("n/0", "n/1", settings=Settings(keep_alive=None, min_residency=0.0))
+    stage.engine("a0", model="a", devices=("n/0",))
+    stage.engine("a1", model="a", devices=("n/1",))
+    assert orders(stage.load("a1", waiting=2)) == [(RESTORE, "a1")]
