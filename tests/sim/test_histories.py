@@ -18,7 +18,7 @@ from tests.helpers.sim.scenario import fleet, history, live
 from tests.helpers.sim.world import LIMITS, World
 
 FIRST_SEED = int(os.environ.get("FIRST_SEED", "0"))
-SEEDS = int(os.environ.get("SEEDS", "12"))
+SEEDS = int(os.environ.get("SEEDS", "20"))
 TRIO = tuple(Kind(model, ("n/0",), Bytes(weights=40, kv=8)) for model in ("a", "b", "c"))
 LEAST = 1.0
 
