@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -13,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from coordinator.demo import report as reports
 from coordinator.demo.prepare import Workspace, prepare
 from coordinator.demo.reference import Reference
+from coordinator.demo.report import Report
 from coordinator.demo.run import run
 
 
@@ -21,7 +25,11 @@ def demo(root: Path, *, as_json: bool) -> int:
     workspace = Workspace(root)
     console = Console(stderr=as_json)
     references = _prepare(workspace, console)
-    report = asyncio.run(run(workspace, references, console))
+    try:
+        report = asyncio.run(_ended_by_signals(run(workspace, references, console)))
+    except asyncio.CancelledError:
+        console.print("ended before its end; everything it had started is stopped")
+        return 130
     encoded = msgspec.json.format(msgspec.json.encode(report))
     workspace.report.write_bytes(encoded)
     reports.show(console, report)
@@ -29,6 +37,14 @@ def demo(root: Path, *, as_json: bool) -> int:
         sys.stdout.write(encoded.decode() + "\n")
     console.print(f"report: {workspace.report}")
     return 0 if report.passed else 1
+
+
+async def _ended_by_signals(play: Coroutine[Any, Any, Report]) -> Report:
+    """SIGTERM and SIGHUP end it in order, as Ctrl-C does: what it started must not stay."""
+    task = asyncio.ensure_future(play)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    return await task
 
 
 def _prepare(workspace: Workspace, console: Console) -> dict[str, Reference]:

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from coordinator.errors import VnpuError
@@ -64,6 +64,11 @@ async def _limit(seconds: float, message: str) -> AsyncIterator[None]:
         raise NodeFailed(message) from error
 
 
+def own_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """Without what the user has set for a node of his own: keys and endpoints would change this one."""
+    return {name: value for name, value in environ.items() if not name.startswith(("VNPU_", "ETCD_"))}
+
+
 def start(config: Path, run_dir: Path, *arguments: str) -> Node:
     """Start `vnpu up` with `config`; its output goes to `up.log` beside the run files."""
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +80,8 @@ def start(config: Path, run_dir: Path, *arguments: str) -> Node:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"NO_COLOR": "1"},
+            env=own_environment(os.environ) | {"NO_COLOR": "1"},
+            start_new_session=True,  # the terminal's Ctrl-C is ours to pass on, once
         )
     return Node(child, run_dir, output)
 

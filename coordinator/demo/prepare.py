@@ -12,6 +12,7 @@ import msgspec
 import yaml
 from rich.progress import Progress
 
+from coordinator.demo.node import own_environment
 from coordinator.demo.reference import Reference, digest
 from coordinator.demo.scenario import MODELS, DemoModel, Prompt, all_prompts, configuration
 from coordinator.errors import VnpuError
@@ -73,8 +74,7 @@ def _ask_stock(workspace: Workspace, model: DemoModel, prompts: list[Prompt], ou
 
 def stock_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """The environment of a stock vLLM process: nothing of vNPU's, offline, bound to one core as the engines are."""
-    inherited = {name: value for name, value in environ.items() if not name.startswith(("VNPU_", "ETCD_"))}
-    return inherited | {
+    return own_environment(environ) | {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_OMP_THREADS_BIND": str(min(os.sched_getaffinity(0))),

@@ -59,9 +59,11 @@ class Report(msgspec.Struct, frozen=True):
 
     @property
     def passed(self) -> bool:
-        """Whether the demo may exit with 0: every output identical, every invariant held, the others went on."""
+        """Whether the demo may exit with 0: every output identical, nothing copied out for clean weights,
+        every invariant held, the others went on."""
         identical = all(switch.outputs_identical for switch in self.switches) and self.in_flight.outputs_identical
-        return identical and self.killed.others_ok and all(self.invariants.values())
+        clean = all(switch.d2h_bytes == 0 for switch in self.switches)
+        return identical and clean and self.killed.others_ok and all(self.invariants.values())
 
 
 COLUMNS = ("model", "MB", "cold s", "awake ms", "asleep ms", "GB/s", "÷ memcpy", "cold ÷", "same")

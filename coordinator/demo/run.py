@@ -35,6 +35,8 @@ from coordinator.supervise.layout import RunFile
 
 SETTLE_LIMIT_S = 60.0
 RESTART_LIMIT_S = 300.0
+FORCED = 5
+"""Switches that took a victim, at least: each answered the request that had to wait for it."""
 SETTLED = (Phase.RESIDENT, Phase.OFFLOADED)
 
 
@@ -186,7 +188,7 @@ class Stage:
             "I2": all(self._answers),
             "I3": all(switch.outputs_identical for switch in switches),
             "I4": self._audit.within_capacity(),
-            "I5": len(switches) == len(MODELS) * scenario.ROUNDS,
+            "I5": sum(bool(switch.source) for switch in switches) >= FORCED,
         }
 
     def _all_settled(self) -> bool:

@@ -56,6 +56,7 @@ def test_a_good_run_passes() -> None:
     "changes",
     [
         {"switches": [msgspec.structs.replace(report().switches[0], outputs_identical=False)]},
+        {"switches": [msgspec.structs.replace(report().switches[0], d2h_bytes=1)]},
         {"in_flight": InFlightReport(outputs_identical=False, recomputed_tokens=0)},
         {"killed": KilledReport("a", 0.01, others_ok=False)},
         {"invariants": {"I4": False}},
