@@ -153,6 +153,17 @@ class Agent:
             ) from None
 
     async def _follow(self) -> None:
+        """Once registered, whatever etcd says ends nothing: residents serve (PROTOCOL rule 14)."""
+        while True:
+            try:
+                await self._follow_once()
+            except StoreError as error:
+                if not self._publisher.registered.is_set():
+                    raise
+                log.warning("cannot follow etcd: %s", error)
+            await asyncio.sleep(PAUSE_S)
+
+    async def _follow_once(self) -> None:
         async with aclosing(follow(self._store, keys.ROOT)) as news:
             async for one in news:
                 if self._view.apply(one):

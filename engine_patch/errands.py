@@ -66,7 +66,7 @@ class Errands:
             self._post(events.EnterRefused(device, str(refused), retry))
         except DaemonError as error:
             await asyncio.sleep(PAUSE_S)
-            self._post(events.EnterRefused(device, str(error), retry=True))
+            self._post(events.EnterRefused(device, str(error), retry=True, unsure=True))
         else:
             self._post(events.Entered(device, time.monotonic() - start))
 

@@ -63,6 +63,8 @@ class EnterRefused(msgspec.Struct, frozen=True):
     device: str
     reason: str
     retry: bool = False
+    unsure: bool = False
+    """No answer came: the entry may stand at the daemon, and is left in any case."""
 
 
 class Worked(msgspec.Struct, frozen=True):

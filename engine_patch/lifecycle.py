@@ -73,6 +73,8 @@ class _Operation:
         self.stage = Stage.ENTER
         self.asked: set[str] = set()
         self.entered: set[str] = set()
+        self.unsure: set[str] = set()
+        """Devices whose last `enter` had no definite answer: it may stand, so it is left as if it did."""
         self.refusal = ""
         self.leaving: set[str] = set()
         self.resuming = False
@@ -186,9 +188,11 @@ class Lifecycle:
                 return self._enter(op, self.devices) if self._stands(op) else self._give_up(op)
             case Stage.ENTER, Entered(device=device, seconds=seconds):
                 op.entered.add(device)
+                op.unsure.discard(device)
                 op.steps.append(Step("enter", seconds))
                 return self._on_entry(op, device)
-            case Stage.ENTER, EnterRefused(device=device, reason=reason, retry=retry):
+            case Stage.ENTER, EnterRefused(device=device, reason=reason, retry=retry, unsure=unsure):
+                (op.unsure.add if unsure else op.unsure.discard)(device)
                 if retry and not op.refusal and self._stands(op):
                     return (Enter(device, op.fence),)
                 op.refusal = op.refusal or reason
@@ -243,9 +247,9 @@ class Lifecycle:
     def _close(self, op: _Operation, phase: Phase, *, resume: bool) -> tuple[Action, ...]:
         op.stage, op.reached = Stage.CLOSE, phase
         op.resuming = resume
-        op.leaving = set(op.entered)
+        op.leaving = op.entered | op.unsure
         actions: list[Action] = [Resume()] if resume else []
-        actions += [Leave(device, op.fence) for device in sorted(op.entered)]
+        actions += [Leave(device, op.fence) for device in sorted(op.leaving)]
         return tuple(actions) or self._on_closed(op)
 
     def _on_closed(self, op: _Operation) -> tuple[Action, ...]:

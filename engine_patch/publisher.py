@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 
 from coordinator.core.model import Holder, Spec, Value
-from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreUnavailable
+from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreError, StoreUnavailable
 from coordinator.store import keys
 from coordinator.store.base import ModRevision, Put, Store
 from coordinator.store.codec import decode, encode
@@ -59,8 +59,10 @@ class Publisher:
                 await self._flush()
             except LeaseLost:
                 self._lease = None
-            except (StoreUnavailable, Ambiguous) as error:
-                log.warning("cannot publish: %s", error)
+            except StoreError as error:
+                if not self.registered.is_set() and not isinstance(error, (StoreUnavailable, Ambiguous)):
+                    raise
+                log.warning("cannot publish: %s", error)  # whatever etcd says, residents serve (PROTOCOL rule 14)
                 self._known = None
                 await asyncio.sleep(PAUSE_S)
 

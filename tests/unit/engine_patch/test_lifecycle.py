@@ -196,6 +196,17 @@ def test_a_wait_that_ended_is_asked_again_while_the_token_stands():
     assert publish.residency.phase is Phase.OFFLOADED
 
 
+def test_an_entry_without_an_answer_is_left_in_any_case():
+    """The daemon may have taken it: an operation that nobody leaves would end with a healthy engine's reclaim."""
+    life = offloaded()
+    life.handle(tokens(held(Order.RESTORE, 9)))
+    life.handle(tokens())
+    assert life.handle(EnterRefused(DEV, "no answer", retry=True, unsure=True)) == (Leave(DEV, Fence("e", 9)),)
+    (publish,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(publish, Publish)
+    assert publish.residency.phase is Phase.OFFLOADED
+
+
 def test_denied_pages_are_undone_left_and_answered_offloaded_with_the_reason():
     life = offloaded()
     life.handle(tokens(held(Order.RESTORE, 9)))
