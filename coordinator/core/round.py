@@ -197,12 +197,9 @@ class Round:
             return False
         ready = {Standing.ASLEEP} if waiter.engine is None else {Standing.ASLEEP, Standing.UNBORN}
         plans = [self._plan(waiter, engine) for engine, at in stands if at.standing in ready]
-        if not plans:
+        best = min(plans, key=self._preference, default=None)
+        if best is None or best.verdict is Verdict.IMPOSSIBLE:
             self._unready(waiter, stands)
-            return False
-        best = min(plans, key=self._preference)
-        if best.verdict is Verdict.IMPOSSIBLE:
-            self._refuse(waiter, best.why, RETRY_AFTER_S)
             return False
         if self._speaks(waiter):
             self._desk.refusals.lift(waiter.model)
@@ -232,22 +229,27 @@ class Round:
         """None of its engines can be restored now."""
         for engine, at in stands:
             self._alarm(engine.devices[0], at.until)
-        resting = [(engine, at) for engine, at in stands if at.standing is Standing.RESTING]
-        if stands and all(at.standing is Standing.FAILED for _, at in stands):
-            engine, at = stands[0]
-            self._refuse(waiter, f"{engine.id} failed: {at.why}", RETRY_AFTER_S)
-        elif resting and all(engine.failures >= TRIES_UNTOLD for engine, _ in resting):
-            engine, at = resting[0]
-            reason = f"{engine.id} failed {engine.failures} times in a row: {at.why}"
-            self._refuse(waiter, reason, at.until - self._now)
+        hopes = [self._hope(waiter, engine, at) for engine, at in stands]
+        if hopes and all(reason for reason, _ in hopes):
+            self._refuse(waiter, *hopes[0])
+
+    def _hope(self, waiter: Waiter, engine: EngineEntry, at: Stand) -> tuple[str, float]:
+        """Why those who wait should not wait for this engine, and when to come back; no reason: they should."""
+        if at.standing is Standing.FAILED:
+            return f"{engine.id} failed: {at.why}", RETRY_AFTER_S
+        if at.standing is Standing.RESTING and engine.failures >= TRIES_UNTOLD:
+            return f"{engine.id} failed {engine.failures} times in a row: {at.why}", at.until - self._now
+        if at.standing in (Standing.UNBORN, Standing.ASLEEP):
+            plan_ = self._plan(waiter, engine)
+            return (plan_.why if plan_.verdict is Verdict.IMPOSSIBLE else ""), RETRY_AFTER_S
+        return "", 0.0
 
     def _speaks(self, waiter: Waiter) -> bool:
-        """Whether its fate is its model's: an engine's only where no engine of the model has started. A drained model
-        has been spoken for."""
+        """Whether its fate is its model's: an engine's is, where it is the only one. So there is one verdict on a
+        model, never two that take turns. A drained model has been spoken for."""
         if self._world.models.of(waiter.model).drained:
             return False
-        engines = self._ledger.engines_of(waiter.model)
-        return waiter.engine is None or all(engine.phase is Phase.STARTING for engine in engines)
+        return waiter.engine is None or len(self._ledger.models.get(waiter.model, ())) == 1
 
     def _refuse(self, waiter: Waiter, reason: str, retry_after_s: float) -> None:
         if not self._speaks(waiter):

@@ -71,7 +71,7 @@ class SimCoordinator:
         self.waiting: dict[str, list[Request]] = {}
         self.unanswered: dict[str, Grant | Reclaim] = {}
         self.sent: list[Grant | Reclaim] = []
-        self.refusals: list[Refuse] = []
+        self.refusals: list[tuple[float, Refuse]] = []
         self._tick_at: float | None = None
         self._demand_due: set[str] = set()
         self.watch = etcd.watch(self.handle, self._lag)
@@ -116,7 +116,9 @@ class SimCoordinator:
                 self._route(command)
             case Refuse():
                 self._lead_only(command)
-                self.refusals.append(command)
+                self.refusals.append((self.clockwork.now, command))
+                if [at for at, _ in self.refusals[-50:]].count(self.clockwork.now) == 50:
+                    raise Violated(f"{command.model} is refused without end")
                 for request in self.waiting.pop(command.model, []):
                     self.ended(request, "refused")
                 self._post(command.model)

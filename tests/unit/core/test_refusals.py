@@ -104,6 +104,39 @@ def test_a_replica_that_cannot_start_does_not_refuse_for_those_that_serve() -> N
     assert (orders(said), refusals(said)) == ([(Order.RESTORE, "a1")], [])
 
 
+def test_of_two_start_ups_one_that_does_not_fit_refuses_for_neither() -> None:
+    stage = Stage()
+    stage.engine("z")
+    stage.took(only(Grant, stage.demand("z", 1)))
+    stage.engine("a1", Phase.STARTING, model="a", weights=101)
+    stage.engine("a2", Phase.STARTING, model="a")
+    for waiting in (3, 2, 1, 4):
+        assert not refusals(stage.demand("a", waiting))
+
+
+def test_of_two_start_ups_neither_fits() -> None:
+    stage = Stage()
+    stage.engine("a1", Phase.STARTING, model="a", weights=101)
+    stage.engine("a2", Phase.STARTING, model="a", weights=102)
+    assert refusals(stage.demand("a", 2))[0].reason == "a1 needs 101 B of n/0, which has 100 B"
+    assert not refusals(stage.demand("a", 1))
+
+
+def test_one_engine_failed_and_another_does_not_fit() -> None:
+    stage = Stage()
+    stage.engine("a1", Phase.FAILED, model="a")
+    stage.engine("a2", model="a", weights=101)
+    assert len(refusals(stage.demand("a", 1))) == 1
+
+
+def test_one_engine_does_not_fit_and_another_is_on_its_way() -> None:
+    stage = Stage()
+    stage.engine("a1", model="a", weights=101)
+    stage.engine("a2", model="a")
+    stage.see(stage.residency("a2", Phase.DRAINING))
+    assert refusals(stage.demand("a", 1)) == []
+
+
 def deny(stage: Stage, grant: Grant) -> None:
     revision = stage.took(grant)
     stage.see(stage.device(closed=revision))
