@@ -118,7 +118,8 @@ async def test_a_standbys_gateway_wakes_a_model(etcd: RealEtcd, store: Store) ->
     async with coordinator(store, "c1") as leader:
         await until(store, keys.COORDINATORS, lambda standing: leader_of(standing, "c1") is not None)
         async with coordinator(other, "c2") as standby, node(store, {"a": 60, "b": 60}, 100) as n:
-            await leader.ask("b")
+            for model in "ab":  # a start-up is demand too: let both be over
+                assert (await leader.ask(model))[0] == 200
             await n["a"].until_phase(Phase.OFFLOADED)
             assert not standby.runtime.leading
             answers = await asyncio.gather(*(standby.ask("a") for _ in range(20)))
