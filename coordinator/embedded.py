@@ -19,6 +19,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import aiohttp
@@ -29,11 +30,15 @@ log = logging.getLogger(__name__)
 
 READY_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
+HELP_S = 5.0
 HEARTBEAT_MS = 50
 ELECTION_MS = 250
 """A single member waits one election timeout at each start; etcd's default is a second."""
 QUOTA_BYTES = 512 << 20
 RETENTION = "5m"
+NO_FSYNC = "--unsafe-no-fsync"
+"""The embedded etcd's state ends with the node it serves, so it need not survive a power cut, and each write of a
+switch would wait for the disk. etcd 3.5 and later."""
 PORT_ATTEMPTS = 3
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -42,12 +47,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class EmbeddedEtcd:
     """`start` and `stop` one child on `data_dir`; `url` is its client endpoint once started."""
 
-    def __init__(self, data_dir: Path, log_file: Path, *, binary: Path, fsync: bool = True) -> None:
-        """`fsync=False` is for tests: a power cut may lose acknowledged writes (etcd 3.5 and later)."""
+    def __init__(self, data_dir: Path, log_file: Path, *, binary: Path) -> None:
         self._data_dir = data_dir
         self._log_file = log_file
         self._binary = binary
-        self._fsync = fsync
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self._client_port = 0
@@ -159,7 +162,7 @@ class EmbeddedEtcd:
             f"--auto-compaction-retention={RETENTION}",
             f"--quota-backend-bytes={QUOTA_BYTES}",
         ]
-        return [str(self._binary), *flags, *([] if self._fsync else ["--unsafe-no-fsync"])]
+        return [str(self._binary), *flags, *([NO_FSYNC] if _knows(self._binary, NO_FSYNC) else [])]
 
     def _log_tail(self) -> str:
         return self._log_file.read_text(errors="replace")[-4096:] if self._log_file.exists() else ""
@@ -170,15 +173,24 @@ class EmbeddedEtcd:
 
 @asynccontextmanager
 async def embedded(
-    data_dir: Path, log_file: Path, *, environ: Mapping[str, str] = os.environ, fsync: bool = True
+    data_dir: Path, log_file: Path, *, environ: Mapping[str, str] = os.environ
 ) -> AsyncIterator[EmbeddedEtcd]:
     """A running embedded etcd, stopped at exit. Raises as `find_binary` and `EmbeddedEtcd.start` do."""
-    etcd = EmbeddedEtcd(data_dir, log_file, binary=find_binary(environ), fsync=fsync)
+    etcd = EmbeddedEtcd(data_dir, log_file, binary=find_binary(environ))
     await etcd.start()
     try:
         yield etcd
     finally:
         await etcd.stop()
+
+
+@cache
+def _knows(binary: Path, flag: str) -> bool:
+    try:
+        shown = subprocess.run([str(binary), "--help"], capture_output=True, text=True, timeout=HELP_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return False  # what is wrong with it, its start will say
+    return flag in shown.stdout + shown.stderr
 
 
 def find_binary(environ: Mapping[str, str] = os.environ) -> Path:

@@ -1,13 +1,18 @@
 """What the daemon must remember over its own death: epoch, closed, open and owners of each device, and its processes.
 
-PROTOCOL rule 11. One file, replaced whole: written beside, fsynced, renamed, its directory fsynced. Its first line is
+PROTOCOL rule 11. One file for each boot of the machine, replaced whole: written beside, then renamed. Its first line is
 a header with a SHA-256 of the rest, so that a torn or edited file is refused and never half believed.
+
+Nothing is fsynced, because enter and leave wait for the journal on every switch: a file outlives the daemon's death
+without it, and pages and processes do not outlive the machine's. A power cut can tear only the file of a boot that is
+over, and that file is believed only as far as it is whole.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -16,6 +21,8 @@ import msgspec
 from native.fences import Holder, Record
 from native.pool import Extent
 from native.processes import Identity
+
+log = logging.getLogger("vnpu.daemon.journal")
 
 _MAGIC = "vnpu-journal"
 _VERSION = 1
@@ -67,10 +74,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Journal:
-    """The file `ledger` in a directory that one daemon owns (it holds a lock on it while open)."""
+    """The file `ledger-BOOT` in a directory that one daemon owns (it holds a lock on it while open)."""
 
-    def __init__(self, directory: Path) -> None:
-        """Create the directory (0700) where needed and lock it.
+    def __init__(self, directory: Path, boot: str) -> None:
+        """Create the directory (0700) where needed and lock it. `boot` is the machine's boot id.
 
         Raises:
             JournalError: another daemon uses it.
@@ -78,7 +85,7 @@ class Journal:
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
-        self.path = directory / "ledger"
+        self.path = directory / f"ledger-{boot}"
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,16 +96,49 @@ class Journal:
             ) from error
 
     def load(self) -> Ledger | None:
-        """The last ledger written; None where there is none yet.
+        """The last ledger written, of this boot or else of one before; None where there is none.
 
         Raises:
-            JournalError: the file is damaged, or of a version this daemon does not read.
+            JournalError: this boot's file is damaged, or of a version this daemon does not read.
         """
-        try:
-            raw = self.path.read_bytes()
-        except FileNotFoundError:
-            return None
-        header, _, body = raw.partition(b"\n")
+        if self.path.exists():
+            return self._read(self.path)
+        for path in self._of_other_boots():
+            try:
+                return self._read(path)
+            except JournalError:
+                log.warning("%s was torn when the machine stopped and is passed over: its pages are gone too", path)
+        return None
+
+    def write(self, ledger: Ledger) -> None:
+        """Replace the ledger: on return it outlives this process. Blocks for the file system: call it on a thread.
+
+        Raises:
+            OSError: it could not be written; the last one still stands.
+        """
+        body = _encode(ledger)
+        header = f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode("ascii")
+        beside = self._directory / "new"
+        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(file, "wb") as out:
+            out.write(header + body)
+        beside.replace(self.path)
+        for path in self._of_other_boots():
+            path.unlink(missing_ok=True)
+
+    def _of_other_boots(self) -> list[Path]:
+        """Newest first."""
+        others = [path for path in self._directory.glob("ledger-*") if path != self.path]
+        return sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+
+    def close(self) -> None:
+        """Release the lock; idempotent."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
+
+    def _read(self, path: Path) -> Ledger:
+        header, _, body = path.read_bytes().partition(b"\n")
         words = header.decode("ascii", "replace").split(" ")
         if len(words) != 3 or words[0] != _MAGIC or words[1] != str(_VERSION):
             raise self._damaged("its header is not ours")
@@ -108,34 +148,6 @@ class Journal:
             return _decode(body)
         except msgspec.MsgspecError as error:
             raise self._damaged(str(error)) from error
-
-    def write(self, ledger: Ledger) -> None:
-        """Replace the ledger; durable on return. Blocks for the disk: call it on a thread.
-
-        Raises:
-            OSError: it is not durable; the last one still stands.
-        """
-        body = _encode(ledger)
-        beside = self.path.with_suffix(".new")
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            with open(file, "wb", closefd=False) as out:
-                out.write(f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode("ascii") + body)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        beside.replace(self.path)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def close(self) -> None:
-        """Release the lock; idempotent."""
-        lock, self._lock = self._lock, -1
-        if lock >= 0:
-            os.close(lock)
 
     def _damaged(self, why: str) -> JournalError:
         return JournalError(

@@ -19,6 +19,7 @@ from native.daemon.device import DeviceFailed
 from native.daemon.node import Node
 from native.daemon.options import Options, parse
 from native.journal import Journal, JournalError
+from native.processes import boot_id
 
 log = logging.getLogger("native.daemon")
 
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     _raise_descriptor_limit()
     code = 0
     try:
-        journal = Journal(options.state_dir)
+        journal = Journal(options.state_dir, boot_id())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_serve(options, journal, connect(options.etcd)))
     except* (VnpuError, DeviceFailed, JournalError, SocketError, OSError) as failures:

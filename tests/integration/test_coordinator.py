@@ -203,7 +203,7 @@ async def test_a_model_that_waits_too_long_is_answered(store: Store) -> None:
 async def test_while_etcd_is_away_residents_serve_and_afterwards_all_goes_on(
     tmp_path: Path,
 ) -> None:
-    etcd = RealEtcd(tmp_path, binary=find_binary({}), fsync=False)
+    etcd = RealEtcd(tmp_path, binary=find_binary({}))
     await etcd.start()
     client = etcd.client(call_timeout=1.0)
     try:

@@ -53,8 +53,7 @@ def etcd35(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
 
 @pytest.fixture(scope="session")
 def etcd34(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    # Debian's 3.4 cannot leave fsync out.
-    with running_etcd(tmp_path_factory.mktemp("etcd34"), binary=etcd34_binary(), fsync=True) as etcd:
+    with running_etcd(tmp_path_factory.mktemp("etcd34"), binary=etcd34_binary()) as etcd:
         yield etcd
 
 

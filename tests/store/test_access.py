@@ -51,7 +51,7 @@ def secured(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     """An etcd with access control."""
     old = request.param == "3.4"
     folder = tmp_path_factory.mktemp("secured")
-    with running_etcd(folder, binary=etcd34_binary() if old else None, fsync=old) as etcd:
+    with running_etcd(folder, binary=etcd34_binary() if old else None) as etcd:
         with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
             runner.run(_secure(etcd))
         yield etcd

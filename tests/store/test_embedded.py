@@ -56,7 +56,7 @@ async def test_it_serves_on_loopback_only_and_keeps_its_data(folder: Path, tmp_p
 
 
 async def test_two_never_share_a_folder(folder: Path, tmp_path: Path) -> None:
-    async with embedded(folder, tmp_path / "log", environ={}, fsync=False) as etcd:
+    async with embedded(folder, tmp_path / "log", environ={}) as etcd:
         second = EmbeddedEtcd(folder, tmp_path / "log2", binary=find_binary({}))
         with pytest.raises(ConfigError, match="another etcd uses"):
             await second.start()
@@ -86,7 +86,7 @@ async def test_a_binary_that_never_gets_ready_is_ended(folder: Path, tmp_path: P
 
 
 async def test_a_stopped_one_can_be_stopped(folder: Path, tmp_path: Path) -> None:
-    async with embedded(folder, tmp_path / "log", environ={}, fsync=False) as etcd:
+    async with embedded(folder, tmp_path / "log", environ={}) as etcd:
         pid = etcd.pid
         os.kill(pid, signal.SIGSTOP)
     assert not psutil.pid_exists(pid)
@@ -112,7 +112,7 @@ async def test_it_ends_with_its_parent(folder: Path, tmp_path: Path) -> None:
     parent.kill()
     await parent.communicate()
     await asyncio.to_thread(etcd.wait, PATIENCE_S)
-    async with embedded(folder, tmp_path / "log", environ={}, fsync=False):
+    async with embedded(folder, tmp_path / "log", environ={}):
         pass  # the lock went with it
 
 
@@ -121,7 +121,7 @@ async def test_etcd_does_not_take_our_environment_for_its_flags(
 ) -> None:
     monkeypatch.setenv("ETCD_LISTEN_CLIENT_URLS", "http://0.0.0.0:1")
     monkeypatch.setenv("ETCD_ENDPOINTS", "http://elsewhere:2379")
-    async with embedded(folder, tmp_path / "log", environ={}, fsync=False) as etcd:
+    async with embedded(folder, tmp_path / "log", environ={}) as etcd:
         assert etcd.pid
 
 

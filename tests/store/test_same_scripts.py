@@ -185,7 +185,7 @@ def alone(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """An etcd that nobody else writes to: no revision in between."""
     old = request.param == "3.4"
     binary = etcd34_binary() if old else None
-    with running_etcd(tmp_path_factory.mktemp("alone"), binary=binary, fsync=old) as etcd:
+    with running_etcd(tmp_path_factory.mktemp("alone"), binary=binary) as etcd:
         yield etcd
 
 

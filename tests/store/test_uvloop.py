@@ -20,7 +20,7 @@ from tests.helpers.store import keys_of, put, put_once, take
 
 def test_everything_works_on_uvloop(tmp_path: Path) -> None:
     async def main() -> None:
-        async with embedded(tmp_path / "etcd", tmp_path / "etcd.log", environ={}, fsync=False) as etcd:
+        async with embedded(tmp_path / "etcd", tmp_path / "etcd.log", environ={}) as etcd:
             store = connect([etcd.url], stall=1.0, call_timeout=0.5, environ={})
             async with aclosing(follow(store, "/a/", doubt=5.0)) as updates, open_session(store, 30) as session:
                 assert isinstance((await take(updates, 1))[0], Listing)

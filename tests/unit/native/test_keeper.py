@@ -114,7 +114,7 @@ async def test_what_only_was_seen_is_not_worth_a_write() -> None:
 
 
 async def test_on_a_real_disk(tmp_path: Path) -> None:
-    journal, state = Journal(tmp_path), State()
+    journal, state = Journal(tmp_path, "boot"), State()
     keeper = Keeper(journal, state.ledger, lambda ledger: None)
     task = asyncio.create_task(keeper.run())
     state.record = Record("e1", closed=3)
