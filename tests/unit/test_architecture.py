@@ -13,7 +13,14 @@ OURS = ("coordinator", "engine_patch", "native", "transfer")
 
 CORE_MAY = {"__future__", "collections", "enum", "heapq", "itertools", "math", "msgspec", "typing"}
 IMPURE = {"asyncio", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
-PURE = ("engine_patch/lifecycle.py", "native/fences.py", "native/pool.py")
+PURE = (
+    "engine_patch/lifecycle.py",
+    "native/fences.py",
+    "native/pool.py",
+    "transfer/transports/bucket.py",
+    "transfer/transports/frame.py",
+    "transfer/transports/handshake.py",
+)
 
 FACES = ("coordinator.store", "coordinator.core.model", "coordinator.core.events", "coordinator.errors")
 """What the coordinator shows to others: the store, the values and facts that stand in it, the root of all errors."""

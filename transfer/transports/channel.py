@@ -1,0 +1,201 @@
+"""One connection, blocking, in frames. Every call has a deadline; every body is checked.
+
+Data is received straight into its place: `recv_into` the caller's address in pieces that stay in the processor's cache
+until they are summed. The sender's sums are the caller's, who computes them once and not for each client.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import socket
+import ssl
+from types import TracebackType
+from typing import Protocol
+
+from native import _native
+from transfer.errors import Corrupt, PeerLost, PeerViolation
+from transfer.transports import frame
+from transfer.transports.deadline import Deadline
+from transfer.transports.frame import Header, Kind
+
+PIECE = 256 << 10
+"""Bytes received at once and summed while they are in the cache (the second-level one has 512 KiB and more)."""
+MAX_MESSAGE = 1 << 20
+
+
+class Pace(Protocol):
+    """Blocks until `size` bytes may be sent: the rate limit that many channels share."""
+
+    def wait(self, size: int) -> None: ...
+
+
+class Channel:
+    """Used by one thread at a time; `abort` by any. A context manager that closes. After an error it is of no use."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """Takes the socket over."""
+        self._sock = sock
+        self._max_message = MAX_MESSAGE
+        self._pace: Pace | None = None
+        # Without TLS header and body leave in one packet.
+        self._more = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_MORE
+        self.sent = 0
+        self.received = 0
+        if sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def __enter__(self) -> Channel:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def peer(self) -> str:
+        """For messages and logs: `host:port`, or what there is."""
+        with contextlib.suppress(OSError):
+            name = self._sock.getpeername()
+            return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else str(name) or "local"
+        return "gone"
+
+    @property
+    def socket(self) -> socket.socket:
+        """For who must break it from elsewhere."""
+        return self._sock
+
+    def configure(self, *, max_message: int = MAX_MESSAGE, pace: Pace | None = None) -> None:
+        """`max_message`: bytes of a MESSAGE that are accepted; `pace`: the limit its DATA is sent under."""
+        self._max_message = max_message
+        self._pace = pace
+
+    # ---- frames
+
+    def send(self, body: bytes, deadline: Deadline, *, tag: int = 0, position: int = 0) -> None:
+        """A MESSAGE.
+
+        Raises:
+            PeerLost: not before the deadline, or the connection broke.
+        """
+        header = frame.encode(Header(Kind.MESSAGE, tag, len(body), position, frame.checksum(body)))
+        self.send_raw(header + body, deadline)
+
+    def send_data(
+        self, address: int, length: int, sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
+    ) -> None:
+        """DATA from memory at `address`, which must stay readable until the call returns; `sum` is its CRC-32C.
+
+        Raises:
+            PeerLost: not before the deadline, or the connection broke.
+        """
+        if self._pace is not None:
+            self._pace.wait(length)
+        header = frame.encode(Header(Kind.DATA, tag, length, position, sum))
+        self._sendall(header, deadline, self._more if length else 0)
+        self._sendall(view(address, length), deadline)
+        self.sent += length
+
+    def receive(self, deadline: Deadline) -> tuple[Header, bytes]:
+        """The next frame, which must be a MESSAGE.
+
+        Raises:
+            PeerLost: not before the deadline, or the connection broke.
+            PeerViolation: it is DATA, or too long; `Corrupt`: damaged.
+        """
+        header = self.head(deadline)
+        return header, self.body(header, deadline)
+
+    def head(self, deadline: Deadline) -> Header:
+        """The next frame's header; then `body`, `into` or `skip` must take the rest. Raises as `receive`."""
+        return frame.decode(self.receive_raw(frame.HEADER, deadline))
+
+    def body(self, header: Header, deadline: Deadline) -> bytes:
+        """The body of a MESSAGE. Raises as `receive`."""
+        if header.kind is not Kind.MESSAGE or header.length > self._max_message:
+            raise PeerViolation(
+                f"{header.kind.name} of {header.length} bytes where a message of at most {self._max_message} was due"
+            )
+        body = self.receive_raw(header.length, deadline)
+        if frame.checksum(body) != header.sum:
+            raise Corrupt("a message is damaged", remedy="connect anew")
+        return body
+
+    def into(self, header: Header, address: int, deadline: Deadline) -> None:
+        """The body of a DATA frame, written to `address`, where `header.length` bytes must be writable.
+
+        Raises:
+            Corrupt: what was written is not what was sent.
+            PeerLost: not before the deadline, or the connection broke; part of it may have been written.
+        """
+        if header.kind is not Kind.DATA:
+            raise PeerViolation(f"{header.kind.name} where data was due")
+        target, at, total = view(address, header.length), 0, 0
+        while at < header.length:
+            got = self._receive_into(target[at : at + PIECE], deadline)
+            total = _native.crc32c(address + at, got, total)
+            at += got
+        self.received += header.length
+        if total != header.sum:
+            raise Corrupt(f"{header.length} bytes at position {header.position} are damaged", remedy="fetch them again")
+
+    def skip(self, header: Header, deadline: Deadline) -> None:
+        """Read a body that nobody wants. Raises PeerLost."""
+        scrap, left = memoryview(bytearray(min(header.length, PIECE))), header.length
+        while left:
+            left -= self._receive_into(scrap[:left], deadline)
+
+    # ---- bytes
+
+    def send_raw(self, data: bytes, deadline: Deadline) -> None:
+        self._sendall(data, deadline)
+
+    def receive_raw(self, size: int, deadline: Deadline) -> bytes:
+        """Exactly `size` bytes. Raises PeerLost."""
+        data = bytearray(size)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._receive_into(rest, deadline) :]
+        return bytes(data)
+
+    def _sendall(self, data: bytes | memoryview, deadline: Deadline, flags: int = 0) -> None:
+        try:
+            self._sock.settimeout(deadline.left())
+            if flags:
+                self._sock.sendall(data, flags)
+            else:
+                self._sock.sendall(data)
+        except OSError as error:  # TimeoutError is one
+            raise PeerLost(f"{self.peer} took no more bytes: {_why(error)}") from error
+
+    def _receive_into(self, target: memoryview, deadline: Deadline) -> int:
+        try:
+            self._sock.settimeout(deadline.left())
+            got = self._sock.recv_into(target)
+        except OSError as error:
+            raise PeerLost(f"no more bytes from {self.peer}: {_why(error)}") from error
+        if not got:
+            raise PeerLost(f"{self.peer} closed the connection")
+        return got
+
+    # ---- the end
+
+    def abort(self) -> None:
+        """Break the connection, from any thread: a call that is blocked raises PeerLost. Idempotent."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Idempotent; nobody may be using it."""
+        with contextlib.suppress(OSError):
+            self._sock.close()
+
+
+def view(address: int, length: int) -> memoryview:
+    """Memory of this process as bytes. Nothing keeps it alive: the caller does."""
+    return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+
+def _why(error: OSError) -> str:
+    return "the deadline passed" if isinstance(error, TimeoutError) else str(error) or type(error).__name__
