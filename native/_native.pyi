@@ -147,6 +147,22 @@ class CopyJob:
     def seconds(self) -> float:
         """From the start until the last byte, or until now."""
 
+def place(
+    boxes: Sequence[tuple[int, int, int, Sequence[tuple[int, int, int]]]],
+    destination: tuple[int, int],
+    source: tuple[int, int],
+    kernel: str = "",
+) -> int:
+    """Strided copies between two ranges `(address, length)`; bytes copied.
+
+    A box is `(destination offset, source offset, row length, loops)`; a loop is `(count, destination stride, source
+    stride)`, outermost first, at most four. Bounds are checked before a byte is touched; that no byte is written twice
+    is the caller's to see to. Kernels are those of `copy`; `memcpy` leaves the result in the caches.
+
+    Raises:
+        ValueError: a box leaves a range or has over four loops, the ranges overlap, the kernel is unknown.
+    """
+
 def copy_kernels() -> list[str]:
     """Copy kernels this CPU runs, best first: of `avx512`, `avx2`, `neon`, `memcpy`."""
 

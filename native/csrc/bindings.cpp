@@ -22,6 +22,7 @@
 #include "driver.h"
 #include "hook.h"
 #include "kernels.h"
+#include "place.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -185,6 +186,37 @@ void bind_copy(nb::module_& module) {
     module.def("cpu_features", &vnpu::cpu_features, "What the dispatch found on this CPU.");
 }
 
+using Dims = std::vector<std::tuple<std::size_t, std::size_t, std::size_t>>;
+using Boxes = std::vector<std::tuple<std::size_t, std::size_t, std::size_t, Dims>>;
+
+vnpu::PlaceBox place_box(const Boxes::value_type& tuple) {
+    const auto& [destination, source, length, dims] = tuple;
+    if (dims.size() > vnpu::place_dims) {
+        throw std::invalid_argument("a box has at most four loops");
+    }
+    vnpu::PlaceBox box{destination, source, length, {}};
+    for (std::size_t i = 0; i != dims.size(); ++i) {
+        const auto& [count, destination_stride, source_stride] = dims[i];
+        box.dims[vnpu::place_dims - dims.size() + i] = {count, destination_stride, source_stride};
+    }
+    return box;
+}
+
+std::size_t place(const Boxes& tuples, const Pairs::value_type& destination, const Pairs::value_type& source,
+                  const std::string& kernel) {
+    std::vector<vnpu::PlaceBox> boxes;
+    boxes.reserve(tuples.size());
+    for (const auto& tuple : tuples) {
+        boxes.push_back(place_box(tuple));
+    }
+    return vnpu::place(boxes, {destination.first, destination.second}, {source.first, source.second}, kernel);
+}
+
+void bind_place(nb::module_& module) {
+    module.def("place", &place, "boxes"_a, "destination"_a, "source"_a, "kernel"_a = "", NoGil(),
+               "Strided copies between two ranges (address, length); bytes copied.");
+}
+
 std::uint32_t crc32c(std::uint64_t address, std::size_t length, std::uint32_t init, const std::string& kernel) {
     return vnpu::crc32c(reinterpret_cast<const void*>(address), length, init, kernel);
 }
@@ -297,6 +329,7 @@ NB_MODULE(_native, module) {
     bind_errors(module);
     bind_driver(module);
     bind_copy(module);
+    bind_place(module);
     bind_digest(module);
     bind_arena(module);
     bind_hook(module);

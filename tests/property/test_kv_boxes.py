@@ -1,0 +1,200 @@
+"""Plans turned into copies: against numpy's own reading of each layout, byte by byte."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from native._native import copy_kernels, place
+from tests.helpers.kv import KINDS, Cache, cache, pulls, request_bytes
+from tests.helpers.memory import buffer, read, write
+from transfer.kv.boxes import Box, Dim, Run, boxes, packed, runs, split
+from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, unit_tokens
+from transfer.kv.plan import Pull, plan_pull
+
+Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
+
+
+def bytes_of(run: Run) -> list[tuple[int, int]]:
+    return [(run.dst + i, run.src + i) for i in range(run.length)]
+
+
+def oracle(pull: Pull, src: Cache, dst: Cache, src_ids: list[int], dst_ids: list[int]) -> list[tuple[int, int]]:
+    """(destination, source) of each byte of a pull, sorted."""
+    unit = unit_tokens(src.layout, dst.layout)
+    size = 1 if src.layout.packed else unit
+    rows = slice(pull.block_lo * size, pull.block_hi * size)
+    pick = [
+        request_bytes(side, ids, 10**6)[:, rows, head : head + pull.num_heads].ravel()
+        for side, ids, head in ((dst, dst_ids, pull.dst_head), (src, src_ids, pull.src_head))
+    ]
+    return sorted(zip(pick[0].tolist(), pick[1].tolist(), strict=True))
+
+
+@given(pulls())
+def test_every_byte_of_a_pull_once_in_the_fewest_runs(case: Case) -> None:
+    src, dst, src_ids, dst_ids, (prefill_tp, decode_tp, heads, rank), units = case
+    landed = []
+    for pull in plan_pull(prefill_tp, decode_tp, heads, units, rank):
+        expected = oracle(pull, src, dst, src_ids, dst_ids)
+        copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+        flat = runs(copies)
+        assert [pair for run in flat for pair in bytes_of(run)] == expected
+        breaks = sum(b != (a[0] + 1, a[1] + 1) for a, b in pairwise(expected))
+        assert len(flat) == breaks + 1
+        assert sum(copy.bytes for copy in copies) == len(expected)
+        landed += [at for at, _ in expected]
+    unit = 1 if src.layout.packed else unit_tokens(src.layout, dst.layout)
+    assert sorted(landed) == sorted(request_bytes(dst, dst_ids, units * unit).ravel().tolist())
+
+
+@given(pulls(), st.integers(1, 300))
+def test_chunks_and_staging_keep_every_byte(case: Case, limit: int) -> None:
+    src, dst, src_ids, dst_ids, sizes, units = case
+    for pull in plan_pull(*sizes[:3], units, sizes[3]):
+        copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+        chunks = split(copies, limit)
+        assert all(0 < sum(box.bytes for box in chunk) <= limit for chunk in chunks)
+        assert runs(box for chunk in chunks for box in chunk) == runs(copies)
+        for chunk in chunks:
+            gather, scatter = packed(chunk)
+            stage = {at: byte for run in runs(gather) for at, byte in bytes_of(run)}
+            assert sorted(stage) == list(range(sum(box.bytes for box in chunk)))
+            through = sorted((at, stage[byte]) for run in runs(scatter) for at, byte in bytes_of(run))
+            assert through == [pair for run in runs(chunk) for pair in bytes_of(run)]
+
+
+@pytest.mark.parametrize("kernel", copy_kernels())
+@given(case=pulls(), lead=st.integers(0, 130), seed=st.integers(0, 1000))
+def test_the_kernels_place_what_numpy_places(kernel: str, case: Case, lead: int, seed: int) -> None:
+    src, dst, src_ids, dst_ids, sizes, units = case
+    noise = np.random.default_rng(seed)
+    content = noise.integers(0, 256, src.layout.extent, dtype=np.uint8)
+    before = noise.integers(0, 256, dst.layout.extent, dtype=np.uint8)
+    expected = before.copy()
+    with buffer(src.layout.extent + lead) as src_at, buffer(dst.layout.extent + 2 * lead) as dst_at:
+        write(src_at + lead, content.tobytes())
+        write(dst_at + lead, before.tobytes())
+        for pull in plan_pull(*sizes[:3], units, sizes[3]):
+            for to, whence in oracle(pull, src, dst, src_ids, dst_ids):
+                expected[to] = content[whence]
+            copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+            done = place(copies, (dst_at + lead, len(before)), (src_at + lead, len(content)), kernel)
+            assert done == sum(box.bytes for box in copies)
+        assert read(dst_at + lead, len(before)) == expected.tobytes()
+
+
+@pytest.mark.parametrize("kernel", copy_kernels())
+@given(st.data())
+def test_rows_of_any_length_at_any_address(kernel: str, data: st.DataObject) -> None:
+    length = data.draw(st.one_of(st.integers(1, 300), st.integers(4000, 4200), st.integers(16000, 17000)))
+    rows, gap = data.draw(st.integers(1, 5)), data.draw(st.integers(0, 70))
+    to, whence = data.draw(st.integers(0, 70)), data.draw(st.integers(0, 70))
+    size = rows * (length + gap) + 70
+    content = np.random.default_rng(length).integers(0, 256, size, dtype=np.uint8).tobytes()
+    with buffer(size) as src_at, buffer(size) as dst_at:
+        write(src_at, content)
+        write(dst_at, bytes(size))
+        box = Box(to, whence, length, (Dim(rows, length + gap, length),))
+        place([box], (dst_at, size), (src_at, size), kernel)
+        expected = bytearray(size)
+        for row in range(rows):
+            at = to + row * (length + gap)
+            expected[at : at + length] = content[whence + row * length : whence + (row + 1) * length]
+        assert read(dst_at, size) == expected
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (Box(1, 0, 100, ()), "leaves the destination"),
+        (Box(0, 1, 100, ()), "leaves the source"),
+        (Box(0, 0, 10, (Dim(2, 91, 0),)), "leaves the destination"),
+        (Box(0, 0, 10, (Dim(2, 0, 91),)), "leaves the source"),
+        (Box(0, 0, 10, (Dim(0, 1, 1),)), "loop of no steps"),
+        (Box(0, 0, 1, (Dim(1 << 40, 1 << 40, 0),)), "wraps"),
+        (Box((1 << 64) - 1, 0, 2, ()), "wraps"),
+        (Box(0, 0, 1, (Dim(1, 1, 1),) * 5), "four loops"),
+    ],
+)
+def test_a_box_that_leaves_its_range_moves_nothing(box: Box, reason: str) -> None:
+    with buffer(100) as dst, buffer(100) as src:
+        write(dst, bytes(100))
+        write(src, b"x" * 100)
+        with pytest.raises(ValueError, match=reason):
+            place([Box(0, 0, 5, ()), box], (dst, 100), (src, 100))
+        assert read(dst, 100) == bytes(100)
+        with pytest.raises(ValueError, match="overlap"):
+            place([], (dst, 100), (dst + 99, 1))
+        with pytest.raises(ValueError, match="kernel"):
+            place([], (dst, 100), (src, 100), "nonsense")
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "packed", "latent"])
+def test_equal_sizes_are_one_run(kind: str) -> None:
+    """The same size on both sides and blocks in a row: a plane is one run, and joint ones are one in all."""
+    side = cache(kind, 6, 4, 1 if kind == "latent" else 2, 8)
+    copies = boxes(Pull(0, 0, 4, 0, 0, side.layout.heads), side.layout, side.layout, [1, 2, 3, 4], [2, 3, 4, 5])
+    assert len(copies) == 1
+    assert len(runs(copies)) == (2 if kind.endswith("separate") else 1)
+
+
+def test_heads_first_needs_no_reordering() -> None:
+    """4 → 2 over 8 heads: half a block is one run with heads first, and as many runs as tokens otherwise."""
+    pull = Pull(1, 0, 1, 0, 2, 2)
+    first = boxes(pull, hnd(1, 128, 2, 256), hnd(1, 128, 4, 256), [0], [0])
+    assert runs(first) == [Run(128 * 512, 0, 128 * 512), Run(128 * 1536, 128 * 512, 128 * 512)]
+    assert len(runs(boxes(pull, nhd(1, 128, 2, 256), nhd(1, 128, 4, 256), [0], [0]))) == 2 * 128
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "reason"),
+    [
+        (cpu_packed(4, 32, 2, 512), cpu_packed(4, 64, 2, 1024), "block_tokens 32 and 64 differ"),
+        (cpu_packed(4, 32, 2, 512), hnd(4, 32, 2, 8), "slots"),
+        (nhd(4, 32, 2, 8), nhd(4, 32, 2, 16), "slot_bytes"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused_by_name(src: KvLayout, dst: KvLayout, reason: str) -> None:
+    with pytest.raises(LayoutRefused, match=reason):
+        boxes(Pull(0, 0, 1, 0, 0, 1), src, dst, [0], [0])
+
+
+@pytest.mark.parametrize(
+    ("pull", "src_ids", "reason"),
+    [
+        (Pull(0, 0, 1, 1, 0, 2), [0], "src_head 1"),
+        (Pull(0, 0, 1, 0, 1, 2), [0], "dst_head 1"),
+        (Pull(0, 0, 2, 0, 0, 1), [0], "unit 1"),
+        (Pull(0, 0, 1, 0, 0, 1), [4], "block 4"),
+        (Pull(0, 0, 1, 0, 0, 1), [-1], "block -1"),
+    ],
+)
+def test_what_lies_outside_is_refused_by_name(pull: Pull, src_ids: list[int], reason: str) -> None:
+    with pytest.raises(LayoutRefused, match=reason):
+        boxes(pull, nhd(4, 32, 2, 8), nhd(4, 32, 2, 8), src_ids, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"heads": 0}, "heads is 0"),
+        ({"slots": 3}, "slots is 3"),
+        ({"planes": ()}, "planes"),
+        ({"planes": (8, 0)}, "planes"),
+        ({"planes": (0, 100)}, "too short"),
+        ({"head_stride": 7}, "too short"),
+        ({"block_stride": 32 * 16 - 1}, "too short"),
+        ({"planes": (0, 8, 24)}, "equal distances"),
+    ],
+)
+def test_layouts_that_overlap_themselves_are_refused(change: dict[str, int], reason: str) -> None:
+    good = {"planes": (0, 4 * 512), "num_blocks": 4, "heads": 2, "block_tokens": 32, "slots": 32}
+    good |= {"block_stride": 512, "head_stride": 8, "slot_stride": 16, "slot_bytes": 8}
+    KvLayout(**good)  # type: ignore[arg-type]
+    with pytest.raises(LayoutRefused, match=reason):
+        KvLayout(**{**good, **change})  # type: ignore[arg-type]
