@@ -30,7 +30,9 @@ def public(names: list[str]) -> set[str]:
 def runtime_arguments(function: object) -> list[str]:
     """nanobind writes `def copy(entries: Sequence[…], threads: int = 1) -> float` into `__nb_signature__`."""
     signature = function.__nb_signature__[0][0]  # type: ignore[attr-defined]
-    return re.findall(r"(?:\(|, )(\w+)(?=[:,)])", re.sub(r"\[[^\[\]]*\]", "", re.sub(r"\[[^\[\]]*\]", "", signature)))
+    while "[" in signature:
+        signature = re.sub(r"\[[^\[\]]*\]", "", signature)
+    return re.findall(r"(?:\(|, )(\w+)(?=[:,)])", signature)
 
 
 def stub_arguments(node: ast.stmt) -> list[str]:

@@ -140,6 +140,7 @@ def test_equal_sizes_are_one_run(kind: str) -> None:
     side = cache(kind, 6, 4, 1 if kind == "latent" else 2, 8)
     copies = boxes(Pull(0, 0, 4, 0, 0, side.layout.heads), side.layout, side.layout, [1, 2, 3, 4], [2, 3, 4, 5])
     assert len(copies) == 1
+    assert copies[0].rows == len(runs(copies))
     assert len(runs(copies)) == (2 if kind.endswith("separate") else 1)
 
 

@@ -15,9 +15,9 @@ from transfer.kv.plan import Pull
 
 
 class Dim(NamedTuple):
-    """One loop: `count` steps, each of so many bytes on either side."""
+    """One loop: `steps` steps, each of so many bytes on either side."""
 
-    count: int
+    steps: int
     dst_stride: int
     src_stride: int
 
@@ -34,7 +34,7 @@ class Box(NamedTuple):
     def rows(self) -> int:
         rows = 1
         for dim in self.dims:
-            rows *= dim.count
+            rows *= dim.steps
         return rows
 
     @property
@@ -108,10 +108,10 @@ def packed(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
         strides, width = [], box.length
         for dim in reversed(box.dims):
             strides.append(width)
-            width *= dim.count
+            width *= dim.steps
         dense = list(zip(box.dims, reversed(strides), strict=True))
-        gather.append(Box(at, box.src, box.length, tuple(Dim(dim.count, s, dim.src_stride) for dim, s in dense)))
-        place.append(Box(box.dst, at, box.length, tuple(Dim(dim.count, dim.dst_stride, s) for dim, s in dense)))
+        gather.append(Box(at, box.src, box.length, tuple(Dim(dim.steps, s, dim.src_stride) for dim, s in dense)))
+        place.append(Box(box.dst, at, box.length, tuple(Dim(dim.steps, dim.dst_stride, s) for dim, s in dense)))
         at += box.bytes
     return gather, place
 
@@ -151,14 +151,14 @@ def _stretches(starts: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, Di
 
 def _normal(dst: int, src: int, length: int, dims: list[Dim]) -> Box:
     """Loops that only make the row longer are folded into it; the others are sorted so that writing goes upwards."""
-    left = sorted((dim for dim in dims if dim.count > 1), key=lambda dim: dim.dst_stride)
+    left = sorted((dim for dim in dims if dim.steps > 1), key=lambda dim: dim.dst_stride)
     while left and left[0].dst_stride == left[0].src_stride == length:
-        length *= left.pop(0).count
+        length *= left.pop(0).steps
     return Box(dst, src, length, tuple(reversed(left)))
 
 
 def _rows(box: Box) -> Iterator[Run]:
-    for steps in product(*(range(dim.count) for dim in box.dims)):
+    for steps in product(*(range(dim.steps) for dim in box.dims)):
         dst = box.dst + sum(step * dim.dst_stride for step, dim in zip(steps, box.dims, strict=True))
         src = box.src + sum(step * dim.src_stride for step, dim in zip(steps, box.dims, strict=True))
         yield Run(dst, src, box.length)
@@ -176,10 +176,10 @@ def _parts(box: Box, limit: int) -> Iterator[Box]:
     outer, inner = box.dims[0], box.dims[1:]
     one = Box(box.dst, box.src, box.length, inner).bytes
     step = max(1, limit // one)
-    for at in range(0, outer.count, step):
-        count = min(step, outer.count - at)
+    for at in range(0, outer.steps, step):
+        count = min(step, outer.steps - at)
         dst, src = box.dst + at * outer.dst_stride, box.src + at * outer.src_stride
         if count > 1:
-            yield Box(dst, src, box.length, (outer._replace(count=count), *inner))
+            yield Box(dst, src, box.length, (outer._replace(steps=count), *inner))
         else:
             yield from _parts(Box(dst, src, box.length, inner), limit)
