@@ -133,7 +133,7 @@ class VllmEngine:
 
     def end(self, reason: str) -> None:
         """Open requests get their error as if vLLM's own output handler had failed; a moment later EngineCore is
-        killed, workers follow their parent (`family.die_with_parent`), and vLLM ends the server."""
+        killed, workers follow their parent (`family.die_with_parent`), and the server is told to end."""
         self._loop.call_soon_threadsafe(self._end, reason)
 
     def _end(self, reason: str) -> None:
@@ -144,6 +144,7 @@ class VllmEngine:
     def _kill(self) -> None:
         for pid in self._cores():
             os.kill(pid, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGTERM)  # vLLM's own watchdog takes up to 5 s, and the daemon's patience ends then
 
     def _cores(self) -> tuple[int, ...]:
         processes = self._client.engine_core.resources.engine_manager.processes

@@ -54,6 +54,7 @@ class AgentThread:
         self._attached = False
         self._kv_use = 0.0
         self._gone = False
+        self._failed = False
 
     def start(self) -> None:
         """Join the cluster: returns when the engine is registered, so that what is wrong is said before anything is
@@ -76,7 +77,7 @@ class AgentThread:
                 cpus=tuple(sorted(os.sched_getaffinity(0))),
             )
         )
-        atexit.register(self.stop)
+        atexit.register(self._at_exit)
 
     # ---- called in the server's loop
 
@@ -110,6 +111,12 @@ class AgentThread:
         self._tell(lambda: self._stop.set())
         if self._thread is not threading.current_thread():
             self._thread.join(STOP_S)
+
+    def _at_exit(self) -> None:
+        """vLLM's server ends with status 0 also when its engine died: whoever restarts engines must see it."""
+        self.stop()
+        if self._failed:
+            _end_process()
 
     def _tell(self, call: Callable[[], object]) -> None:
         if not self._gone:
@@ -152,6 +159,7 @@ class AgentThread:
         _end_process()
 
     def _ended(self, reason: str, engine: Engine | None) -> None:
+        self._failed = True
         if engine is None:
             os.kill(os.getpid(), signal.SIGTERM)
         else:

@@ -1,7 +1,8 @@
 """The processes of this node's engines, each watched by its own pidfd. PROTOCOL rule 9.
 
-The death of any process of an engine ends the others (DESIGN §5): its holder is *doomed*, all that is known of it is
-killed, and no process of it is welcome any more. Closing a connection is not death.
+The death of any process of an engine ends the others (DESIGN §5): its holder is *doomed*, and no process of it is
+welcome any more. Who may hold pages is killed at once; the agent's process, which answers the engine's clients, has a
+moment to end by itself. Closing a connection is not death.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from native.processes import Gone, Identity, Process, reopen
 log = logging.getLogger(__name__)
 
 REMEMBERED_DOOMS = 1024
+FAREWELL_S = 5.0
+"""What the agent's process of an engine has to end by itself when another process of it died, seconds."""
 
 
 class Unwelcome(Exception):
@@ -46,6 +49,11 @@ class Member:
     def known(self) -> Known:
         return Known(self.number, self.holder, self.role, self.rank, self.identity)
 
+    @property
+    def maps(self) -> bool:
+        """Device pages are mapped by workers alone."""
+        return self.role == "worker"
+
     def kill(self) -> bool:
         """False: it is out of reach."""
         return self.process is not None and self.process.kill()
@@ -57,8 +65,10 @@ class Member:
 class Engines:
     """All processes that said hello and are not proven dead. `on_death` is called once for each that is."""
 
-    def __init__(self, on_death: Callable[[Member], None]) -> None:
+    def __init__(self, on_death: Callable[[Member], None], farewell_s: float = FAREWELL_S) -> None:
         self._on_death = on_death
+        self._farewell_s = farewell_s
+        self._farewells: dict[Holder, asyncio.TimerHandle] = {}
         self._members: dict[int, Member] = {}
         self._doomed: dict[Holder, str] = {}
         self._numbers = itertools.count(1)
@@ -72,8 +82,10 @@ class Engines:
         return self._doomed.keys()
 
     def alive(self, holder: Holder) -> bool:
-        """Some process of the engine is not proven dead."""
-        return any(member.holder == holder for member in self._members.values())
+        """Some process of the engine that may still change a device is not proven dead. The agent of a doomed engine
+        is not one: nothing that it asks for is done."""
+        doomed = holder in self._doomed
+        return any(member.holder == holder and (member.maps or not doomed) for member in self._members.values())
 
     def restore(self, known: Iterable[Known]) -> None:
         """Find the processes of a previous life of the daemon again; those that are gone are dead (rule 11)."""
@@ -111,6 +123,8 @@ class Engines:
         member = self.known(process, holder)
         if member is not None:
             process.close()
+            if role == "worker":  # it may map from now on, whatever it is besides
+                member.role, member.rank = role, rank
             return member
         member = self._returned_stranger(process, holder, role, rank)
         if member is None:
@@ -121,19 +135,46 @@ class Engines:
 
     def doom(self, holder: Holder, why: str) -> None:
         """SIGKILL all processes of an engine; idempotent, and again for those that do not die at once."""
-        first = holder not in self._doomed
-        if first:
-            log.warning("ending %s: %s", holder, why)
-            self._doomed[holder] = why
-            self._forget_old_dooms()
-        for member in tuple(self._members.values()):
-            if member.holder == holder and not member.kill() and first:
-                log.error(
-                    "%s cannot be killed from here: end it, or run the daemon in the host's PID namespace", member
-                )
+        first = self._condemn(holder, why)
+        for member in self._of(holder):
+            if not member.kill() and first:
+                _out_of_reach(member)
+
+    def _wind_up(self, holder: Holder, why: str) -> None:
+        """A process of the engine died: SIGKILL for who maps, and for the agent only after a farewell."""
+        if not self._condemn(holder, why):
+            return
+        for member in self._of(holder):
+            if member.maps and not member.kill():
+                _out_of_reach(member)
+        if self._of(holder):
+            later = asyncio.get_running_loop().call_later
+            self._farewells[holder] = later(self._farewell_s, self._end_farewell, holder)
+
+    def _end_farewell(self, holder: Holder) -> None:
+        del self._farewells[holder]
+        for member in self._of(holder):
+            log.warning("%s has not ended by itself in %g s: killing it", member, self._farewell_s)
+            if not member.kill():
+                _out_of_reach(member)
+
+    def _condemn(self, holder: Holder, why: str) -> bool:
+        """False: it was doomed before."""
+        if holder in self._doomed:
+            return False
+        log.warning("ending %s: %s", holder, why)
+        self._doomed[holder] = why
+        self._forget_old_dooms()
+        return True
+
+    def _of(self, holder: Holder) -> list[Member]:
+        return [member for member in self._members.values() if member.holder == holder]
 
     def close(self) -> None:
         """Stop watching; nobody is killed."""
+        for farewell in self._farewells.values():
+            farewell.cancel()
+        self._farewells.clear()
         for member in self._members.values():
             if member.process is not None:
                 asyncio.get_running_loop().remove_reader(member.process.fileno())
@@ -143,7 +184,7 @@ class Engines:
     def _forget_old_dooms(self) -> None:
         """A nonce never comes back, so what is long gone need not be remembered."""
         for holder in tuple(self._doomed)[:-REMEMBERED_DOOMS]:
-            if not self.alive(holder):
+            if not self._of(holder):
                 del self._doomed[holder]
 
     def _returned_stranger(self, process: Process, holder: Holder, role: str, rank: int) -> Member | None:
@@ -169,5 +210,11 @@ class Engines:
 
     def _bury(self, member: Member) -> None:
         self._members.pop(member.number, None)
-        self.doom(member.holder, f"{member.role} {member.rank} died")
+        self._wind_up(member.holder, f"{member.role} {member.rank} died")
+        if member.holder in self._farewells and not self._of(member.holder):
+            self._farewells.pop(member.holder).cancel()
         self._on_death(member)
+
+
+def _out_of_reach(member: Member) -> None:
+    log.error("%s cannot be killed from here: end it, or run the daemon in the host's PID namespace", member)

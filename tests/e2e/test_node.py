@@ -216,7 +216,7 @@ async def test_an_engine_started_by_hand_leaves_cleanly(running: Running) -> Non
     await _complete(running, BY_HAND, "be resident")
     family = psutil.Process(running.by_hand.pid).children(recursive=True)
     running.by_hand.send_signal(signal.SIGTERM)
-    await asyncio.to_thread(running.by_hand.wait, PATIENCE_S)
+    assert await asyncio.to_thread(running.by_hand.wait, PATIENCE_S) == 0  # nobody kills its server meanwhile
     await asyncio.to_thread(_wait, lambda: not _phase(running.found, BY_HAND), PATIENCE_S)
     await eventually(lambda: not any(alive(process.pid) for process in family))
     [device] = _watch(running.found)["devices"]

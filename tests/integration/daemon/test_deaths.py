@@ -65,6 +65,19 @@ async def test_killed_in_the_midst_of_an_operation_it_is_closed(
         await takes_everything(leader, b)
 
 
+async def test_an_agent_that_does_not_end_keeps_neither_pages_nor_the_device(
+    daemon: DaemonProcess, leader: Leader
+) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        fence = await a.begin()
+        await a.worker.map(a.device, 8, 1)
+        a.agent.stop()
+        a.worker.kill()
+        await leader.closed(a.device, fence)
+        await takes_everything(leader, b)
+        assert await a.agent.ended() == SIGKILLED
+
+
 async def test_killed_before_it_entered_its_seat_is_closed(daemon: DaemonProcess, leader: Leader) -> None:
     async with puppet_engine(daemon, leader) as a:
         fence = await leader.grant(a.spec, Order.RESTORE, CHUNK)
