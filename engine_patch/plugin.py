@@ -10,7 +10,7 @@ import logging
 import os
 
 from coordinator.errors import ConfigError
-from engine_patch import family, versions
+from engine_patch import family, spin, versions
 from engine_patch.settings import endpoints
 
 
@@ -41,3 +41,4 @@ def register() -> None:
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         raise ConfigError("VLLM_TARGET_DEVICE=cpu makes vLLM ignore platform plugins, vNPU's too", remedy="unset it")
     family.die_with_parent()
+    spin.spin_briefly()
