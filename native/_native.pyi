@@ -13,9 +13,9 @@ class DriverError(RuntimeError):
     call: str
     """What was called, e.g. `map`."""
     code: int
-    """The system's error number (an errno on the host driver)."""
+    """An errno where we refused or the system failed, else the vendor's error number."""
     name: str
-    """That number's name, e.g. `EBUSY`."""
+    """That number's name, e.g. `EBUSY` or `CUDA_ERROR_OUT_OF_MEMORY`."""
     remedy: str
     """One sentence that tells what to do."""
 
@@ -45,8 +45,8 @@ class Driver:
     whole at offset 0 and at one address only; one reservation holds only own or only imported handles; a handle is
     exported once; a mapped handle is not destroyed; a reservation with something mapped is not released.
 
-    Dropping the object closes its descriptors but never pulls mapped memory from under a pointer: what is still mapped
-    stays so until the process ends.
+    Dropping the object closes its descriptors but never pulls mapped or pinned memory from under a pointer: it stays
+    so until the process ends. Each thread may call; a vendor's device is made the thread's own for the call.
     """
 
     @property
@@ -55,13 +55,14 @@ class Driver:
     def device(self) -> int: ...
     @property
     def granularity(self) -> int:
-        """Sizes and addresses are multiples of this (2 MiB on the host)."""
+        """Sizes and addresses are multiples of this (2 MiB on the host and, by their documents, on both vendors)."""
     @property
     def huge(self) -> bool:
         """Own chunks are asked for on huge pages (`stats().huge_bytes` says what the kernel gave)."""
     @property
     def backing(self) -> str:
-        """Where own chunks come from: `tmpfs` (private, huge pages) or `memfd` (4 KiB pages) on the host."""
+        """On the host where own chunks come from: `tmpfs` (private, huge pages) or `memfd` (4 KiB pages); else the
+        path of the vendor's library."""
     def reserve(self, size: int, hint: int = 0) -> int:
         """Address of `size` reserved, inaccessible bytes; exactly at `hint` (a multiple of 1 GiB) where it is not 0.
 
@@ -74,33 +75,89 @@ class Driver:
         """Handle of a new physical chunk of `size` bytes, populated and zero."""
     def destroy(self, handle: int) -> None:
         """Forget a handle that is not mapped. Pages are free when every process has let go of them."""
+    def wipe(self, handles: Sequence[int]) -> None:
+        """Make own chunks zero again, before another process gets them. Where one fails, those before it are zero."""
+    @property
+    def sharing(self) -> str:
+        """How chunks cross to another process: `descriptor` (host, cuda: SCM_RIGHTS) or `handle` (ascend: a number)."""
+    def share_id(self) -> int:
+        """How an exporter names this process in `permit` (ascend: `aclrtDeviceGetBareTgid`; else the pid)."""
+    def permit(self, handle: int, share_ids: Sequence[int]) -> None:
+        """These processes may import an exported own chunk from now on. Nothing changes where descriptors are shared."""
     def export_handle(self, handle: int) -> int:
-        """A descriptor to send to another process (SCM_RIGHTS). It is the caller's to close, and it is given once."""
+        """A descriptor to send to another process, the caller's to close, or a 64-bit number. It is given once."""
     def import_handle(self, shareable: int, size: int) -> int:
-        """Handle of a chunk that another process exported. `shareable` stays the caller's: close it afterwards."""
-    def map(self, va: int, handle: int) -> None:
-        """Map a whole chunk, readable and writable, at `va` inside one reservation."""
+        """Handle of a chunk that another process exported. A descriptor stays the caller's: close it afterwards."""
+    def map(self, va: int, handle: int, writable: bool = True) -> None:
+        """Map a whole chunk at `va` inside one reservation."""
     def unmap(self, va: int) -> None:
-        """Take the chunk mapped at `va` away; the range stays reserved and faults when touched."""
-    def map_many(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Take the chunk mapped at `va` away; the range stays reserved and faults when touched. Nothing may use it any
+        more: wait for the streams first."""
+    def map_many(self, pairs: Sequence[tuple[int, int]], writable: bool = True) -> None:
         """`map` for each `(va, handle)`, all or none."""
     def unmap_many(self, vas: Sequence[int]) -> None:
-        """`unmap` for each address, all or none; neighbours go in one system call."""
+        """`unmap` for each address, all or none."""
+    def pin(self, size: int) -> int:
+        """Address of `size` bytes (whole pages) of new host memory that the device copies at full speed."""
+    def unpin(self, base: int) -> None:
+        """Free what `pin` gave."""
+    def register_host(self, base: int, size: int) -> None:
+        """Let the device copy these whole pages, which are there already, at full speed."""
+    def unregister_host(self, base: int) -> None:
+        """The reverse of `register_host`."""
+    def create_stream(self) -> int:
+        """A stream: what is put on it is done in order. On the host each is a thread."""
+    def destroy_stream(self, stream: int) -> None:
+        """Wait for what is on it, then forget it."""
+    def copy_async(self, stream: int, entries: Sequence[tuple[int, int, int]], kind: str) -> None:
+        """Put a copy of every `(destination, source, length)` on the stream.
+
+        Both sides must stay until it is done. Where the device refuses an entry, those before it may be under way.
+
+        Args:
+            kind: `h2d`, `d2h` or `d2d` (addresses and lengths multiples of 64).
+
+        Raises:
+            DriverError: the device's side is not mapped by this driver, or entries overlap.
+            ValueError: unknown kind.
+        """
+    def wait_stream(self, stream: int, timeout_s: float = 3600.0) -> bool:
+        """Wait until all that is on it now is done; False when time is up."""
+    def create_event(self) -> int:
+        """An event: a point in the work of a stream."""
+    def destroy_event(self, event: int) -> None:
+        """Forget an event. Refused while another thread waits for it."""
+    def record(self, event: int, stream: int) -> None:
+        """The event is the point behind what is on the stream now; an earlier point is forgotten."""
+    def stream_wait(self, stream: int, event: int) -> None:
+        """What is put on the stream from now on waits for the event's point."""
+    def event_done(self, event: int) -> bool:
+        """Whether its point was reached. Raises DriverError where it was never recorded."""
+    def wait_event(self, event: int, timeout_s: float = 3600.0) -> bool:
+        """Wait until its point is reached; False when time is up."""
+    def elapsed(self, start: int, end: int) -> float:
+        """Seconds between two points that were reached."""
     def free_bytes(self) -> int:
-        """Bytes that `create` may still take: what the limit leaves, at most what the machine has available."""
+        """Bytes that `create` may still take: what the limit leaves, at most what the machine or device has."""
     def stats(self) -> DriverStats: ...
 
-def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto") -> Driver:
-    """Open a driver: `host` today; `ascend` and `cuda` are refused as not supported yet.
+def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto", library: str = "") -> Driver:
+    """Open a driver: `host`, `ascend` or `cuda`.
 
     Args:
         limit: bytes that own chunks may take together; 0: no limit of our own.
         backing: host only: `auto`, `tmpfs` (fail where the system forbids it), `memfd`, or the absolute path of a
             folder on a tmpfs that is mounted already, with huge=always where huge pages are wanted.
+        library: ascend and cuda only: path of the vendor's library. Empty: what VNPU_ASCENDCL or VNPU_LIBCUDA says,
+            else `libascendcl.so` or `libcuda.so.1`.
 
     Raises:
         DriverError: unknown name, or what it needs is not there.
     """
+
+def layouts() -> dict[str, int]:
+    """Sizes, offsets and values of the vendors' structures and enumerations as declared here, for comparing them with
+    the vendors' headers: `"CUmemAllocationProp": 32`, `"CUmemAllocationProp.location": 8`, `"ACL_HBM_MEM_HUGE": 4`."""
 
 def copy(
     entries: Sequence[tuple[int, int, int]], threads: int = 1, cpus: Sequence[int] = (), kernel: str = ""

@@ -12,14 +12,13 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "arena.h"
+#include "bindings.h"
 #include "copy.h"
 #include "digest.h"
-#include "driver.h"
 #include "hook.h"
 #include "kernels.h"
 #include "place.h"
@@ -29,103 +28,10 @@ using namespace nb::literals;
 
 namespace {
 
-using vnpu::Address;
-using vnpu::Driver;
-using vnpu::DriverError;
-using vnpu::DriverStats;
-using vnpu::Handle;
+using vnpu::Entries;
+using vnpu::copy_entries;
 using NoGil = nb::call_guard<nb::gil_scoped_release>;
-using Entries = std::vector<std::tuple<std::uint64_t, std::uint64_t, std::size_t>>;
 using Pairs = std::vector<std::pair<std::uint64_t, std::size_t>>;
-
-PyObject* driver_error_type = nullptr;
-
-void raise_driver_error(const DriverError& error) {
-    nb::object raised = nb::steal(PyObject_CallFunction(driver_error_type, "s", error.what()));
-    if (!raised.is_valid()) {
-        return;  // Python's own error is set
-    }
-    raised.attr("call") = error.call;
-    raised.attr("code") = error.code;
-    raised.attr("name") = error.name;
-    raised.attr("remedy") = error.remedy;
-    PyErr_SetObject(driver_error_type, raised.ptr());
-}
-
-void bind_errors(nb::module_& module) {
-    driver_error_type = PyErr_NewExceptionWithDoc(
-        "native._native.DriverError", "A driver refused a call or the system failed; its state is what it was before.",
-        PyExc_RuntimeError, nullptr);
-    if (driver_error_type == nullptr) {
-        throw nb::python_error();
-    }
-    module.attr("DriverError") = nb::handle(driver_error_type);
-    nb::register_exception_translator([](const std::exception_ptr& error, void*) {
-        try {
-            std::rethrow_exception(error);
-        } catch (const DriverError& driver_error) {
-            raise_driver_error(driver_error);
-        }
-    });
-}
-
-void map_pairs(Driver& driver, const Pairs& pairs) {
-    std::vector<vnpu::Placement> placements;
-    placements.reserve(pairs.size());
-    for (const auto& [va, handle] : pairs) {
-        placements.push_back({va, handle});
-    }
-    driver.map_many(placements);
-}
-
-Driver* open_driver(std::string_view name, int device, std::size_t limit, std::string backing) {
-    return vnpu::open_driver(name, device, {limit, std::move(backing)}).release();
-}
-
-void bind_driver(nb::module_& module) {
-    nb::class_<DriverStats>(module, "DriverStats", "What one Driver object holds, in bytes and counts.")
-        .def_ro("own_bytes", &DriverStats::own_bytes)
-        .def_ro("imported_bytes", &DriverStats::imported_bytes)
-        .def_ro("mapped_bytes", &DriverStats::mapped_bytes)
-        .def_ro("huge_bytes", &DriverStats::huge_bytes)
-        .def_ro("handles", &DriverStats::handles)
-        .def_ro("reservations", &DriverStats::reservations);
-    nb::class_<Driver>(module, "Driver", "Physical chunks and the virtual addresses they are mapped at. Thread-safe.")
-        .def_prop_ro("name", &Driver::name)
-        .def_prop_ro("device", &Driver::device)
-        .def_prop_ro("granularity", &Driver::granularity)
-        .def_prop_ro("huge", &Driver::huge)
-        .def_prop_ro("backing", &Driver::backing)
-        .def("reserve", &Driver::reserve, "size"_a, "hint"_a = 0, NoGil(),
-             "Address of `size` reserved, inaccessible bytes; exactly at `hint` (a multiple of 1 GiB) where not 0.")
-        .def("release", &Driver::release, "va"_a, NoGil(), "Give back a reservation in which nothing is mapped.")
-        .def("create", &Driver::create, "size"_a, NoGil(), "Handle of a new chunk, populated and zero.")
-        .def("destroy", &Driver::destroy, "handle"_a, NoGil(), "Forget a handle that is not mapped.")
-        .def("export_handle", &Driver::export_handle, "handle"_a, NoGil(),
-             "A descriptor for another process, given once and the caller's to close.")
-        .def("import_handle", &Driver::import_handle, "shareable"_a, "size"_a, NoGil(),
-             "Handle of a chunk that another process exported; the descriptor stays the caller's.")
-        .def("map", &Driver::map, "va"_a, "handle"_a, NoGil(), "Map a whole chunk at `va` inside one reservation.")
-        .def("unmap", &Driver::unmap, "va"_a, NoGil(), "Take the chunk mapped at `va` away; the range stays reserved.")
-        .def("map_many", &map_pairs, "pairs"_a, NoGil(), "`map` for each `(va, handle)`, all or none.")
-        .def(
-            "unmap_many",
-            [](Driver& driver, const std::vector<Address>& vas) { driver.unmap_many(vas); }, "vas"_a, NoGil(),
-            "`unmap` for each address, all or none.")
-        .def("free_bytes", &Driver::free_bytes, NoGil(), "Bytes that `create` may still take.")
-        .def("stats", &Driver::stats, NoGil());
-    module.def("open_driver", &open_driver, "name"_a, "device"_a = 0, "limit"_a = 0, "backing"_a = "auto",
-               nb::rv_policy::take_ownership, NoGil(), "Open a driver by name; raises DriverError.");
-}
-
-std::vector<vnpu::CopyEntry> copy_entries(const Entries& tuples) {
-    std::vector<vnpu::CopyEntry> entries;
-    entries.reserve(tuples.size());
-    for (const auto& [destination, source, length] : tuples) {
-        entries.push_back({destination, source, length});
-    }
-    return entries;
-}
 
 // Joins its threads without the GIL: one of them may be at work for a millisecond.
 class BoundCopyJob {
@@ -326,8 +232,7 @@ void bind_hook(nb::module_& module) {
 NB_MODULE(_native, module) {
     // Engines keep drivers and arenas in module globals until the process ends; that is no leak.
     nb::set_leak_warnings(false);
-    bind_errors(module);
-    bind_driver(module);
+    vnpu::bind_driver(module);
     bind_copy(module);
     bind_place(module);
     bind_digest(module);

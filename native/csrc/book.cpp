@@ -42,7 +42,7 @@ void Book::check_reserve(std::size_t size, Address hint) const {
 
 void Book::reserve(Address base, std::size_t size) { reservations_.emplace(base, Reservation{size, 0, Origin::own}); }
 
-std::size_t Book::release(Address base) {
+std::size_t Book::check_release(Address base) const {
     const auto found = reservations_.find(base);
     if (found == reservations_.end()) {
         throw rule("release", EINVAL, "no reservation starts at " + hex(base), "pass what reserve returned");
@@ -52,23 +52,31 @@ std::size_t Book::release(Address base) {
                    std::to_string(found->second.mapped) + " chunks are still mapped in the reservation at " + hex(base),
                    "unmap them first");
     }
-    const std::size_t size = found->second.size;
-    reservations_.erase(found);
+    return found->second.size;
+}
+
+std::size_t Book::release(Address base) {
+    const std::size_t size = check_release(base);
+    reservations_.erase(base);
     return size;
 }
 
 Handle Book::add(std::size_t size, Origin origin) {
-    chunks_.emplace(next_, Chunk{size, origin, false, 0});
+    chunks_.emplace(next_, Chunk{size, origin, false, 0, true});
     return next_++;
 }
 
-Book::Entry Book::remove(Handle handle) {
+Book::Entry Book::check_remove(Handle handle) const {
     const Chunk& gone = chunk("destroy", handle);
     if (gone.mapped_at != 0) {
         throw rule("destroy", EBUSY,
                    "handle " + std::to_string(handle) + " is mapped at " + hex(gone.mapped_at), "unmap it first");
     }
-    const Entry entry{gone.size, gone.origin};
+    return {gone.size, gone.origin};
+}
+
+Book::Entry Book::remove(Handle handle) {
+    const Entry entry = check_remove(handle);
     chunks_.erase(handle);
     return entry;
 }
@@ -88,7 +96,8 @@ void Book::mark_exported(Handle handle) {
 
 void Book::unmark_exported(Handle handle) { chunks_.at(handle).exported = false; }
 
-std::size_t Book::map(Address va, Handle handle) {
+std::size_t Book::map(const Placement& placement) {
+    const auto [va, handle, writable] = placement;
     Chunk& placed = chunk("map", handle);
     if (placed.mapped_at != 0) {
         throw rule("map", EBUSY, "handle " + std::to_string(handle) + " is mapped at " + hex(placed.mapped_at),
@@ -108,6 +117,7 @@ std::size_t Book::map(Address va, Handle handle) {
     check_free(va, placed.size);
     mapped_.emplace(va, handle);
     placed.mapped_at = va;
+    placed.writable = writable;
     around.mapped += 1;
     around.origin = placed.origin;
     return placed.size;
@@ -118,12 +128,44 @@ Placement Book::unmap(Address va) {
     if (found == mapped_.end()) {
         throw rule("unmap", EINVAL, "no chunk is mapped at " + hex(va), "pass the address the chunk was mapped at");
     }
-    const Placement gone{va, found->second};
-    Chunk& freed = chunks_.at(gone.handle);
+    Chunk& freed = chunks_.at(found->second);
+    const Placement gone{va, found->second, freed.writable};
     reservation_around(va, freed.size).mapped -= 1;
     freed.mapped_at = 0;
     mapped_.erase(found);
     return gone;
+}
+
+void Book::check_mapped(const char* call, Address start, std::size_t length, bool writing) const {
+    const Address end = start + length;
+    for (Address at = start; at < end;) {
+        const auto above = mapped_.upper_bound(at);
+        const auto found = above == mapped_.begin() ? mapped_.end() : std::prev(above);
+        const Chunk* const inside = found == mapped_.end() ? nullptr : &chunks_.at(found->second);
+        if (inside == nullptr || at - found->first >= inside->size) {
+            throw rule(call, EFAULT, "nothing is mapped at " + hex(at), "map the device's side of the copy first");
+        }
+        if (writing && !inside->writable) {
+            throw rule(call, EACCES, "the chunk at " + hex(found->first) + " is mapped read-only",
+                       "map it writable, or copy elsewhere");
+        }
+        at = found->first + inside->size;
+    }
+}
+
+std::pair<std::size_t, Address> Book::own(const char* call, Handle handle) const {
+    const Chunk& found = chunk(call, handle);
+    if (found.origin != Origin::own) {
+        throw rule(call, EPERM, "handle " + std::to_string(handle) + " is imported",
+                   "leave that to the process that created the chunk");
+    }
+    return {found.size, found.mapped_at};
+}
+
+void Book::check_exported(const char* call, Handle handle) const {
+    if (!chunk(call, handle).exported) {
+        throw rule(call, EINVAL, "handle " + std::to_string(handle) + " is not exported", "export it first");
+    }
 }
 
 std::map<Address, std::size_t> Book::empty_reservations() const {
@@ -146,6 +188,10 @@ void Book::count(DriverStats& stats) const {
 }
 
 Book::Chunk& Book::chunk(const char* call, Handle handle) {
+    return const_cast<Chunk&>(std::as_const(*this).chunk(call, handle));
+}
+
+const Book::Chunk& Book::chunk(const char* call, Handle handle) const {
     const auto found = chunks_.find(handle);
     if (found == chunks_.end()) {
         throw rule(call, EINVAL, "no handle " + std::to_string(handle),

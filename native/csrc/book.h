@@ -5,6 +5,7 @@
 #include <map>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "driver.h"
 
@@ -31,18 +32,26 @@ class Book {
     void check_reserve(std::size_t size, Address hint) const;
 
     void reserve(Address base, std::size_t size);
-    std::size_t release(Address base);  // the reservation's size
+    std::size_t check_release(Address base) const;  // the reservation's size
+    std::size_t release(Address base);              // the same
 
     Handle add(std::size_t size, Origin origin);
+    Entry check_remove(Handle handle) const;
     Entry remove(Handle handle);
 
     void mark_exported(Handle handle);
     void unmark_exported(Handle handle);
 
-    std::size_t map(Address va, Handle handle);  // the chunk's size
+    std::size_t map(const Placement& placement);  // the chunk's size
     Placement unmap(Address va);
 
+    // Every byte of the range is in a mapped chunk, and may be written where that is wanted.
+    void check_mapped(const char* call, Address start, std::size_t length, bool writing) const;
+
     std::size_t size_of(Handle handle) const { return chunks_.at(handle).size; }
+    // An own chunk's size and where it is mapped, 0: nowhere.
+    std::pair<std::size_t, Address> own(const char* call, Handle handle) const;
+    void check_exported(const char* call, Handle handle) const;
     std::map<Address, std::size_t> empty_reservations() const;
     void count(DriverStats& stats) const;
 
@@ -57,8 +66,10 @@ class Book {
         Origin origin = Origin::own;
         bool exported = false;
         Address mapped_at = 0;  // 0: not mapped
+        bool writable = true;   // where it is mapped
     };
 
+    const Chunk& chunk(const char* call, Handle handle) const;
     Chunk& chunk(const char* call, Handle handle);
     Reservation& reservation_around(Address va, std::size_t size);
     void check_free(Address va, std::size_t size) const;

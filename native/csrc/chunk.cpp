@@ -23,7 +23,7 @@ namespace {
 std::size_t populate_chunk(const Fd& file, std::size_t size) {
     const Window window(file, size);
     ::madvise(pointer(window.base()), size, MADV_HUGEPAGE);  // only advice: it helps a memfd where shmem_enabled is "advise"
-    const int error = populate(window.base(), size);
+    const int error = populate(window.base(), size, true);
     if (error == EINVAL) {
         throw errno_error("create", error, "the kernel cannot populate pages", "use Linux 5.14 or newer");
     }

@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <csignal>
 #include <stdexcept>
 #include <system_error>
 #include <utility>
+
+#include "deadline.h"
+#include "signals.h"
 
 namespace vnpu {
 
@@ -37,23 +39,6 @@ std::vector<Span> spans(const std::vector<CopyEntry>& entries, std::uint64_t Cop
     return spans;
 }
 
-void check_overlaps(const std::vector<CopyEntry>& entries) {
-    const std::vector<Span> to = spans(entries, &CopyEntry::destination);
-    const std::vector<Span> from = spans(entries, &CopyEntry::source);
-    const auto touches = [](const Span& a, const Span& b) { return b.start < a.end; };
-    if (std::adjacent_find(to.begin(), to.end(), touches) != to.end()) {
-        throw std::invalid_argument("two copy entries write the same bytes");
-    }
-    // Destinations are disjoint now, so those that end after a source starts begin at one place.
-    for (const Span& source : from) {
-        const auto ends_before = [](const Span& span, std::uint64_t value) { return span.end <= value; };
-        const auto hit = std::lower_bound(to.begin(), to.end(), source.start, ends_before);
-        if (hit != to.end() && hit->start < source.end) {
-            throw std::invalid_argument("a copy entry writes bytes that an entry reads");
-        }
-    }
-}
-
 void check_cpus(const std::vector<int>& cpus) {
     cpu_set_t allowed;
     CPU_ZERO(&allowed);
@@ -76,22 +61,6 @@ void pin_this_thread(int cpu) {
     ::pthread_setaffinity_np(::pthread_self(), sizeof one, &one);
 }
 
-// Threads started in its scope leave signals to the threads that handle them.
-class SignalsBlocked {
-   public:
-    SignalsBlocked() {
-        sigset_t all;
-        ::sigfillset(&all);
-        ::pthread_sigmask(SIG_SETMASK, &all, &before_);
-    }
-    SignalsBlocked(const SignalsBlocked&) = delete;
-    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
-    ~SignalsBlocked() { ::pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
-
-   private:
-    sigset_t before_{};
-};
-
 void check_options(const CopyOptions& options) {
     if (options.threads < 1 || options.threads > 1024) {
         throw std::invalid_argument("threads must be 1 to 1024, not " + std::to_string(options.threads));
@@ -100,6 +69,23 @@ void check_options(const CopyOptions& options) {
 }
 
 }  // namespace
+
+void check_overlaps(const std::vector<CopyEntry>& entries) {
+    const std::vector<Span> to = spans(entries, &CopyEntry::destination);
+    const std::vector<Span> from = spans(entries, &CopyEntry::source);
+    const auto touches = [](const Span& a, const Span& b) { return b.start < a.end; };
+    if (std::adjacent_find(to.begin(), to.end(), touches) != to.end()) {
+        throw std::invalid_argument("two copy entries write the same bytes");
+    }
+    // Destinations are disjoint now, so those that end after a source starts begin at one place.
+    for (const Span& source : from) {
+        const auto ends_before = [](const Span& span, std::uint64_t value) { return span.end <= value; };
+        const auto hit = std::lower_bound(to.begin(), to.end(), source.start, ends_before);
+        if (hit != to.end() && hit->start < source.end) {
+            throw std::invalid_argument("a copy entry writes bytes that an entry reads");
+        }
+    }
+}
 
 CopyStream::CopyStream(std::vector<CopyEntry> entries, CopyKernel kernel)
     : entries_(std::move(entries)), kernel_(kernel) {
@@ -178,10 +164,7 @@ bool CopyStream::wait(std::size_t entries, std::chrono::duration<double> timeout
     if (whole()) {
         return true;
     }
-    // A year is for ever, and does not overflow the clock.
-    const auto limit = std::chrono::duration<double>(std::clamp(timeout.count(), 0.0, 365.0 * 86400));
-    const auto until = std::chrono::steady_clock::now() +
-                       std::chrono::duration_cast<std::chrono::steady_clock::duration>(limit);
+    const auto until = deadline_after(timeout.count());
     std::unique_lock lock(mutex_);
     bool in_time = true;
     while (in_time && !whole() && !cancelled()) {

@@ -27,6 +27,9 @@ struct CopyOptions {
     std::string kernel;     // empty: the best
 };
 
+// Throws std::invalid_argument where destinations overlap each other or a source.
+void check_overlaps(const std::vector<CopyEntry>& entries);
+
 // The entries laid end to end are one stream of bytes, which is cut into pieces of 1 MiB. Threads take the pieces in
 // order; `prefix` is how far the stream is whole from its start, and everything else follows from that number.
 class CopyStream {

@@ -6,33 +6,25 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <stdexcept>
 #include <string>
 #include <string_view>
 
+#include "error.h"
+#include "streams.h"
+
 namespace vnpu {
 
-using Address = std::uint64_t;
 using Handle = std::uint64_t;     // a chunk as this driver object knows it; never 0, never used twice
-using Shareable = std::uint64_t;  // what crosses to another process: a descriptor on host and cuda
+using Shareable = std::uint64_t;  // what crosses to another process: see Sharing
 
-// A driver refused a call or the system below it failed. The driver's state is what it was before the call.
-class DriverError : public std::runtime_error {
-   public:
-    DriverError(std::string call, std::int64_t code, std::string name, const std::string& message, std::string remedy);
-
-    std::string call;   // what was called, e.g. "map"
-    std::int64_t code;  // the system's error number
-    std::string name;   // that number's name
-    std::string remedy;
-};
-
-// A DriverError that carries an errno.
-DriverError errno_error(std::string call, int error, const std::string& message, std::string remedy);
+// How a chunk crosses to another process: as a file descriptor (host, cuda), or as a 64-bit number that only processes
+// on its white-list can import (ascend).
+enum class Sharing { descriptor, handle };
 
 struct Placement {
     Address va;
     Handle handle;
+    bool writable = true;
 };
 
 // Bytes and counts that one driver object holds.
@@ -69,6 +61,14 @@ class Driver {
     // A new physical chunk, populated and zero.
     virtual Handle create(std::size_t size) = 0;
     virtual void destroy(Handle handle) = 0;
+    // Makes own chunks zero again. Where one of them fails, those before it are zero already.
+    virtual void wipe(std::span<const Handle> handles) = 0;
+
+    virtual Sharing sharing() const = 0;
+    // How this process is named to an exporter's `permit`.
+    virtual std::int32_t share_id() const = 0;
+    // These processes may import an exported chunk from now on. Nothing to do where descriptors are shared.
+    virtual void permit(Handle handle, std::span<const std::int32_t> share_ids) = 0;
 
     // Once per handle; a descriptor given here is the caller's to close.
     virtual Shareable export_handle(Handle handle) = 0;
@@ -77,8 +77,18 @@ class Driver {
 
     virtual void map_many(std::span<const Placement> placements) = 0;
     virtual void unmap_many(std::span<const Address> vas) = 0;
-    void map(Address va, Handle handle);
+    void map(Address va, Handle handle, bool writable);
     void unmap(Address va);
+
+    // Host memory that a device copies from and to at full speed; whole pages, freed by `unpin`.
+    virtual Address pin(std::size_t size) = 0;
+    virtual void unpin(Address base) = 0;
+    // The same for memory that is there already.
+    virtual void register_host(Address base, std::size_t size) = 0;
+    virtual void unregister_host(Address base) = 0;
+
+    // Copies in order, and points in that order.
+    virtual Streams& streams() = 0;
 
     // What `create` may still take.
     virtual std::size_t free_bytes() const = 0;
@@ -88,6 +98,7 @@ class Driver {
 struct DriverOptions {
     std::size_t limit = 0;        // bytes that own chunks may take together; 0: no limit of our own
     std::string backing = "auto";  // host: auto, tmpfs, memfd, or a folder's path
+    std::string library;           // ascend, cuda: path of the vendor's library; empty: environment, then its SONAME
 };
 
 std::unique_ptr<Driver> open_driver(std::string_view name, int device, const DriverOptions& options);

@@ -5,9 +5,11 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstring>
 #include <limits>
 #include <mutex>
 #include <set>
@@ -17,7 +19,9 @@
 
 #include "book.h"
 #include "chunk.h"
+#include "host_streams.h"
 #include "pages.h"
+#include "pinned.h"
 #include "space.h"
 
 namespace vnpu {
@@ -45,10 +49,19 @@ class HostDriver final : public Driver {
     void release(Address va) override;
     Handle create(std::size_t size) override;
     void destroy(Handle handle) override;
+    void wipe(std::span<const Handle> handles) override;
+    Sharing sharing() const override { return Sharing::descriptor; }
+    std::int32_t share_id() const override { return ::getpid(); }
+    void permit(Handle handle, std::span<const std::int32_t> share_ids) override;
     Shareable export_handle(Handle handle) override;
     Handle import_handle(Shareable shareable, std::size_t size) override;
     void map_many(std::span<const Placement> placements) override;
     void unmap_many(std::span<const Address> vas) override;
+    Address pin(std::size_t size) override;
+    void unpin(Address base) override;
+    void register_host(Address base, std::size_t size) override;
+    void unregister_host(Address base) override;
+    Streams& streams() override { return *streams_; }
     std::size_t free_bytes() const override;
     DriverStats stats() const override;
 
@@ -73,7 +86,12 @@ class HostDriver final : public Driver {
     Book book_{huge_page};
     std::unordered_map<Handle, Chunk> chunks_;
     std::set<Identity> identities_;  // of chunks_
+    Pinned pinned_;
     std::size_t own_bytes_ = 0;  // chunks of ours, and those being made
+    const std::unique_ptr<Streams> streams_ = open_host_streams([this](auto entries, CopyKind kind) {
+        const std::lock_guard lock(mutex_);
+        check_copy(book_, entries, kind);
+    });
 };
 
 Address HostDriver::reserve(std::size_t size, Address hint) {
@@ -138,6 +156,20 @@ void HostDriver::destroy(Handle handle) {
     chunks_.erase(chunk);
 }
 
+void HostDriver::wipe(std::span<const Handle> handles) {
+    for (const Handle handle : handles) {
+        const std::lock_guard lock(mutex_);
+        const auto [size, mapped_at] = book_.own("wipe", handle);
+        const Window window(chunks_.at(handle).file, size);
+        std::memset(pointer(window.base()), 0, size);
+    }
+}
+
+void HostDriver::permit(Handle handle, std::span<const std::int32_t>) {
+    const std::lock_guard lock(mutex_);
+    book_.check_exported("permit", handle);
+}
+
 Handle HostDriver::keep(Chunk chunk, std::size_t size, Origin origin) {
     const Handle handle = book_.add(size, origin);
     identities_.insert(chunk.identity);
@@ -173,12 +205,12 @@ Handle HostDriver::import_handle(Shareable shareable, std::size_t size) {
 void HostDriver::place(const Placement& placement) {
     const Chunk& chunk = chunks_.at(placement.handle);
     const std::size_t size = book_.size_of(placement.handle);
-    int error = show(placement.va, size, chunk.file);
+    int error = show(placement.va, size, chunk.file, placement.writable);
     if (error == 0 && ::madvise(pointer(placement.va), size, MADV_DONTFORK) != 0) {
         error = errno;
     }
     if (error == 0 && !chunk.huge_file) {  // a fault for each 4 KiB costs more than one walk
-        error = populate(placement.va, size);
+        error = populate(placement.va, size, placement.writable);
     }
     if (error != 0) {
         hide(placement.va, size);
@@ -188,7 +220,7 @@ void HostDriver::place(const Placement& placement) {
 
 std::vector<HostDriver::Run> HostDriver::runs(std::span<const Placement> placements) const {
     std::vector<Run> runs;
-    for (const auto& [va, handle] : placements) {
+    for (const auto& [va, handle, writable] : placements) {
         const std::size_t size = book_.size_of(handle);
         if (!runs.empty() && runs.back().va + runs.back().size == va) {
             runs.back().size += size;
@@ -214,7 +246,7 @@ void HostDriver::map_many(std::span<const Placement> placements) {
     std::size_t shown = 0;
     try {
         for (; booked < placements.size(); ++booked) {
-            book_.map(placements[booked].va, placements[booked].handle);
+            book_.map(placements[booked]);
         }
         for (; shown < placements.size(); ++shown) {
             place(placements[shown]);
@@ -228,7 +260,7 @@ void HostDriver::map_many(std::span<const Placement> placements) {
 // Book the placements again and bring those back whose pages are hidden: the ones below `hidden_until`.
 void HostDriver::undo_unmap(std::span<const Placement> booked, std::size_t hidden_until) {
     for (std::size_t i = 0; i < booked.size(); ++i) {
-        book_.map(booked[i].va, booked[i].handle);
+        book_.map(booked[i]);
         if (booked[i].va < hidden_until) {
             place(booked[i]);
         }
@@ -257,6 +289,38 @@ void HostDriver::unmap_many(std::span<const Address> vas) {
         undo_unmap(booked, hidden_until);
         throw;
     }
+}
+
+Address HostDriver::pin(std::size_t size) {
+    const std::lock_guard lock(mutex_);
+    pinned_.check("pin", 0, size);
+    const Address base = reserve_anywhere(size);
+    const int error = furnish(base, size);
+    if (error != 0) {
+        ::munmap(pointer(base), size);
+        throw errno_error("pin", error, std::to_string(size) + " bytes of host memory are not to be had",
+                          "free memory, or pin less");
+    }
+    pinned_.add(base, size, Pinning::pinned);
+    return base;
+}
+
+void HostDriver::unpin(Address base) {
+    const std::lock_guard lock(mutex_);
+    ::munmap(pointer(base), pinned_.find("unpin", base, Pinning::pinned));
+    pinned_.remove(base);
+}
+
+void HostDriver::register_host(Address base, std::size_t size) {
+    const std::lock_guard lock(mutex_);
+    pinned_.check("register_host", base, size);
+    pinned_.add(base, size, Pinning::registered);
+}
+
+void HostDriver::unregister_host(Address base) {
+    const std::lock_guard lock(mutex_);
+    pinned_.find("unregister_host", base, Pinning::registered);
+    pinned_.remove(base);
 }
 
 std::size_t HostDriver::free_bytes() const {

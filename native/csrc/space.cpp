@@ -7,6 +7,9 @@
 
 #include "book.h"
 
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -52,15 +55,26 @@ bool hide(Address va, std::size_t size) {
            ::mmap(pointer(va), size, PROT_NONE, flags | MAP_FIXED_NOREPLACE, -1, 0) == pointer(va);
 }
 
-int show(Address va, std::size_t size, const Fd& file) {
+int show(Address va, std::size_t size, const Fd& file, bool writable) {
     void* const wanted = pointer(va);
-    return ::mmap(wanted, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file.get(), 0) == wanted ? 0 : errno;
+    const int access = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    return ::mmap(wanted, size, access, MAP_SHARED | MAP_FIXED, file.get(), 0) == wanted ? 0 : errno;
 }
 
-int populate(Address va, std::size_t size) {
+int furnish(Address va, std::size_t size) {
+    void* const wanted = pointer(va);
+    constexpr int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    if (::mmap(wanted, size, PROT_READ | PROT_WRITE, flags, -1, 0) != wanted) {
+        return errno;
+    }
+    ::madvise(wanted, size, MADV_HUGEPAGE);  // only advice
+    return populate(va, size, true);
+}
+
+int populate(Address va, std::size_t size, bool writable) {
     int result = 0;
     do {
-        result = ::madvise(pointer(va), size, MADV_POPULATE_WRITE);
+        result = ::madvise(pointer(va), size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
     } while (result != 0 && errno == EINTR);
     return result == 0 ? 0 : errno;
 }
@@ -70,7 +84,7 @@ const char* mapping_remedy(int error) {
 }
 
 Window::Window(const Fd& file, std::size_t size) : base_(reserve_anywhere(size)), size_(size) {
-    const int error = show(base_, size, file);
+    const int error = show(base_, size, file, true);
     if (error != 0) {
         ::munmap(pointer(base_), size);
         throw errno_error("create", error, "cannot map a new chunk", mapping_remedy(error));

@@ -24,10 +24,13 @@ void reserve_at(Address hint, std::size_t size);
 bool hide(Address va, std::size_t size);
 
 // Map all of a file over a reserved range. 0 or an errno.
-int show(Address va, std::size_t size, const Fd& file);
+int show(Address va, std::size_t size, const Fd& file, bool writable);
 
 // Give every page of a mapped range its memory and its entry in the page table. 0 or an errno.
-int populate(Address va, std::size_t size);
+int populate(Address va, std::size_t size, bool writable);
+
+// Put private memory, populated, over a reserved range. 0 or an errno.
+int furnish(Address va, std::size_t size);
 
 // What to do about an errno of the above.
 const char* mapping_remedy(int error);
