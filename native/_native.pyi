@@ -83,7 +83,7 @@ class Driver:
     def share_id(self) -> int:
         """How an exporter names this process in `permit` (ascend: `aclrtDeviceGetBareTgid`; else the pid)."""
     def permit(self, handle: int, share_ids: Sequence[int]) -> None:
-        """These processes may import an exported own chunk from now on. Nothing changes where descriptors are shared."""
+        """These processes may import an exported own chunk from now on. No change where descriptors are shared."""
     def export_handle(self, handle: int) -> int:
         """A descriptor to send to another process, the caller's to close, or a 64-bit number. It is given once."""
     def import_handle(self, shareable: int, size: int) -> int:
