@@ -122,9 +122,8 @@ def test_closers_are_the_readers_or_one_other(data: st.DataObject) -> None:
     sizes = st.sampled_from([tp for tp in SIZES if fits(tp, heads)])
     prefill_tp, decode_tp, blocks = data.draw(sizes), data.draw(sizes), data.draw(st.integers(0, 5))
     plans = {rank: plan_pull(prefill_tp, decode_tp, heads, blocks, rank) for rank in range(decode_tp)}
-    for owner in range(prefill_tp):
+    for owner, told in enumerate(closers(prefill_tp, decode_tp, heads, blocks)):
         readers = {rank for rank, pulls in plans.items() if any(pull.prefill_rank == owner for pull in pulls)}
-        told = closers(prefill_tp, decode_tp, heads, blocks, owner)
         assert told == readers if readers else len(told) == 1
         assert told <= set(range(decode_tp))
 

@@ -84,24 +84,16 @@ def heads_of(tp: int, num_kv_heads: int, rank: int) -> range:
 
 
 def closers(
-    prefill_tp: int,
-    decode_tp: int,
-    num_kv_heads: int,
-    num_blocks: int,
-    prefill_rank: int,
-    *,
-    mla: bool = False,
-    turn: int = 0,
-) -> frozenset[int]:
-    """Decode ranks whose *done* a prefill rank waits for: those that read from it, or, where none does, one that says
-    so. So a prefill rank whose part nobody needs (short requests, many replicas) need not wait for a lease to end."""
-    readers = frozenset(
-        rank
-        for rank in range(decode_tp)
-        for pull in plan_pull(prefill_tp, decode_tp, num_kv_heads, num_blocks, rank, mla=mla, turn=turn)
-        if pull.prefill_rank == prefill_rank
-    )
-    return readers or frozenset({prefill_rank % decode_tp})
+    prefill_tp: int, decode_tp: int, num_kv_heads: int, num_blocks: int, *, mla: bool = False, turn: int = 0
+) -> list[frozenset[int]]:
+    """For each prefill rank the decode ranks whose *done* it waits for: those that read from it, or, where none does,
+    one that says so. So a prefill rank whose part nobody needs (a short request, many replicas) need not wait for a
+    lease to end. Raises as `plan_pull`."""
+    readers: list[set[int]] = [set() for _ in range(prefill_tp)]
+    for rank in range(decode_tp):
+        for pull in plan_pull(prefill_tp, decode_tp, num_kv_heads, num_blocks, rank, mla=mla, turn=turn):
+            readers[pull.prefill_rank].add(rank)
+    return [frozenset(ranks or {owner % decode_tp}) for owner, ranks in enumerate(readers)]
 
 
 def turn_of(request: str) -> int:
