@@ -135,6 +135,30 @@ class Load(Value, frozen=True, kw_only=True):
     kv_use: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
 
 
+class Seed(Value, frozen=True, kw_only=True):
+    """`engines/<id>/seed/<fingerprint>`, on the engine's lease: where one rank's weights can be streamed from.
+
+    `family` is the fingerprint without the layout, so that a starter can look before it has built its model. `have` of
+    `total` bytes are there: an engine that is still loading passes on what it has. `since` orders those that load
+    (Unix time of their beginning; only an order, so clocks may differ). `port` 0: it serves nothing just now."""
+
+    host: Name
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
+    family: Name
+    rank: Count = 0
+    since: UnixTime = 0.0
+    total: ByteCount = 0
+    have: ByteCount = 0
+    streams: Count = 0
+    """Clients connected now."""
+    source: Text = ""
+    """Where it streams from, while it loads."""
+
+    @property
+    def whole(self) -> bool:
+        return self.have >= self.total > 0
+
+
 class Demand(Value, frozen=True, kw_only=True):
     """`demand/<gateway>/<model>`, on the gateway's lease: requests that wait there."""
 

@@ -56,6 +56,10 @@ def load(engine: str) -> str:
     return f"{ROOT}engines/{escape(engine)}/load"
 
 
+def seed(engine: str, fingerprint: str) -> str:
+    return f"{ROOT}engines/{escape(engine)}/seed/{escape(fingerprint)}"
+
+
 def demand(gateway: str, model: str) -> str:
     return f"{ROOT}demand/{escape(gateway)}/{escape(model)}"
 

@@ -69,6 +69,7 @@ def test_every_dependency_is_justified_with_its_range() -> None:
         keys.spec("<id>"),
         keys.residency("<id>"),
         keys.load("<id>"),
+        keys.seed("<id>", "<fingerprint>"),
         keys.demand("<gateway>", "<model>"),
         keys.policy("<model>"),
         keys.coordinator("<id>"),

@@ -1,0 +1,564 @@
+"""Weights between engines that listen on this machine: striped, chained, resumed, and whatever goes wrong."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from native import _native
+from tests.helpers.weights import BLOCK, LOCAL, Directory, Engine, Rank, Town, dialler
+from tests.helpers.wires import TRUST, meanwhile, soon, two_ends
+from transfer.errors import PeerViolation, TransferError
+from transfer.netloader import client as client_module
+from transfer.netloader import pull, server, wire
+from transfer.netloader.client import StreamFailed
+from transfer.netloader.guard import Guard, Switching
+from transfer.netloader.plan import Peer
+from transfer.netloader.pull import Denied, Pull
+from transfer.netloader.server import Server
+from transfer.netloader.shelf import Shelf
+from transfer.netloader.source import Source
+from transfer.netloader.work import Work
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
+from transfer.transports.dial import dial
+from transfer.transports.handshake import OPENING
+from transfer.transports.trust import Trust
+
+MANY = (34 * BLOCK + 3, 100, 2 * BLOCK)
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for by design, shorter; no test depends on how long it is."""
+    monkeypatch.setattr(client_module, "REST_S", 0.01)
+    monkeypatch.setattr(client_module, "REFRESH_S", 0.01)
+    monkeypatch.setattr(client_module, "EMPTY_S", 0.3)
+
+
+Wrap = Callable[[Callable[[Channel], None]], Callable[[Channel], None]]
+
+
+def before_block(number: int | None, act: Callable[[Channel], None]) -> Wrap:
+    """A wrapper of a server: `act` once, just before it sends block `number`; None: before the first that it sends."""
+    done = threading.Event()
+
+    def wrap(serve: Callable[[Channel], None]) -> Callable[[Channel], None]:
+        def served(channel: Channel) -> None:
+            send = channel.send_data
+
+            def send_data(*args: Any, position: int = 0, **more: Any) -> None:
+                if number in (None, position) and not done.is_set():
+                    done.set()
+                    act(channel)
+                send(*args, position=position, **more)
+
+            channel.send_data = send_data  # type: ignore[method-assign]
+            serve(channel)
+
+        return served
+
+    return wrap
+
+
+def test_one_source():
+    with Town() as town:
+        town.source()
+        starter = town.starter()
+        streamed = starter.fetch()
+        assert starter.rank.content == town.original.content
+        assert streamed.blocks == {"A": streamed.manifest.grid.blocks}
+        assert streamed.reasons == {}
+
+
+def test_several_sources_are_striped():
+    """Each waits for the others with its first block: all take part."""
+    together = threading.Barrier(3)
+    with Town(MANY) as town:
+        for name in "ABC":
+            town.source(name, serve=before_block(None, lambda channel: _meet(together)))
+        starter = town.starter("D")
+        streamed = starter.fetch()
+        assert starter.rank.content == town.original.content
+        assert set(streamed.blocks) == {"A", "B", "C"}
+        assert sum(streamed.blocks.values()) == streamed.manifest.grid.blocks
+
+
+def _meet(barrier: threading.Barrier) -> None:
+    barrier.wait(30)
+
+
+def test_four_starters_pass_it_on_while_they_load():
+    """The first is held in the middle until the last has the first half: so nobody waited for a whole source."""
+    halfway = threading.Event()
+    with Town(MANY) as town:
+        town.source(serve=before_block(30, lambda channel: _expect(halfway)))
+        starters = [town.starter(name) for name in "BCDE"]
+        for starter in starters:
+            town.directory.put(starter.peer)
+        last = meanwhile(lambda: _watched(starters[-1], 16, halfway))
+        others = [meanwhile(starter.fetch) for starter in starters[:-1]]
+        results = [wait() for wait in [*others, last]]
+        for starter in starters:
+            assert starter.rank.content == town.original.content
+        assert all("A" not in result.blocks for result in results[1:])
+
+
+def _expect(event: threading.Event) -> None:
+    assert event.wait(30)
+
+
+def _watched(starter: Engine, number: int, event: threading.Event) -> object:
+    work: list[Work] = []
+
+    class Noted(Work):
+        def land(self, at: int) -> None:
+            super().land(at)
+            work.append(self)
+            if at == number:
+                event.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client_module, "Work", Noted)
+        return starter.fetch()
+
+
+# ---- sources that fail
+
+
+def test_a_source_killed_in_mid_stream_is_replaced_by_another():
+    with Town(MANY) as town:
+        heir = town.source("B")
+        town.directory.remove("B")
+
+        def die(channel: Channel) -> None:
+            town.directory.remove("A")
+            town.directory.put(heir.peer)
+            channel.abort()
+
+        town.source("A", serve=before_block(20, die))
+        starter = town.starter("C")
+        streamed = starter.fetch()
+        assert set(streamed.blocks) == {"A", "B"}
+        assert starter.rank.content == town.original.content
+        assert sum(streamed.blocks.values()) == streamed.manifest.grid.blocks
+
+
+def test_no_source_is_left():
+    """The engine knows that it has nothing."""
+    with Town(MANY) as town:
+
+        def die(channel: Channel) -> None:
+            town.directory.remove("A")
+            channel.abort()
+
+        town.source("A", serve=before_block(20, die))
+        starter = town.starter()
+        with pytest.raises(StreamFailed, match=r"no source is left.*A: ") as failed:
+            starter.fetch()
+        assert set(failed.value.reasons) == {"A"}
+
+
+def test_nobody_is_there():
+    with Town() as town, pytest.raises(StreamFailed, match="no source is left"):
+        town.starter().fetch()
+
+
+def test_a_connection_that_breaks_once_costs_nothing():
+    with Town(MANY) as town:
+        town.source("A", serve=before_block(20, lambda channel: channel.abort()))
+        starter = town.starter()
+        streamed = starter.fetch()
+        assert starter.rank.content == town.original.content
+        assert streamed.blocks == {"A": streamed.manifest.grid.blocks}
+        assert "A" in streamed.reasons
+
+
+def test_a_source_that_is_cut_off_in_mid_block():
+    def truncate(channel: Channel) -> None:
+        channel.send_raw(b"\2\0", soon())
+        channel.abort()
+
+    with Town(MANY) as town:
+        town.source("A", serve=before_block(3, truncate))
+        starter = town.starter()
+        starter.fetch()
+        assert starter.rank.content == town.original.content
+
+
+def test_a_starter_that_dies_takes_nobody_with_it():
+    with Town(MANY) as town:
+        town.source("A")
+        dying = town.starter("B", serve=lambda serve: _fails)
+        heir = town.starter("C")
+        town.directory.put(dying.peer)
+        heir.fetch()
+        assert heir.rank.content == town.original.content
+
+
+def _fails(channel: Channel) -> None:
+    raise TransferError("dead")
+
+
+def test_a_source_that_has_not_got_it_itself_says_later(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "LATER_S", 0.01)
+    rank = Rank(seed=1)
+    source = Source(rank.manifest(), lambda: rank.addresses, Work(rank.manifest().grid.blocks, 8))
+    [error] = _pulled(source)
+    assert isinstance(error, Denied)
+    assert (error.code, error.passing) == (wire.Code.LATER, True)
+
+
+def _pulled(source: Source | Shelf, rank: Rank | None = None) -> list[TransferError]:
+    """What one connection ends with."""
+    wanted = rank or Rank()
+    with two_ends() as (one, other):
+        shelf = source if isinstance(source, Shelf) else Shelf(source)
+        served = meanwhile(lambda: Server(shelf).serve(other))
+        pulled = Pull(
+            Peer(name="A", host="", port=0),
+            wanted.identity,
+            wanted.addresses,
+            lambda peer, deadline: one,
+            lambda whole: Work(whole.grid.blocks, 8),
+            lambda: None,
+        )
+        pulled._thread.join(30)
+        one.close()
+        served()
+    return [pulled.error] if pulled.error else []
+
+
+# ---- identity
+
+
+@pytest.mark.parametrize(("field", "value"), [("model", "another revision"), ("tp_rank", 1), ("isa", ("avx2",))])
+def test_another_identity_is_named_field_by_field(field: str, value: object):
+    source = Rank(seed=1)
+    [error] = _pulled(Source(source.manifest(), lambda: source.addresses), Rank(**{field: value}))  # type: ignore[arg-type]
+    assert isinstance(error, Denied)
+    assert str(error).startswith(f"mismatch: {field}: ")
+
+
+def test_another_revision_at_the_same_path_is_refused_and_said():
+    with Town() as town:
+        town.source()
+        starter = Engine("B", Rank(model="edited"), town.directory, whole=False, ticket=1)
+        with starter, pytest.raises(StreamFailed, match="the checkpoints differ"):
+            starter.fetch()
+
+
+def test_two_sources_of_other_content_are_not_mixed():
+    """Equal fingerprints, other bytes: a checkpoint was edited behind its revision."""
+    with Town(MANY) as town:
+        town.source("A")
+        town.enter_context(Engine("B", Rank(MANY, seed=2), town.directory))
+        starter = town.starter("C")
+        streamed = starter.fetch()
+        assert starter.rank.content in (town.original.content, Rank(MANY, seed=2).content)
+        assert len(streamed.blocks) == 1
+        assert "content" in " ".join(streamed.reasons.values())
+
+
+def test_nothing_to_serve_yet_or_any_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(server, "LATER_S", 0.01)
+    yet, any_more = Shelf(), Shelf()
+    any_more.close()
+    for shelf, code in ((yet, wire.Code.LATER), (any_more, wire.Code.GONE)):
+        [error] = _pulled(shelf)
+        assert isinstance(error, Denied)
+        assert error.code is code
+
+
+# ---- damage
+
+
+class Flipping:
+    """A socket that flips one bit of what is received or sent through it."""
+
+    def __init__(self, sock: socket.socket, at: int, bit: int, *, sending: bool) -> None:
+        self._sock = sock
+        self._at, self._bit, self._sending = at, bit, sending
+        self.moved = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+    def recv_into(self, target: memoryview) -> int:
+        got = self._sock.recv_into(target)
+        if not self._sending:
+            self._flip(target[:got])
+        return got
+
+    def sendall(self, data: bytes | memoryview, flags: int = 0) -> None:
+        copy = bytearray(data)
+        if self._sending:
+            self._flip(memoryview(copy))
+        self._sock.sendall(copy, flags)
+
+    def _flip(self, data: memoryview) -> None:
+        at = self._at - self.moved
+        self.moved += len(data)
+        if 0 <= at < len(data):
+            data[at] ^= self._bit
+
+
+def _flipped(rank: Rank, at: int, bit: int, *, sending: bool) -> tuple[Pull, Rank, Work, int]:
+    target = Rank((900, 64, 7000))
+    source = Source(rank.manifest(), lambda: rank.addresses)
+    work = Work(rank.manifest().grid.blocks, 1)
+    a, b = socket.socketpair()
+    flipping = Flipping(a, at, bit, sending=sending)
+
+    def serve() -> None:
+        try:
+            with TRUST.accept(b, wire.SERVICE, soon()) as channel:
+                Server(Shelf(source)).serve(channel)
+        except TransferError:
+            b.close()
+
+    served = meanwhile(serve)
+    pulled = Pull(
+        Peer(name="A", host="", port=0),
+        target.identity,
+        target.addresses,
+        lambda peer, deadline: TRUST.greet(flipping, wire.SERVICE, deadline),  # type: ignore[arg-type]
+        lambda whole: work,
+        lambda: None,
+    )
+    pulled._thread.join(60)
+    a.close()
+    served()
+    return pulled, target, work, flipping.moved
+
+
+def test_a_thousand_flipped_bits_and_none_becomes_a_ready_model(monkeypatch: pytest.MonkeyPatch):
+    """Anywhere in what is received or sent: handshake, manifest, headers, weights, requests."""
+    for module, name in ((pull, "OFFER_S"), (pull, "FRAME_S"), (server, "ASK_S"), (server, "IDLE_S")):
+        monkeypatch.setattr(module, name, 10.0)
+    rank = Rank((900, 64, 7000), seed=1)
+    sizes = {}
+    for sending in (False, True):
+        whole, target, _, sizes[sending] = _flipped(rank, -1, 1, sending=sending)
+        assert whole.error is None
+        assert target.content == rank.content
+    draw = random.Random(20)
+    for _ in range(1000):
+        sending = draw.random() < 0.3
+        at, bit = draw.randrange(sizes[sending]), 1 << draw.randrange(8)
+        flipped, target, work, _ = _flipped(rank, at, bit, sending=sending)
+        assert flipped.error is not None, (at, bit, sending)
+        assert not work.over, (at, bit, sending)
+        # What did land is right.
+        for number in range(3):
+            assert not work.has(number) or target.content[number] == rank.content[number]
+
+
+def _lied_to(answers: Callable[[Channel, Rank], None]) -> tuple[TransferError | None, Rank]:
+    """What a client ends with whose source knows the key and answers so."""
+    source, target = Rank(seed=1), Rank()
+    with two_ends() as (one, other):
+        ended = meanwhile(lambda: answers(other, source))
+        pulled = Pull(
+            Peer(name="A", host="", port=0),
+            target.identity,
+            target.addresses,
+            lambda peer, deadline: one,
+            lambda whole: Work(whole.grid.blocks, 8),
+            lambda: None,
+        )
+        pulled._thread.join(30)
+        ended()
+    return pulled.error, target
+
+
+@pytest.mark.parametrize("lie", ["another block", "another sum", "another tag", "shorter"])
+def test_a_source_that_sends_something_else_than_it_offered(lie: str):
+    """Each frame is whole in itself; only the manifest says that it is not what is due."""
+
+    def answer(channel: Channel, rank: Rank) -> None:
+        channel.receive(soon())
+        whole = rank.manifest()
+        channel.send(wire.encode(wire.Offer(whole)), soon())
+        header, _ = channel.receive(soon())
+        number = 1 if lie == "another block" else 0
+        length = 64 if lie == "shorter" else BLOCK
+        address = rank.addresses[0] + (BLOCK if lie == "another sum" else 0)
+        channel.send_data(
+            address,
+            length,
+            _native.crc32c(address, length),
+            soon(),
+            tag=header.tag + (lie == "another tag"),
+            position=number,
+        )
+
+    error, target = _lied_to(answer)
+    assert isinstance(error, PeerViolation)
+    assert "block 0 was due" in str(error)
+    assert target.content == Rank().content
+
+
+def test_a_manifest_that_contradicts_itself_is_not_believed():
+    def answer(channel: Channel, rank: Rank) -> None:
+        channel.receive(soon())
+        wrong = msgspec.structs.replace(rank.manifest(), digests=(0,) * len(rank.extents))
+        channel.send(wire.encode(wire.Offer(wrong)), soon())
+
+    error, _ = _lied_to(answer)
+    assert isinstance(error, PeerViolation)
+    assert "fold" in str(error)
+
+
+# ---- clients that misbehave
+
+
+def test_silent_slow_and_garbage_clients_do_not_harm_another():
+    with Town(MANY) as town:
+        source = town.source()
+        with dialler()(source.peer, soon()) as silent, dialler()(source.peer, soon()) as slow:
+            slow.send(wire.encode(wire.Ask(source.rank.identity)), soon())
+            slow.receive(soon())
+            slow.send(wire.encode(wire.Read(0, 38)), soon())  # and takes nothing
+            with dialler()(source.peer, soon()) as garbage:
+                garbage.send_raw(random.Random(1).randbytes(5000), soon())
+                starter = town.starter()
+                starter.fetch()
+            assert starter.rank.content == town.original.content
+            assert silent.peer
+        with socket.create_connection((LOCAL, source.peer.port)) as stranger:
+            stranger.sendall(b"GET / HTTP/1.0\r\n\r\n".ljust(OPENING))
+            assert stranger.recv(100) == b""
+
+
+def test_a_request_for_what_does_not_exist_ends_that_client_only():
+    with Town() as town:
+        source = town.source()
+        with dialler()(source.peer, soon()) as channel:
+            channel.send(wire.encode(wire.Ask(source.rank.identity)), soon())
+            channel.configure(max_message=wire.MAX_MESSAGE)
+            channel.receive(soon())
+            channel.send(wire.encode(wire.Read(1 << 30, 64)), soon())
+            answer = wire.decode_answer(channel.receive(soon())[1])
+        assert isinstance(answer, wire.Refused)
+        assert answer.code is wire.Code.BAD_REQUEST
+        town.starter().fetch()
+
+
+def test_a_wrong_key():
+    def stranger(peer: Peer, deadline: Deadline) -> Channel:
+        return dial(peer.host, peer.port, Trust(bytes(32)), wire.SERVICE, deadline)
+
+    with Town() as town:
+        town.source()
+        with pytest.raises(StreamFailed, match="VNPU_TRANSFER_KEY_FILE"):
+            town.starter().fetch(connect=stranger)
+        town.starter("C").fetch()
+
+
+# ---- switches
+
+
+def test_memory_that_goes_is_refused_and_comes_back():
+    guard = Guard()
+    rank = Rank(seed=1)
+    source = Source(rank.manifest(), lambda: rank.addresses, guard=guard)
+    assert _pulled(source) == []
+    assert guard.close()
+    [error] = _pulled(source)
+    assert isinstance(error, Denied)
+    assert (error.code, error.passing) == (wire.Code.SWITCHING, True)
+    with pytest.raises(Switching), guard.reading(lambda: None):
+        pass
+    guard.open()
+    assert guard.generation == 1
+    assert _pulled(source) == []
+
+
+def test_a_source_switched_in_mid_stream_is_never_torn():
+    """Its memory is overwritten while it is away, and comes back elsewhere: whatever arrived is right."""
+    guard, rank = Guard(), Rank(MANY, seed=1)
+    master, places = Rank(MANY, seed=1), [rank.addresses]
+    switched = threading.Event()
+
+    def switch() -> None:
+        guard.close()
+        for address, held in zip(rank.addresses, rank.held, strict=True):
+            ctypes.memset(address, 0xA5, len(held))
+        places[0] = master.addresses
+        guard.open()
+        switched.set()
+
+    def begin(channel: Channel) -> None:
+        threading.Thread(target=switch, daemon=True).start()
+
+    with Town(MANY) as town:
+        source = town.source("A", guard=guard, serve=before_block(10, begin))
+        source.shelf.put(Source(rank.manifest(), lambda: places[0], guard=guard))
+        starter = town.starter()
+        starter.fetch()
+        assert switched.wait(30)
+        assert starter.rank.content == town.original.content
+
+
+def test_a_client_that_takes_nothing_does_not_hold_up_a_switch():
+    guard, inside = Guard(), threading.Event()
+    with two_ends() as (one, other):
+        rank = Rank((8 * BLOCK,), seed=1)
+        source = Source(rank.manifest(), lambda: rank.addresses, guard=guard)
+        served = meanwhile(lambda: Server(Shelf(source)).serve(other))
+        one.configure(max_message=wire.MAX_MESSAGE)
+        one.send(wire.encode(wire.Ask(rank.identity)), soon())
+        one.receive(soon())
+        one.send(wire.encode(wire.Read(0, 8)), soon())
+        one.head(soon())  # it is sending, and the socket's buffers are smaller than this
+        inside.set()
+        assert guard.close(grace_s=0.05)
+        with pytest.raises(TransferError):
+            served()
+
+
+def test_both_sides_switched_midway():
+    """A starter that others fetch from is switched too: its reader goes on elsewhere."""
+    source_guard, starter_guard = Guard(), Guard()
+    with Town(MANY) as town:
+        town.source("A", guard=source_guard, serve=before_block(10, lambda c: _later(source_guard)))
+        middle = town.starter("B", guard=starter_guard, serve=before_block(12, lambda c: _later(starter_guard)))
+        end = town.starter("C")
+        town.directory.put(middle.peer)
+        last = meanwhile(end.fetch)
+        middle.fetch()
+        last()
+        assert middle.rank.content == town.original.content
+        assert end.rank.content == town.original.content
+
+
+def _later(guard: Guard) -> None:
+    def switch() -> None:
+        guard.close()
+        guard.open()
+
+    threading.Thread(target=switch, daemon=True).start()
+
+
+def test_a_guard_waits_for_who_is_inside():
+    guard, out = Guard(), threading.Event()
+    with guard.reading(out.set):
+        closing = meanwhile(lambda: guard.close(grace_s=0.01))
+        assert out.wait(30)  # told to break off
+    assert closing()
+    guard = Guard()
+    with guard.reading(lambda: None):
+        assert not guard.close(grace_s=0.01, limit_s=0.01)
+
+
+def test_a_directory_is_a_callable():
+    peer = Peer(name="A", host="", port=1)
+    assert Directory(peer)() == [peer]

@@ -1,0 +1,148 @@
+"""Fingerprint and differences; the manifest, its grid and its digests."""
+
+from __future__ import annotations
+
+import ctypes
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from native import _native
+from tests.helpers.weights import LENGTHS, Rank, extents, identity
+from transfer.errors import PeerViolation
+from transfer.netloader import wire
+from transfer.netloader.identity import Identity, differences
+from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest
+from transfer.netloader.sums import fold
+from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
+
+OTHERS = {
+    "model": "another", "dtype": "float16", "quantization": "fp8", "tp_rank": 1, "tp_size": 2, "pp_rank": 1,
+    "pp_size": 2, "ep_rank": 1, "ep_size": 2, "vllm": "0.33.0", "kernels": "sgl", "isa": ("avx2",), "layout": "x",
+}  # fmt: skip
+
+
+def test_there_is_another_value_for_every_field():
+    assert set(OTHERS) == set(Identity.__struct_fields__)
+
+
+@pytest.mark.parametrize("field", OTHERS)
+def test_every_field_counts_and_is_named(field: str):
+    one, other = identity(), identity(**{field: OTHERS[field]})
+
+    [line] = differences(one, other)
+    assert line.startswith(f"{field}: ")
+    assert line.endswith(")")
+    assert one.fingerprint != other.fingerprint
+    assert (one.family == other.family) == (field == "layout")
+
+
+def test_equal_identities():
+    assert differences(identity(), identity()) == ()
+    assert identity().fingerprint == identity().fingerprint
+    assert len(identity().fingerprint) == 32
+
+
+def test_fields_do_not_run_into_each_other():
+    assert identity(model="ab", dtype="c").fingerprint != identity(model="a", dtype="bc").fingerprint
+
+
+def test_instruction_sets_are_told_by_what_one_side_has_more():
+    [line] = differences(identity(), identity(isa=("avx2", "amx")))
+    assert "also avx512f here, also amx there" in line
+
+
+@given(st.lists(st.binary(max_size=300), max_size=8))
+def test_folded_sums_are_the_sum_of_the_whole(parts: list[bytes]):
+    def crc(data: bytes) -> int:
+        held = ctypes.create_string_buffer(data, len(data) + 1)
+        return _native.crc32c(ctypes.addressof(held), len(data))
+
+    assert fold((crc(part), len(part)) for part in parts) == crc(b"".join(parts))
+
+
+@given(st.lists(st.integers(1, 3 * BLOCK + 1), min_size=1, max_size=6))
+def test_the_grid_covers_every_byte_once_in_order(lengths: list[int]):
+    grid = Grid(extents(lengths))
+    at = dict.fromkeys(range(len(lengths)), 0)
+    for number in range(grid.blocks):
+        block = grid.block(number)
+        assert block.offset == at[block.extent]
+        assert 0 < block.length <= BLOCK
+        assert number in grid.of_extent(block.extent)
+        at[block.extent] += block.length
+    assert list(at.values()) == lengths
+    for outside in (-1, grid.blocks):
+        with pytest.raises(IndexError):
+            grid.block(outside)
+
+
+def test_a_manifests_digests_are_those_of_its_tensors():
+    rank = Rank(seed=1)
+    whole = rank.manifest()
+    whole.check()
+    for address, length, digest in zip(rank.addresses, LENGTHS, whole.digests, strict=True):
+        assert digest == _native.crc32c(address, length)
+    assert whole.digest != Rank(seed=2).manifest().digest
+    assert whole.digest == Rank(seed=1).manifest().digest
+    assert whole.size == sum(LENGTHS)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"extents": extents((5,))}, "table of extents"),
+        ({"sums": b"\0" * 4}, "4 bytes of sums"),
+        ({"digests": (1, 2, 3)}, "sums for"),
+        ({"digests": (1, 2, 3, 4)}, "fold"),
+        ({"sums": bytes(4 * 7)}, "fold"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself(change: dict[str, object], what: str):
+    wrong = msgspec.structs.replace(Rank(seed=1).manifest(), **change)
+    with pytest.raises(PeerViolation, match=what):
+        wrong.check()
+
+
+def test_the_layout_is_more_than_lengths():
+    one = [Extent("a", 64, 4096, "bf16", (4, 8), (8, 1))]
+    changes: list[dict[str, object]] = [
+        {"name": "b"}, {"offset": 0}, {"dtype": "f16"}, {"shape": (8, 4)}, {"stride": (1, 4)}, {"length": 65}
+    ]  # fmt: skip
+    others = [[msgspec.structs.replace(one[0], **change)] for change in changes]
+    assert len({layout_digest(each) for each in [one, *others]}) == 7
+
+
+def test_golden_bytes_of_requests():
+    """On the wire between versions."""
+    assert wire.encode(Read(5, 8)).hex() == "83a474797065a452656164a5666972737405a5636f756e7408"
+    assert wire.encode(Refused(Code.LATER)).hex() == (
+        "83a474797065a752656675736564a4636f6465a56c61746572a764657461696c7390"
+    )
+
+
+def test_messages_come_back_as_they_were():
+    offer = Offer(Rank(seed=1).manifest())
+    assert wire.decode_answer(wire.encode(offer)) == offer
+    ask = Ask(identity())
+    assert wire.decode_request(wire.encode(ask)) == ask
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xc1",
+        wire.encode({"type": "Read", "first": -1, "count": 1}),
+        wire.encode({"type": "Read", "first": 0, "count": 65}),
+        wire.encode({"type": "Offer"}),
+        wire.encode({"type": "Ask", "identity": {"model": "x" * 2000}}),
+    ],
+)
+def test_what_is_no_request(data: bytes):
+    with pytest.raises(PeerViolation, match="does not decode"):
+        wire.decode_request(data)
+    with pytest.raises(PeerViolation, match="does not decode"):
+        wire.decode_answer(data)

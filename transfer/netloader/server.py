@@ -1,0 +1,96 @@
+"""The source's side of a connection: answers one client until it goes."""
+
+from __future__ import annotations
+
+import logging
+
+from transfer.errors import PeerLost, PeerViolation
+from transfer.netloader import wire
+from transfer.netloader.guard import Switching
+from transfer.netloader.identity import differences
+from transfer.netloader.shelf import Shelf
+from transfer.netloader.source import Source
+from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
+
+log = logging.getLogger("vllm.vnpu.netloader")
+
+ASK_S = 10.0
+IDLE_S = 60.0
+"""A client that has an offer and asks for nothing may be waiting for another source."""
+FRAME_S = 20.0
+"""A client that takes no block in so long is gone or hopelessly slow."""
+LATER_S = 5.0
+"""How long a block is waited for that this source itself has not got yet."""
+
+
+class Server:
+    """`serve` is what a `Listener` calls, in a thread for each client."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+
+    def serve(self, channel: Channel) -> None:
+        """Raises TransferError where the client misbehaves."""
+        _, body = channel.receive(Deadline.after(ASK_S))
+        ask = wire.decode_request(body)
+        if not isinstance(ask, Ask):
+            raise PeerViolation("the first request must be Ask")
+        source = self._shelf.take(LATER_S)
+        if source is None:
+            _refuse(channel, Code.GONE if self._shelf.closed else Code.LATER, "nothing is served here")
+            return
+        wrong = differences(source.manifest.identity, ask.identity)
+        if wrong:
+            log.info("%s asks for other weights: %s", channel.peer, "; ".join(wrong))
+            _refuse(channel, Code.MISMATCH, *wrong)
+            return
+        channel.send(wire.encode(Offer(source.manifest)), Deadline.after(FRAME_S))
+        _Reads(channel, source).answer()
+
+
+class _Reads:
+    def __init__(self, channel: Channel, source: Source) -> None:
+        self._channel = channel
+        self._source = source
+        self._grid = source.manifest.grid
+
+    def answer(self) -> None:
+        while True:
+            try:
+                header, body = self._channel.receive(Deadline.after(IDLE_S))
+            except PeerLost as gone:
+                log.debug("%s: %s", self._channel.peer, gone)
+                return
+            read = wire.decode_request(body)
+            if not isinstance(read, Read) or read.first + read.count > self._grid.blocks:
+                _refuse(self._channel, Code.BAD_REQUEST, f"there are {self._grid.blocks} blocks", tag=header.tag)
+                raise PeerViolation("a request for blocks that do not exist")
+            for number in range(read.first, read.first + read.count):
+                if not self._block(number, header.tag):
+                    break
+
+    def _block(self, number: int, tag: int) -> bool:
+        """Send one block; False: a refusal in its place."""
+        if not self._source.presence.await_block(number, LATER_S):
+            _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
+            return False
+        try:
+            with self._source.reading(self._channel.abort):
+                self._channel.send_data(
+                    self._source.address(number),
+                    self._grid.block(number).length,
+                    self._source.manifest.sum(number),
+                    Deadline.after(FRAME_S),
+                    tag=tag,
+                    position=number,
+                )
+        except Switching as switching:
+            _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=number)
+            return False
+        return True
+
+
+def _refuse(channel: Channel, code: Code, *details: str, tag: int = 0, position: int = 0) -> None:
+    channel.send(wire.encode(Refused(code, details)), Deadline.after(FRAME_S), tag=tag, position=position)

@@ -1,0 +1,52 @@
+"""What one rank serves: a manifest, where each extent lies, what of it is there, and whether it may be read now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from native import _native
+from transfer.netloader.guard import Guard
+from transfer.netloader.manifest import Extent, Grid, Manifest
+from transfer.netloader.work import Whole
+
+
+class Presence(Protocol):
+    """Which blocks are there."""
+
+    def await_block(self, number: int, timeout_s: float) -> bool: ...
+
+
+Places = Callable[[], Sequence[int]]
+"""Address of each extent, in the manifest's order, as long as the guard lets one in. Asked anew for each block: while
+an engine sleeps its weights lie in the host master."""
+
+
+class Source:
+    """Read by many threads; changes nothing."""
+
+    def __init__(
+        self, manifest: Manifest, places: Places, presence: Presence | None = None, guard: Guard | None = None
+    ) -> None:
+        """`presence` None: all of it is there. `guard` None: it never goes away."""
+        self.manifest = manifest
+        self.presence: Presence = presence or Whole()
+        self._places = places
+        self._guard = guard or Guard()
+
+    def reading(self, abort: Callable[[], None]) -> AbstractContextManager[int]:
+        """See `Guard.reading`."""
+        return self._guard.reading(abort)
+
+    def address(self, number: int) -> int:
+        """Where block `number` lies; only within `reading`."""
+        block = self.manifest.grid.block(number)
+        return self._places()[block.extent] + block.offset
+
+
+def block_sums(extents: Sequence[Extent], addresses: Sequence[int]) -> list[int]:
+    """CRC-32C of each block, from memory: once in a source's life (about 0.1 s/GB)."""
+    grid = Grid(extents)
+    blocks = map(grid.block, range(grid.blocks))
+    return [_native.crc32c(addresses[one.extent] + one.offset, one.length) for one in blocks]

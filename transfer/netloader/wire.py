@@ -1,0 +1,82 @@
+"""The messages of the service `weights`, in MESSAGE frames (docs/protocol.md, "Netloader").
+
+A client asks once (`Ask`), gets `Offer` or `Refused`, and then reads as often as it likes (`Read`): each is answered by
+the blocks in order, one DATA frame each with the block's number as its position and the `Read`'s tag, or by `Refused`
+in the place of the first block that does not come.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from transfer.errors import PeerViolation
+from transfer.netloader.identity import Identity
+from transfer.netloader.manifest import MAX_MANIFEST, Manifest
+
+SERVICE = b"weights"
+MAX_READ = 64
+"""Blocks in one `Read`."""
+
+Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+
+
+class Code(StrEnum):
+    """Why a source gives nothing."""
+
+    MISMATCH = "mismatch"  # another identity: `details` has a line for each field
+    LATER = "later"  # it has not got this block itself yet
+    SWITCHING = "switching"  # its memory is coming or going just now
+    GONE = "gone"  # it stops serving
+    BAD_REQUEST = "bad_request"
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """First on every connection."""
+
+    identity: Identity
+
+
+class Read(msgspec.Struct, frozen=True, tag=True):
+    """`count` blocks from number `first` on."""
+
+    first: Number
+    count: Annotated[int, msgspec.Meta(ge=1, le=MAX_READ)]
+
+
+class Offer(msgspec.Struct, frozen=True, tag=True):
+    """What the source holds, or will hold."""
+
+    manifest: Manifest
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """See `Code`."""
+
+    code: Code
+    details: Annotated[tuple[Annotated[str, msgspec.Meta(max_length=4096)], ...], msgspec.Meta(max_length=64)] = ()
+
+
+MAX_MESSAGE = MAX_MANIFEST
+
+encode = msgspec.msgpack.Encoder().encode
+_request: msgspec.msgpack.Decoder[Ask | Read] = msgspec.msgpack.Decoder(Ask | Read)
+_answer: msgspec.msgpack.Decoder[Offer | Refused] = msgspec.msgpack.Decoder(Offer | Refused)
+
+
+def decode_request(data: bytes) -> Ask | Read:
+    """Raises PeerViolation."""
+    try:
+        return _request.decode(data)
+    except msgspec.MsgspecError as error:
+        raise PeerViolation(f"a request that does not decode: {error}") from error
+
+
+def decode_answer(data: bytes) -> Offer | Refused:
+    """Raises PeerViolation."""
+    try:
+        return _answer.decode(data)
+    except msgspec.MsgspecError as error:
+        raise PeerViolation(f"an answer that does not decode: {error}") from error

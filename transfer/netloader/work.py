@@ -1,0 +1,98 @@
+"""The blocks that a client still lacks, shared by the threads that fetch them.
+
+Threads claim runs of blocks in order, hand in each block that has landed, and give back what they could not get: so a
+fast source takes more than a slow one, and a broken connection costs no block twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from typing import NamedTuple
+
+
+class Run(NamedTuple):
+    """Blocks `first` to `first + length - 1`."""
+
+    first: int
+    length: int
+
+
+class Work:
+    """Thread-safe. Every block is unclaimed, claimed by one, or landed."""
+
+    def __init__(self, blocks: int, run: int) -> None:
+        """`run`: blocks in one claim."""
+        self._changed = threading.Condition()
+        self._open = deque(Run(at, min(run, blocks - at)) for at in range(0, blocks, run))
+        self._landed = bytearray(blocks)
+        self._missing = blocks
+        self._ended = False
+
+    @property
+    def landed(self) -> int:
+        """Blocks that are there."""
+        with self._changed:
+            return len(self._landed) - self._missing
+
+    @property
+    def over(self) -> bool:
+        """Nobody needs to fetch any more: all are there, or it was ended."""
+        with self._changed:
+            return not self._missing or self._ended
+
+    def claim(self, wait_s: float = 0.0) -> Run | None:
+        """The next run in order. None: nothing is unclaimed now, after one wait of at most `wait_s` for what others
+        give back."""
+        with self._changed:
+            if not self._open and self._missing and not self._ended and wait_s:
+                self._changed.wait(wait_s)
+            return self._open.popleft() if self._open and not self._ended else None
+
+    def give_back(self, run: Run) -> None:
+        """What of the run has not landed goes to others, first of all."""
+        with self._changed:
+            for number in reversed(range(run.first, run.first + run.length)):
+                if not self._landed[number]:
+                    self._open.appendleft(Run(number, 1))
+            self._changed.notify_all()
+
+    def land(self, number: int) -> None:
+        """The block is there, checked. Idempotent."""
+        with self._changed:
+            if not self._landed[number]:
+                self._landed[number] = 1
+                self._missing -= 1
+                self._changed.notify_all()
+
+    def has(self, number: int) -> bool:
+        return bool(self._landed[number])
+
+    def await_block(self, number: int, timeout_s: float) -> bool:
+        """Whether the block is there, at the latest after so many seconds."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._landed[number] or self._ended, timeout_s)
+            return bool(self._landed[number])
+
+    def await_done(self, timeout_s: float) -> bool:
+        """Whether all blocks are there, at the latest after so many seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._missing or self._ended, timeout_s) and not self._missing
+
+    def wake(self) -> None:
+        """Whoever waits for something to claim looks up."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more claims; whoever waits returns."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify_all()
+
+
+class Whole:
+    """The same to a server, where everything is there."""
+
+    def await_block(self, number: int, timeout_s: float) -> bool:
+        return True
