@@ -94,7 +94,14 @@ class Errands:
         await self._step("resume", engine.resume(), RESUME_S, lambda _, took: events.Resumed(took))
 
     async def offload(self, engine: Engine) -> None:
-        await self._step("offload", engine.offload(), MEMORY_S, lambda reports, _: events.Worked(outcome(reports)))
+        def answer(reports: tuple[Report, ...], took: float) -> events.Event:
+            # Only what is to keep the weights can be denied here: nothing was unmapped, and the device is needed.
+            for one in reports:
+                if one.denied:
+                    raise StepFailed(f"rank {one.rank}: its weights cannot be kept in host memory: {one.denied}")
+            return events.Worked(outcome(reports))
+
+        await self._step("offload", engine.offload(), MEMORY_S, answer)
 
     async def restore(self, engine: Engine) -> None:
         def answer(reports: tuple[Report, ...], took: float) -> events.Event:

@@ -52,15 +52,25 @@ class Mapping:
 
 
 def open_master(client: Client, digest: str, timeout_s: float) -> Mapping | None:
-    """The sealed master of `digest`, read-only; None: the daemon has none."""
+    """The sealed master of `digest`, read-only; None: the daemon has none. Its descriptor is kept (`native.kept`)."""
     found = client.open_master(digest, timeout_s)
     if found is None:
         return None
     fd, size = found
     try:
-        return Mapping(size, fd, writable=False)
-    finally:
+        mapping = Mapping(size, fd, writable=False)
+    except BaseException:
         os.close(fd)
+        raise
+    client.kept.put_master(digest, fd)
+    return mapping
+
+
+def close_master(client: Client, digest: str, master: Mapping, timeout_s: float) -> None:
+    """Unmap it and tell the daemon, which may then evict it. Raises DaemonUnavailable: unmapped all the same."""
+    master.close()
+    client.kept.drop_master(digest)
+    client.release_master(digest, timeout_s)
 
 
 def new_master(client: Client, size: int, timeout_s: float) -> Mapping:

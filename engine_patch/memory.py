@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,11 +18,12 @@ from contextlib import contextmanager
 from coordinator.core.model import Bytes, Step
 from coordinator.errors import VnpuError
 from engine_patch.copier import Copier
-from engine_patch.host_memory import Mapping, new_master, open_master
+from engine_patch.host_memory import Mapping, close_master, new_master, open_master
 from engine_patch.kv_blocks import gaps
 from engine_patch.region import Region
 from native import _native
 from native.client import Client, DaemonRefused
+from native.listener import Listener
 from native.protocol import Code, Kind
 
 log = logging.getLogger("vllm.vnpu.memory")
@@ -35,6 +37,8 @@ SPILL = 0.01
 CALL_S = 50.0
 """Longest wait for the daemon within an operation: under the operation's own limit."""
 FILL_S = 120.0
+FILLS = 3
+"""How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
 
 Range = tuple[int, int]
 """Address and length, in bytes."""
@@ -61,7 +65,7 @@ class Stopwatch:
 
 
 class Hands:
-    """See the module. Not thread-safe: the worker's one thread calls it."""
+    """See the module. Not thread-safe, but for `spare`: the worker's one thread calls it."""
 
     def __init__(self, driver: _native.Driver, client: Client, device: str, chunk: int, copier: Copier) -> None:
         self._client = client
@@ -74,8 +78,12 @@ class Hands:
         self._master: Mapping | None = None
         self._buffer: Mapping | None = None
         self._saved: list[tuple[int, int, int]] = []
+        self._turn = threading.Lock()
+        """Held while pages or the master come or go."""
         self.digest = ""
         self.resident = True
+        self.copied_out = 0
+        """Bytes of weights that the last offload had to copy to a new master, because there was none any more."""
 
     @property
     def held(self) -> Bytes:
@@ -84,12 +92,13 @@ class Hands:
     # ---- start-up
 
     def admit(self, estimate: Bytes, timeout_s: float) -> None:
-        """Map zeroed pages for the estimated footprint. Raises as `Region.map`."""
+        """Map zeroed pages for the estimated footprint; from now on the daemon is heard. Raises as `Region.map`."""
         for region, size in ((self.weights, estimate.weights), (self.kv, estimate.kv)):
             region.map(range(size // region.chunk), timeout_s)
             region.arena.grow(size)
             for address, length in region.ranges(region.indices):
                 ctypes.memset(address, 0, length)
+        Listener(self._client, spare=self.spare).start()
 
     @contextmanager
     def allocating(self, region: Region) -> Iterator[None]:
@@ -135,11 +144,15 @@ class Hands:
             DaemonRefused: no host memory left in the node's budget.
             DaemonUnavailable: the daemon is away or silent.
         """
+        with self._turn:
+            return self._seal()
+
+    def _seal(self) -> str:
         self._weight_chunks, self._kv_chunks = self.weights.indices, self.kv.indices
         self._clear_holes()
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
-        self._master = open_master(self._client, self.digest, CALL_S) or self._fill_master()
+        self._master = self._some_master()
         self._samples = tuple(self._sample(i) for i in self._weight_chunks)
         self._buffer = Mapping(max(self.kv.bytes, self.kv.chunk))
         self._client.report_host(self._buffer.size)
@@ -156,32 +169,65 @@ class Hands:
                 if i in kept:
                     ctypes.memset(base + low, 0, high - low)
 
-    def _fill_master(self) -> Mapping:
+    def _some_master(self) -> Mapping:
+        """The daemon's, or else a new one out of the pages that are mapped."""
+        for _ in range(FILLS):
+            if (master := open_master(self._client, self.digest, CALL_S)) is not None:
+                return master
+            self._fill_master()
+        raise MemoryFault("the host master that was just sealed is gone", remedy="see the daemon's log")
+
+    def _fill_master(self) -> None:
         ranges = self.weights.ranges(self._weight_chunks)
-        filled = new_master(self._client, sum(length for _, length in ranges), FILL_S)
+        size = sum(length for _, length in ranges)
+        filled = new_master(self._client, size, FILL_S)
         try:
             self._copier.copy([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
         finally:
             filled.close()
-        self._client.seal_master(self.digest)
-        master = open_master(self._client, self.digest, CALL_S)
-        if master is None:
-            raise MemoryFault("the host master that was just sealed is gone", remedy="see the daemon's log")
-        return master
+        self.copied_out += size
+        try:
+            self._client.seal_master(self.digest)
+        except DaemonRefused as refused:
+            if refused.code is not Code.NOT_FOUND:  # that: the daemon was restarted meanwhile
+                raise
+            log.warning("the host master was lost before it was sealed: %s", refused)
+
+    def spare(self, digest: str) -> None:
+        """The daemon needs host memory: let go of the master, if the pages are here. They fill a new one before they
+        leave, where it was evicted. Any thread may call it; waits for what is under way.
+
+        Raises:
+            DaemonUnavailable: the daemon is away or silent; it is let go of all the same.
+        """
+        with self._turn:
+            master = self._master
+            if not self.resident or master is None or digest != self.digest:
+                return
+            self._master = None
+            log.info("the host master is let go of: the node's memory for masters is short")
+            close_master(self._client, digest, master, CALL_S)
 
     # ---- switches
 
     def offload(self, keep: Sequence[Range]) -> tuple[int, tuple[Step, ...]]:
-        """Save the ranges in `keep`, unmap everything. Returns bytes saved, and steps.
+        """Save the ranges in `keep`, unmap everything. Returns bytes saved, and steps. Where the master was let go of
+        and evicted (`spare`), the weights are copied out first.
 
         Raises:
-            DaemonUnavailable: the daemon is away or silent; memory is unmapped here.
+            DaemonRefused: NO_SPACE: there is no host memory to keep the weights in; nothing was unmapped.
+            DaemonUnavailable: the daemon is away or silent; memory is unmapped here, or nothing was.
         """
         watch = Stopwatch()
-        with watch.step("save_kv"):
-            saved = self._save(keep)
-        with watch.step("unmap"):
-            self.drop()
+        with self._turn:
+            self.copied_out = 0
+            if self._master is None:
+                with watch.step("master"):
+                    self._master = self._some_master()
+            with watch.step("save_kv"):
+                saved = self._save(keep)
+            with watch.step("unmap"):
+                self.drop()
         return saved, tuple(watch.steps)
 
     def drop(self) -> None:
@@ -198,14 +244,15 @@ class Hands:
             MemoryFault: what came back is not what was sealed.
         """
         watch = Stopwatch()
-        with watch.step("map"):
-            self.weights.map(self._weight_chunks, CALL_S)
-            self.kv.map(self._kv_chunks, CALL_S)
-        with watch.step("copy"):
-            moved = self._copy_back()
-        with watch.step("check"):
-            self.check()
-        self.resident = True
+        with self._turn:
+            with watch.step("map"):
+                self.weights.map(self._weight_chunks, CALL_S)
+                self.kv.map(self._kv_chunks, CALL_S)
+            with watch.step("copy"):
+                moved = self._copy_back()
+            with watch.step("check"):
+                self.check()
+            self.resident = True
         return moved, tuple(watch.steps)
 
     def _save(self, keep: Sequence[Range]) -> int:

@@ -17,7 +17,7 @@ class Region:
     """Chunk i of the region lies at `base + i * chunk`, whenever it is mapped. Not thread-safe.
 
     Addresses are the same in every life of the memory, so pointers into it stay good; between `drop` and `map` a touch
-    faults.
+    faults. Each chunk's descriptor is kept while it is mapped, for a restarted daemon (`native.kept`).
     """
 
     def __init__(
@@ -57,11 +57,12 @@ class Region:
             handles.extend(self._driver.import_handle(chunk.fd, chunk.size) for chunk in chunks)
             self._driver.map_many([(self._address(i), h) for i, h in zip(indices, handles, strict=True)])
         except DriverError:
-            self._give_back(chunks, handles, timeout_s)
-            raise
-        finally:
             for chunk in chunks:
                 os.close(chunk.fd)
+            self._give_back(chunks, handles, timeout_s)
+            raise
+        for chunk in chunks:
+            self._client.kept.put_chunk(self._device, chunk.id, chunk.fd)
         self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
 
     def drop(self, indices: Iterable[int], timeout_s: float) -> None:
@@ -76,6 +77,7 @@ class Region:
             chunk, handle = self._mapped.pop(i)
             self._driver.destroy(handle)
             self._owed.append(chunk)
+        self._client.kept.drop_chunks(self._device, self._owed)
         self._client.unmap(self._device, self._owed, timeout_s)
         self._owed.clear()
 

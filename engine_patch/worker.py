@@ -100,7 +100,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     def vnpu_offload(self) -> str:
         def work() -> dict[str, Any]:
             saved, steps = self._hands.offload(self._keep())
-            return {"kv_saved": saved, "steps": steps}
+            return {"kv_saved": saved, "d2h": self._hands.copied_out, "steps": steps}
 
         return self._answer(work)
 

@@ -2,7 +2,8 @@
 
 Worker processes call it directly, the agent through `asyncio.to_thread`. A connection that breaks mid-call (the daemon
 was restarted) is made anew within the call's deadline and the request is sent again: every request is idempotent.
-Where only the deadline passed, nothing is sent again: the caller decides.
+Where only the deadline passed, nothing is sent again: the caller decides. To a daemon that was restarted it first hands
+back what its process keeps (`native.kept`).
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ import msgspec
 
 from native import protocol
 from native.frames import FrameError, close_all, exchange, left
+from native.kept import Kept
 from native.protocol import MAX_FDS, Code, Kind
 
 ANSWER_MARGIN = 5.0
 """Seconds a client waits longer than it asked the daemon to wait, so that the daemon's own answer arrives first."""
+
+KILL_S = 10.0
+"""Seconds the daemon gives a killed process to end, before it answers that it has not."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.25
 
@@ -56,17 +61,34 @@ class Chunk(msgspec.Struct, frozen=True):
     size: int
 
 
+class View(msgspec.Struct, frozen=True):
+    """Chunks of another process that this one may map read-only, until it is asked to let go. Descriptors are the
+    caller's to close."""
+
+    id: int
+    chunks: tuple[Chunk, ...]
+
+
 class Client:
     """One connection to the daemon of this node, for one process of one engine. Thread-safe: calls take turns."""
 
     def __init__(
-        self, path: str, engine: str, nonce: str, role: str, rank: int = 0, *, call_timeout: float = 30.0
+        self,
+        path: str,
+        engine: str,
+        nonce: str,
+        role: str,
+        rank: int = 0,
+        *,
+        call_timeout: float = 30.0,
+        kept: Kept | None = None,
     ) -> None:
         """Args:
         path: the daemon's socket.
         engine, nonce: as in the engine's spec key, which the daemon compares.
         role: `agent` (enters and leaves) or `worker` (maps).
         call_timeout: seconds for calls that do not say otherwise.
+        kept: of this process, where it has several clients.
         """
         self._path = path
         self._hello = protocol.Hello(engine=engine, nonce=nonce, role=role, rank=rank)
@@ -74,7 +96,22 @@ class Client:
         self._turn = threading.Lock()
         self._sock: socket.socket | None = None
         self._closed = False
+        self.kept = Kept() if kept is None else kept
+        """What is handed back to a restarted daemon; close it when the process has let go of its memory."""
         self.welcome: protocol.Welcome | None = None
+
+    def sibling(self) -> Client:
+        """Another connection of the same process, for what would block this one (`listen`)."""
+        hello = self._hello
+        return Client(
+            self._path,
+            hello.engine,
+            hello.nonce,
+            hello.role,
+            hello.rank,
+            call_timeout=self._call_timeout,
+            kept=self.kept,
+        )
 
     def __enter__(self) -> Client:
         return self
@@ -206,6 +243,77 @@ class Client:
                 return None
             raise
 
+    def release_master(self, digest: str, timeout_s: float | None = None) -> None:
+        """This process has the master of `digest` mapped no more: it may be evicted. Idempotent.
+
+        Raises:
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        self._ask(protocol.ReleaseMaster(digest=digest), protocol.Done, timeout_s)
+
+    def listen(self, after: int, timeout_s: float) -> protocol.News:
+        """What the daemon asks of this process beyond `after` (the last answer's `last`); waits at most `timeout_s`.
+
+        Raises:
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        return self._wait_for(
+            lambda left: protocol.Listen(after=after, timeout_s=min(left, timeout_s)), protocol.News, timeout_s
+        )
+
+    def offer_view(self, device: str, chunks: Iterable[int], to: str = "", timeout_s: float | None = None) -> int:
+        """Let processes of the engine `to` (empty: of any engine of this node) map these chunks of this process
+        read-only. Returns the id that they open it by.
+
+        Raises:
+            DaemonRefused: BAD_REQUEST: a chunk is not this process's.
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        return self._ask(protocol.OfferView(device, tuple(chunks), to), protocol.Offered, timeout_s).view
+
+    def open_view(self, view: int, timeout_s: float | None = None) -> View:
+        """Map what comes read-only, close the descriptors; when the `Listener` says so, unmap and `close_view`.
+
+        Raises:
+            DaemonRefused: NOT_FOUND: there is no such view for this process (any more).
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        deadline = self._deadline(timeout_s)
+        chunks: list[Chunk] = []
+        total = 1
+        try:
+            while len(chunks) < total:
+                request = protocol.OpenView(view, len(chunks))
+                reply, descriptors = self._call(lambda left, request=request: request, protocol.Viewed, deadline)  # type: ignore[misc]
+                if len(descriptors) != len(reply.chunks) or not descriptors:
+                    close_all(descriptors)
+                    raise DaemonError(f"{len(reply.chunks)} chunks came with {len(descriptors)} descriptors")
+                chunks += [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
+                total = reply.total
+        except DaemonError:
+            close_all(chunk.fd for chunk in chunks)
+            if chunks:
+                self.close_view(view)
+            raise
+        return View(view, tuple(chunks))
+
+    def close_view(self, view: int, timeout_s: float | None = None) -> None:
+        """The view is unmapped here and its descriptors closed. Always allowed, idempotent.
+
+        Raises:
+            DaemonUnavailable: the daemon is away or silent: close it again.
+        """
+        self._ask(protocol.CloseView(view=view), protocol.Done, timeout_s)
+
+    def revoke_view(self, view: int, timeout_s: float) -> None:
+        """By the owner: returns when nobody has the view mapped. Who has not let go after `timeout_s` is killed.
+
+        Raises:
+            DaemonRefused: TIMEOUT: a killed process has not ended yet; BAD_REQUEST: the view is another's.
+            DaemonUnavailable: the daemon is away or silent: revoke it again.
+        """
+        self._ask(protocol.RevokeView(view, timeout_s), protocol.Done, timeout_s + KILL_S + ANSWER_MARGIN)
+
     def report_host(self, saved_kv: int, timeout_s: float | None = None) -> None:
         """This process holds `saved_kv` bytes of host memory for saved KV from now on.
 
@@ -302,6 +410,13 @@ class Client:
         if not isinstance(reply, protocol.Welcome):
             raise DaemonError(f"{type(reply).__name__} is no welcome")
         self.welcome = reply
+
+        def send(request: protocol.Request, beside: Sequence[int]) -> protocol.Reply:
+            answer, descriptors = exchange(sock, request, deadline, beside)
+            close_all(descriptors)
+            return answer
+
+        self.kept.hand_back(reply.generation, send)
         return sock
 
     def _drop(self) -> None:

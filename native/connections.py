@@ -17,7 +17,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -25,8 +25,9 @@ from typing import Protocol
 import msgspec
 
 from native import protocol
+from native.frames import close_all, passed
 from native.processes import Gone, Process, credentials, peer_process
-from native.protocol import MAX_FRAME, Code, Refused
+from native.protocol import MAX_FDS, MAX_FRAME, Code, Refused
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,8 @@ class Answer:
 class Session(Protocol):
     """What the daemon does for one connection."""
 
-    async def handle(self, request: protocol.Request) -> Answer:
-        """Answer one request; cancelled when the peer hangs up."""
+    async def handle(self, request: protocol.Request, beside: Sequence[int] = ()) -> Answer:
+        """Answer one request; cancelled when the peer hangs up. The descriptors beside it are closed afterwards."""
         ...
 
     def closed(self) -> None:
@@ -125,14 +126,15 @@ class Server:
 
     async def _serve(self, sock: socket.socket) -> None:
         self._open += 1
+        connection = Connection(sock)
         try:
             sock.setblocking(False)
-            await self._greet(Connection(sock))
+            await self._greet(connection)
         except (OSError, TimeoutError, Gone) as error:
             log.info("connection ended: %s", str(error) or type(error).__name__)
         finally:
             self._open -= 1
-            sock.close()
+            connection.close()
 
     async def _greet(self, connection: Connection) -> None:
         peer = credentials(connection.sock)
@@ -165,13 +167,17 @@ class Server:
                 return
             if request is None:
                 return
-            answer = await connection.unless_hung_up(_handled(session, request))
+            beside = connection.beside()
+            try:
+                answer = await connection.unless_hung_up(_handled(session, request, beside))
+            finally:
+                close_all(beside)
             await connection.send(answer)
 
 
-async def _handled(session: Session, request: protocol.Request) -> Answer:
+async def _handled(session: Session, request: protocol.Request, beside: Sequence[int]) -> Answer:
     try:
-        return await session.handle(request)
+        return await session.handle(request, beside)
     except Exception:
         # One request's failure is not the node's: what was not persisted does not count, and the peer may ask again.
         log.exception("request %s failed", type(request).__name__)
@@ -183,6 +189,16 @@ class Connection:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        self._beside: list[int] = []
+
+    def beside(self) -> list[int]:
+        """Descriptors that came with the last request, once: the caller's to close."""
+        taken, self._beside = self._beside, []
+        return taken
+
+    def close(self) -> None:
+        close_all(self.beside())
+        self.sock.close()
 
     async def receive(self, first_byte_within: float | None) -> protocol.Request | None:
         """The next request; None where the peer hung up between frames.
@@ -191,9 +207,8 @@ class Connection:
             Malformed: oversize, undecodable or cut off.
             TimeoutError: the peer was too slow.
         """
-        loop = asyncio.get_running_loop()
         async with asyncio.timeout(first_byte_within):
-            head = await loop.sock_recv(self.sock, _LENGTH.size)
+            head = await self._begin()
         if not head:
             return None
         async with asyncio.timeout(FRAME_TIMEOUT):
@@ -207,6 +222,26 @@ class Connection:
         except (msgspec.MsgspecError, RecursionError) as error:
             raise Malformed(str(error)) from error
         return request
+
+    async def _begin(self) -> bytes:
+        """The first bytes of a frame, and the descriptors that travel with them. Those that come later, or are more
+        than MAX_FDS, the kernel closes.
+
+        Raises:
+            Malformed: descriptors were cut off.
+        """
+        room = socket.CMSG_SPACE(MAX_FDS * array.array("i").itemsize)
+        while True:
+            try:
+                head, ancillary, flags, _ = self.sock.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
+            except BlockingIOError:
+                await self._readable()
+                continue
+            close_all(self.beside())
+            self._beside = passed(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                raise Malformed(f"descriptors were cut off: over {MAX_FDS} of them, or the daemon has none left")
+            return head
 
     async def send(self, answer: Answer) -> None:
         """Send a reply with its descriptors.
@@ -272,6 +307,15 @@ class Connection:
                 return self.sock.sendmsg([frame], ancillary)
             except BlockingIOError:
                 await self._writable()
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        readable = loop.create_future()
+        loop.add_reader(self.sock, _resolve, readable)
+        try:
+            await readable
+        finally:
+            loop.remove_reader(self.sock)
 
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -22,8 +22,11 @@ class FrameError(Exception):
     """What was to be sent, or what came, does not keep to the protocol."""
 
 
-def exchange(sock: socket.socket, request: protocol.Request, deadline: float) -> tuple[protocol.Reply, list[int]]:
-    """Send a request and receive its reply with the descriptors beside it (the caller's to close).
+def exchange(
+    sock: socket.socket, request: protocol.Request, deadline: float, beside: Sequence[int] = ()
+) -> tuple[protocol.Reply, list[int]]:
+    """Send a request, with the descriptors `beside` it, and receive its reply with the descriptors beside that (the
+    caller's to close).
 
     Raises:
         FrameError: one of the two does not keep to the protocol.
@@ -34,7 +37,11 @@ def exchange(sock: socket.socket, request: protocol.Request, deadline: float) ->
     if len(body) > MAX_FRAME:
         raise FrameError(f"{type(request).__name__} takes {len(body)} B, at most {MAX_FRAME} B go in a frame")
     sock.settimeout(left(deadline))
-    sock.sendall(_LENGTH.pack(len(body)) + body)
+    frame = _LENGTH.pack(len(body)) + body
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", beside))] if beside else []
+    # Not `sendall` alone: an empty piece after the whole frame would be waited for in vain.
+    if rest := frame[sock.sendmsg([frame], ancillary) :]:
+        sock.sendall(rest)
     descriptors: list[int] = []
     try:
         return _reply(sock, descriptors, deadline), descriptors
@@ -48,9 +55,7 @@ def _reply(sock: socket.socket, descriptors: list[int], deadline: float) -> prot
     head, ancillary, flags, _ = sock.recvmsg(
         _LENGTH.size, socket.CMSG_SPACE(MAX_FDS * _INTS.itemsize), socket.MSG_CMSG_CLOEXEC
     )
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            descriptors += array.array("i", data[: len(data) - len(data) % _INTS.itemsize])
+    descriptors += passed(ancillary)
     if flags & socket.MSG_CTRUNC:
         raise FrameError("descriptors were cut off: raise this process's limit of open files (ulimit -n)")
     head += _exactly(sock, _LENGTH.size - len(head), deadline)
@@ -73,6 +78,15 @@ def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
             raise ConnectionResetError("the daemon closed the connection")
         parts += part
     return bytes(parts)
+
+
+def passed(ancillary: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """The descriptors in what recvmsg(2) gave beside a message; the caller's to close."""
+    found: list[int] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found += array.array("i", data[: len(data) - len(data) % _INTS.itemsize])
+    return found
 
 
 def left(deadline: float) -> float:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from native.fences import Holder, Record
+from native.files import FileId, FileRun
 from native.pool import Extent
 from native.processes import Identity
 
@@ -55,9 +56,39 @@ class Held(msgspec.Struct, frozen=True):
         return sum(extent.bytes for extent in self.extents)
 
 
+class KeptView(msgspec.Struct, frozen=True):
+    """Chunks of `owner` that `holders` may have mapped read-only. Processes by number."""
+
+    id: int
+    owner: int
+    chunks: tuple[int, ...]
+    holders: tuple[int, ...]
+
+
 class DeviceLedger(msgspec.Struct, frozen=True):
+    """`files`: where the chunks lie that somebody holds, so that who hands one back can be believed."""
+
     record: Record = Record()
     owners: tuple[Held, ...] = ()
+    files: tuple[FileRun, ...] = ()
+    views: tuple[KeptView, ...] = ()
+
+
+class KeptMaster(msgspec.Struct, frozen=True):
+    """A sealed host master that processes have mapped. `sample`: digest of samples of its content."""
+
+    digest: str
+    size: int
+    file: FileId
+    sample: int
+    users: tuple[int, ...]
+
+
+class HostLedger(msgspec.Struct, frozen=True):
+    """What living processes hold of the node's second budget. `saved_kv`: bytes by process number."""
+
+    masters: tuple[KeptMaster, ...] = ()
+    saved_kv: dict[int, int] = {}
 
 
 class Ledger(msgspec.Struct, frozen=True):
@@ -67,6 +98,7 @@ class Ledger(msgspec.Struct, frozen=True):
     generation: int = 0
     processes: tuple[Known, ...] = ()
     devices: dict[str, DeviceLedger] = {}
+    host: HostLedger = HostLedger()
 
 
 _decode = msgspec.json.Decoder(Ledger).decode

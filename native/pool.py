@@ -72,6 +72,7 @@ class Pool:
         self._free: list[int] = []
         self._held: dict[Owner, dict[int, _Held]] = {}
         self._owner: dict[int, Owner] = {}
+        self._foreign: set[int] = set()
 
     @property
     def debt(self) -> int:
@@ -110,6 +111,28 @@ class Pool:
         for extent in extents:
             for chunk in range(extent.first, extent.first + extent.count):
                 self._hold(owner, chunk, _Held(extent.kind, extent.ticket, extent.chunk))
+                self._foreign.add(chunk)
+
+    def missed(self, owner: Owner, chunk: int) -> bool:
+        """Whether `owner` holds this chunk since before this start of the daemon, and it could be used again: its size
+        is the pool's."""
+        held = self._held.get(owner, {}).get(chunk)
+        return held is not None and chunk in self._foreign and held.chunk == self.chunk
+
+    def recover(self, owner: Owner, chunk: int) -> None:
+        """The daemon has a handle of a `missed` chunk again: from now on it is like any other of its owner.
+
+        Raises:
+            NotYours: it is not missed.
+        """
+        if not self.missed(owner, chunk):
+            raise NotYours(f"chunk {chunk} is not missed")
+        self._foreign.discard(chunk)
+
+    @property
+    def foreign(self) -> int:
+        """Bytes held since before this start of which the daemon has no handle."""
+        return sum(self._held[self._owner[chunk]][chunk].chunk for chunk in self._foreign)
 
     def take(self, owner: Owner, kind: Kind, count: int, ticket: int, grant: int) -> tuple[int, ...]:
         """`count` free chunks for `owner`, whose engine may hold `grant` bytes here afterwards (PROTOCOL rule 7).
@@ -149,9 +172,17 @@ class Pool:
                 raise NotYours(f"chunk {chunk} is not held by the caller")
         return self._drop(owner, [chunk for chunk in named if chunk in self._owner])
 
-    def release(self, owner: Owner) -> int:
-        """The process is proven dead: all it held is back. Returns how many bytes."""
-        return self._drop(owner, list(self._held.get(owner, ())))
+    def release(self, owner: Owner, keep: frozenset[int] = frozenset()) -> int:
+        """The process is proven dead: all it held is back, but for the chunks `keep`. Returns how many bytes."""
+        return self._drop(owner, [chunk for chunk in self._held.get(owner, ()) if chunk not in keep])
+
+    def held(self, chunk: int) -> bool:
+        """Whether somebody holds this chunk."""
+        return chunk in self._owner
+
+    def holds(self, owner: Owner, chunks: Iterable[int]) -> bool:
+        """Whether all these chunks are the owner's."""
+        return all(self._owner.get(chunk) == owner for chunk in chunks)
 
     def held_by(self, holder: Holder) -> int:
         """Bytes that all processes of an engine hold together."""
@@ -179,7 +210,9 @@ class Pool:
         for chunk in chunks:
             back += mine.pop(chunk).chunk
             del self._owner[chunk]
-            if chunk >= self._first:
+            if chunk in self._foreign:
+                self._foreign.discard(chunk)
+            else:
                 heapq.heappush(self._free, chunk)
         if not mine:
             self._held.pop(owner, None)

@@ -22,6 +22,7 @@ Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 ChunkId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+ViewId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 
 
 class Kind(StrEnum):
@@ -105,6 +106,12 @@ class OpenMaster(msgspec.Struct, frozen=True, tag=True):
     digest: Name
 
 
+class ReleaseMaster(msgspec.Struct, frozen=True, tag=True):
+    """The caller has the master of `digest` mapped no more and its descriptors closed. Idempotent."""
+
+    digest: Name
+
+
 class ReportHost(msgspec.Struct, frozen=True, tag=True):
     """Host bytes this process holds for saved KV from now on (the node's second budget); refused `no_space` where
     they do not fit, and then the last report stands."""
@@ -112,11 +119,68 @@ class ReportHost(msgspec.Struct, frozen=True, tag=True):
     saved_kv: Size
 
 
+class HandBackChunks(msgspec.Struct, frozen=True, tag=True):
+    """To a restarted daemon: descriptors of chunks that the caller holds, in this order, beside the request. All are
+    checked against the journal (owner, size, file) before one is taken; what is not missed is passed over."""
+
+    device: DeviceName
+    chunks: Annotated[tuple[ChunkId, ...], msgspec.Meta(min_length=1, max_length=MAX_FDS)]
+
+
+class HandBackMaster(msgspec.Struct, frozen=True, tag=True):
+    """To a restarted daemon: a descriptor of the sealed master of `digest`, which the caller has mapped."""
+
+    digest: Name
+
+
+class Listen(msgspec.Struct, frozen=True, tag=True):
+    """What the daemon asks of the calling process, beyond what `News.last` of an earlier answer covers. Waits at most
+    `timeout_s` for the first; then nothing is news. On a connection of its own: it blocks it."""
+
+    after: Revision
+    timeout_s: Timeout
+
+
+class OfferView(msgspec.Struct, frozen=True, tag=True):
+    """These chunks of the caller may be mapped read-only by processes of the engine `to` (empty: of any engine of this
+    node), until they are revoked or unmapped. Charged to the caller alone."""
+
+    device: DeviceName
+    chunks: Annotated[tuple[ChunkId, ...], msgspec.Meta(min_length=1, max_length=65536)]
+    to: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class OpenView(msgspec.Struct, frozen=True, tag=True):
+    """From now on the caller may have these chunks mapped: answered with `Viewed`, from the chunk number `first` of the
+    view on, at most MAX_FDS with a read-only descriptor each."""
+
+    view: ViewId
+    first: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+class CloseView(msgspec.Struct, frozen=True, tag=True):
+    """The caller has unmapped the view and closed its descriptors. Always allowed, and idempotent."""
+
+    view: ViewId
+
+
+class RevokeView(msgspec.Struct, frozen=True, tag=True):
+    """By the owner: nobody opens the view any more, and who has it open is asked to let go. Who has not by `timeout_s`
+    is killed. Answered when nobody has it mapped; refused `timeout` where a killed process does not end. Idempotent."""
+
+    view: ViewId
+    timeout_s: Timeout
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """What the daemon knows, as one JSON text (for people, doctor and tests). Needs no hello."""
 
 
-Request = Hello | Enter | Leave | AwaitOpen | Map | Unmap | CreateMaster | SealMaster | OpenMaster | ReportHost | Stats
+MasterRequest = CreateMaster | SealMaster | OpenMaster | ReleaseMaster | ReportHost | HandBackMaster
+ViewRequest = OfferView | OpenView | CloseView | RevokeView
+Request = (
+    Hello | Enter | Leave | AwaitOpen | Map | Unmap | HandBackChunks | MasterRequest | ViewRequest | Listen | Stats
+)
 
 
 class Code(StrEnum):
@@ -137,10 +201,12 @@ class Done(msgspec.Struct, frozen=True, tag=True):
 
 
 class Welcome(msgspec.Struct, frozen=True, tag=True):
-    """Answer to `Hello`: chunk size by device in bytes, the daemon's version."""
+    """Answer to `Hello`: chunk size by device in bytes, the daemon's version, and which of its starts this is: where
+    it has changed, hand back what you hold."""
 
     version: str
     chunk: dict[str, int]
+    generation: int = 0
 
 
 class Opened(msgspec.Struct, frozen=True, tag=True):
@@ -163,6 +229,31 @@ class Master(msgspec.Struct, frozen=True, tag=True):
     size: int
 
 
+class News(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `Listen`. `let_go`: views that are revoked. `spare`: masters whose bytes are needed, and which the
+    caller could do without while its own pages are there: a wish, not an order."""
+
+    last: int
+    let_go: tuple[int, ...] = ()
+    spare: tuple[str, ...] = ()
+
+
+class Offered(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `OfferView`. The id is drawn at random and is good until the view ends."""
+
+    view: int
+
+
+class Viewed(msgspec.Struct, frozen=True, tag=True):
+    """Answer to `OpenView`: ids of these chunks, in the view's order and that of the descriptors beside the frame;
+    `chunk` bytes each; the view has `total`."""
+
+    device: str
+    chunks: tuple[int, ...]
+    chunk: int
+    total: int
+
+
 class Facts(msgspec.Struct, frozen=True, tag=True):
     json: str
 
@@ -172,7 +263,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
-Reply = Done | Welcome | Opened | Mapped | Master | Facts | Refused
+Reply = Done | Welcome | Opened | Mapped | Master | News | Offered | Viewed | Facts | Refused
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import time
@@ -11,8 +12,10 @@ from collections.abc import Callable, Mapping
 from native._native import Driver, DriverError, open_driver
 from native.daemon.options import DeviceOption
 from native.fences import Fences
-from native.journal import DeviceLedger, Held
-from native.pool import Extent, Owner, Pool
+from native.files import files, identify, runs
+from native.frames import close_all
+from native.journal import DeviceLedger, Held, KeptView
+from native.pool import Extent, NotYours, Owner, Pool
 from native.processes import Identity
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,24 @@ _PROGRESS_EVERY = 5.0
 
 class DeviceFailed(Exception):
     """The device cannot be used as configured; the message says what to do."""
+
+
+class Opened:
+    """Descriptors that are sent and then closed."""
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        return tuple(self._descriptors)
+
+    def add(self, descriptor: int) -> None:
+        self._descriptors.append(descriptor)
+
+    def close(self) -> None:
+        close_all(self._descriptors)
+        self._descriptors.clear()
 
 
 class Device:
@@ -49,6 +70,8 @@ class Device:
         """Set when the pool is short of chunks."""
         self.short.set()
         self._descriptors: dict[int, int] = {}
+        self._files = files(ledger.files)
+        """Of every chunk that has a descriptor here, and of those that are missed since a restart."""
         self._coming = 0
         """Bytes that are being created: the driver has them no more, the pool not yet."""
         index = int(option.id) if option.id.isdecimal() else 0
@@ -65,9 +88,55 @@ class Device:
         """Pages that a living process kept over a restart of the daemon."""
         self.pool.adopt(owner, held)
 
-    def release(self, owner: Owner) -> int:
-        """The owner is proven dead; returns how many bytes came back."""
-        back = self.pool.release(owner)
+    def take_back(self, owner: Owner, beside: Mapping[int, int]) -> None:
+        """Descriptors (the caller's to close) of chunks that the owner held before this start: taken as this daemon's
+        own, so that others can have them afterwards. All are checked before one is taken; what is not missed is passed
+        over.
+
+        Raises:
+            NotYours: a descriptor is not of the file that the journal names.
+            OSError: one cannot be used, or there are none left.
+        """
+        missed = {chunk: beside[chunk] for chunk in beside if self.pool.missed(owner, chunk)}
+        for chunk, descriptor in missed.items():
+            if self.driver.name != "host" or identify(descriptor) != (self._files.get(chunk), self.pool.chunk):
+                raise NotYours(f"the descriptor that came for chunk {chunk} is not of that chunk")
+        copies: dict[int, int] = {}
+        try:
+            for chunk, descriptor in missed.items():
+                copies[chunk] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 0)
+        except OSError:
+            close_all(copies.values())
+            raise
+        for chunk, copy in copies.items():
+            self.pool.recover(owner, chunk)
+            self._descriptors[chunk] = copy
+        if copies:
+            log.info("device %s: %d chunks of %s are back in the daemon's hands", self.option.id, len(copies), owner)
+
+    def read_only(self, chunks: tuple[int, ...]) -> Opened:
+        """New descriptors of these chunks, which cannot be written through where the driver's memory is a file.
+
+        Raises:
+            LookupError: of one the daemon has none, because its owner has not handed it back since a restart.
+            OSError
+        """
+        opened = Opened()
+        try:
+            for chunk in chunks:
+                if self.driver.name == "host":
+                    path = f"/proc/self/fd/{self._descriptors[chunk]}"
+                    opened.add(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                else:
+                    opened.add(os.dup(self._descriptors[chunk]))
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def release(self, owner: Owner, keep: frozenset[int] = frozenset()) -> int:
+        """The owner is proven dead; returns how many bytes came back. The chunks `keep` are not back yet."""
+        back = self.pool.release(owner, keep)
         self.short.set()
         return back
 
@@ -81,13 +150,15 @@ class Device:
         """One for each chunk, to be sent; they stay the daemon's."""
         return tuple(self._descriptors[chunk] for chunk in chunks)
 
-    def ledger(self, identities: Mapping[int, Identity]) -> DeviceLedger:
+    def ledger(self, identities: Mapping[int, Identity], views: tuple[KeptView, ...] = ()) -> DeviceLedger:
         """What is to be persisted of this device; `identities` by process number."""
         owners = (
             Held(owner.process, owner.holder, identities[owner.process], self.pool.extents_of(owner))
             for owner in self.pool.owners
         )
-        return DeviceLedger(self.fences.record, tuple(owners))
+        held = {c: f for c, f in self._files.items() if self.pool.held(c)}
+        self._files = {c: f for c, f in self._files.items() if c in held or c in self._descriptors}
+        return DeviceLedger(self.fences.record, tuple(owners), runs(held), views)
 
     def measured_free(self) -> int:
         """Bytes that engines may still take, as far as the driver can tell: never more than the ledger says."""
@@ -123,7 +194,10 @@ class Device:
                 self._complain(error)
                 await asyncio.sleep(CREATE_PAUSE)
                 continue
-            self._descriptors[self.pool.grow()] = descriptor
+            chunk = self.pool.grow()
+            self._descriptors[chunk] = descriptor
+            if (named := identify(descriptor)) is not None:
+                self._files[chunk] = named[0]
             if self.fences.agreed:
                 self._changed()
             if time.monotonic() - said > _PROGRESS_EVERY:

@@ -105,6 +105,10 @@ class Engines:
         for member in gone:
             self._bury(member)
 
+    def skip(self, numbers: Iterable[int]) -> None:
+        """These numbers name processes that are dead and yet not forgotten: no other gets them."""
+        self._numbers = itertools.count(max((next(self._numbers), *(number + 1 for number in numbers))))
+
     def known(self, process: Process, holder: Holder) -> Member | None:
         """The member that this process is already."""
         for member in self._members.values():

@@ -11,12 +11,9 @@ import asyncio
 import logging
 import os
 import secrets
-from collections.abc import Mapping
 from contextlib import aclosing
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-
-import msgspec
 
 from coordinator.core import model
 from coordinator.errors import SchemaError, StoreError
@@ -27,14 +24,18 @@ from coordinator.store.epoch import ensure_epoch
 from coordinator.store.follow import follow
 from native.connections import Server
 from native.daemon.bell import Bell
+from native.daemon.clearing import Clearing
 from native.daemon.device import Device
 from native.daemon.engines import Engines, Member
+from native.daemon.facts import facts
 from native.daemon.keeper import Keeper
 from native.daemon.masters import Masters
+from native.daemon.notices import Notices
 from native.daemon.options import Options
 from native.daemon.publisher import Publisher
 from native.daemon.session import EngineSession
 from native.daemon.view import Engine, NodeView
+from native.daemon.views import Views
 from native.fences import Holder, Open
 from native.journal import DeviceLedger, Journal, JournalError, Ledger
 from native.pool import Owner
@@ -60,7 +61,9 @@ class Node:
         self.bell = Bell()
         self.view = NodeView(options.node, [device.id for device in options.devices])
         self.engines = Engines(self._on_death)
-        self.masters = Masters(options.host_ram, lambda: self.view.digests, options.pages)
+        self.masters = Masters(options.host_ram, lambda: self.view.digests, options.pages, self._resident)
+        self.views = Views()
+        self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)
         self._store = store
         self._publisher = Publisher(store, options.lease_ttl)
@@ -69,11 +72,14 @@ class Node:
         self._to_revoke: asyncio.Queue[Engine] = asyncio.Queue()
         self._drawn: dict[str, model.Device | None] = {}
         self._shown: dict[str, model.Device | None] = {}
+        self._remains: dict[int, Member] = {}
+        """The dead whose pages others may still have mapped (views)."""
         ledger = _load(journal, options)
-        self._generation = ledger.generation + 1
+        self.generation = ledger.generation + 1
+        self.notices = Notices(self.generation)
         self.devices = {
             option.id: Device(
-                option, ledger.devices.get(option.id, DeviceLedger()), self._generation, self.settle, options.pages
+                option, ledger.devices.get(option.id, DeviceLedger()), self.generation, self.settle, options.pages
             )
             for option in options.devices
         }
@@ -101,6 +107,7 @@ class Node:
                     self._revoke,
                     self._tick,
                     self._sample,
+                    self.clearing.run,
                 ):
                     group.create_task(work(), name=work.__qualname__)
         finally:
@@ -122,37 +129,35 @@ class Node:
 
     def facts(self) -> str:
         """What the daemon knows, as JSON, for people and tests."""
-        devices = {name: self._facts_of(device) for name, device in self.devices.items()}
-        members = [
-            {"engine": m.holder.engine, "nonce": m.holder.nonce, "role": m.role, "rank": m.rank, "pid": m.identity.pid}
-            for m in self.engines
-        ]
-        facts = {
-            "node": self.name,
-            "version": self.version,
-            "pid": os.getpid(),
-            "view": {"listed": self.view.listed, "revision": self.view.revision, "epoch": self.view.epoch},
-            "devices": devices,
-            "processes": members,
-            "masters": self.masters.digests,
-            "host_ram": msgspec.to_builtins(self._host_ram()),
-        }
-        return msgspec.json.encode(facts).decode()
-
-    def _facts_of(self, device: Device) -> Mapping[str, object]:
-        shown = msgspec.to_builtins(self._state(device))
-        pool = {"free": device.pool.free, "charged": device.pool.charged, "missing": device.pool.debt}
-        fences = {"agreed": device.fences.agreed, "regressed": device.fences.regressed}
-        return {**shown, "pool": pool, "fences": fences, "drift": device.drift(), "backing": device.driver.backing}
+        return facts(self)
 
     def _living(self, device: Device, holder: Holder) -> bool:
         return self.engines.alive(holder) or device.pool.held_by(holder) > 0
 
+    def _resident(self, process: int) -> bool:
+        """Whether the process has pages with weights on some device."""
+        owners = [(device.pool, owner) for device in self.devices.values() for owner in device.pool.owners]
+        return any(pool.bytes_of(owner)[Kind.WEIGHTS] for pool, owner in owners if owner.process == process)
+
     def _on_death(self, member: Member) -> None:
-        for name, device in self.devices.items():
-            if back := device.release(member.owner):
-                log.info("device %s: %d MiB of %s are back", name, back >> 20, member)
         self.masters.forget(member.number)
+        self.notices.forget(member.number)
+        self.views.forget(member.number)
+        self.take_pages(member)
+
+    def take_pages(self, member: Member) -> None:
+        """The process is dead: its pages are back, but for those that others may still have mapped."""
+        keep = self.views.covered(member.number)
+        for name, device in self.devices.items():
+            if back := device.release(member.owner, keep):
+                log.info("device %s: %d MiB of %s are back", name, back >> 20, member)
+        if keep:
+            self._remains[member.number] = member
+            self.clearing.bury(member)
+        else:
+            self._remains.pop(member.number, None)
+            for view in self.views.of(member.number):
+                self.views.revoke(view)
         self.settle()
 
     def _revoke_leases_of_the_dead(self) -> None:
@@ -229,15 +234,16 @@ class Node:
 
     def _snapshot(self) -> Ledger:
         """The ledger as it is now; what it shows to etcd is drawn at the same moment."""
-        identities = {member.number: member.identity for member in self.engines}
+        identities = {member.number: member.identity for member in (*self.engines, *self._remains.values())}
         self._drawn = {
-            name: self._state(device) if device.fences.publishable else None for name, device in self.devices.items()
+            name: self.state(device) if device.fences.publishable else None for name, device in self.devices.items()
         }
         return Ledger(
             node=self.name,
-            generation=self._generation,
+            generation=self.generation,
             processes=tuple(member.known for member in self.engines),
-            devices={name: device.ledger(identities) for name, device in self.devices.items()},
+            devices={name: device.ledger(identities, self.views.kept(name)) for name, device in self.devices.items()},
+            host=self.masters.ledger(),
         )
 
     def _written(self, ledger: Ledger) -> None:
@@ -251,7 +257,7 @@ class Node:
         }
         self._publisher.want(values, urgent=urgent)
 
-    def _state(self, device: Device) -> model.Device:
+    def state(self, device: Device) -> model.Device:
         record = device.fences.record
         members = {member.number: member for member in self.engines}
         return model.Device(
@@ -262,25 +268,45 @@ class Node:
             closed=record.closed,
             open=None if record.open is None else _open(record.open),
             owners=tuple(_owner(device, owner, members.get(owner.process)) for owner in device.pool.owners),
-            host_ram=self._host_ram(),
+            host_ram=self.host_ram(),
             free_measured=device.measured_free(),
         )
 
-    def _host_ram(self) -> model.HostRam:
+    def host_ram(self) -> model.HostRam:
         return model.HostRam(total=self.masters.total, masters=self.masters.bytes, saved_kv=self.masters.saved_kv)
 
     def _daemon(self) -> model.Daemon:
         return model.Daemon(socket=str(self._server.path), boot_id=boot_id(), pid=os.getpid(), version=self.version)
 
     def _recall(self, ledger: Ledger) -> None:
-        """PROTOCOL rule 11: who lives still holds what it held; the pages of the others are free."""
+        """PROTOCOL rule 11: who lives still holds what it held; the pages of the others are free, but for those that
+        somebody who lives may have mapped."""
         self.engines.restore(ledger.processes)
         alive = {member.number for member in self.engines}
+        self.masters.recall(ledger.host, alive)
         for name, device in self.devices.items():
-            for held in ledger.devices.get(name, DeviceLedger()).owners:
+            kept = ledger.devices.get(name, DeviceLedger())
+            for view in kept.views:
+                self.views.recall(name, view, alive)
+            for held in kept.owners:
+                owner, covered = Owner(held.holder, held.process), self.views.covered(held.process)
                 if held.process in alive:
-                    device.adopt(Owner(held.holder, held.process), held.extents)
+                    device.adopt(owner, held.extents)
                     log.info("device %s: %s still holds %d MiB", name, held.holder, held.bytes >> 20)
+                elif covered:
+                    device.adopt(owner, held.extents)
+                    device.release(owner, covered)
+                    self._remains[held.process] = Member(held.process, held.holder, "worker", 0, held.identity, None)
+        for member in self._remains.values():
+            self.clearing.bury(member)
+        self.engines.skip(self._remains)
+        self._call_in_views()
+
+    def _call_in_views(self) -> None:
+        """Views of an earlier life are revoked: their owners offer them again."""
+        for view in self.views:
+            for process in self.views.revoke(view):
+                self.notices.let_go(process, view.id)
 
 
 def _open(opened: Open) -> model.Open:

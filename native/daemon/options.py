@@ -38,6 +38,8 @@ class Options(msgspec.Struct, frozen=True):
     lease_ttl: int = 5
     hello_timeout: float = 10.0
     """Seconds until an engine that says hello must stand in etcd with that nonce."""
+    view_grace: float = 5.0
+    """Seconds that whoever has a view open has to let go, where its owner unmaps or is dead."""
     pages: str = "auto"
     """Where host pages come from, as `native.open_driver` takes it."""
 
@@ -58,6 +60,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         host_ram=got.host_ram,
         lease_ttl=got.lease_ttl,
         hello_timeout=got.hello_timeout,
+        view_grace=got.view_grace,
         pages="auto" if got.pages is None else str(got.pages.absolute()),
     )
 
@@ -99,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         help="how long an engine that connects may take to show in etcd (10)",
+    )
+    parser.add_argument(
+        "--view-grace",
+        default=5.0,
+        type=float,
+        metavar="SECONDS",
+        help="how long a process may take to let go of viewed pages that change hands (5); then it is killed",
     )
     return parser
 

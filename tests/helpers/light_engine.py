@@ -221,10 +221,16 @@ class Memory:
         return self._report(digest=await asyncio.to_thread(self.hands.seal))
 
     async def offload(self) -> tuple[Any, ...]:
+        from engine_patch.memory import denied
+        from native.client import DaemonRefused
+
         await self._held("offload")
         keep = [(self.kv_at, 4096)]
-        saved, steps = await asyncio.to_thread(self.hands.offload, keep)
-        return self._report(kv_saved=saved, steps=steps)
+        try:
+            saved, steps = await asyncio.to_thread(self.hands.offload, keep)
+        except DaemonRefused as refused:
+            return self._report(denied=str(refused)) if denied(refused) else self._report(error=str(refused))
+        return self._report(kv_saved=saved, d2h=self.hands.copied_out, steps=steps)
 
     async def restore(self) -> tuple[Any, ...]:
         from engine_patch.memory import MemoryFault, denied

@@ -154,7 +154,10 @@ class _Hands:
         self.whom = whom
         self.client = Client(*whom)
         self.mapped: dict[int, mmap.mmap] = {}
+        self.viewed: dict[int, list[mmap.mmap]] = {}
         self.master: int | None = None
+        self.listener: Any = None
+        self.asked: list[object] = []
 
     def hello(self) -> dict[str, int]:
         return self.client.connect().chunk
@@ -163,8 +166,9 @@ class _Hands:
         """Hang up, and go on with a new connection."""
         from native.client import Client
 
+        kept = self.client.kept
         self.client.close()
-        self.client = Client(*self.whom)
+        self.client = Client(*self.whom, kept=kept)
         self.client.connect()
 
     def map_and_hang_up(self, device: str, times: int) -> None:
@@ -200,7 +204,7 @@ class _Hands:
         chunks = self.client.map(device, Kind(kind), count)
         for chunk in chunks:
             self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size)
-            os.close(chunk.fd)
+            self.client.kept.put_chunk(device, chunk.id, chunk.fd)
             self.mapped[chunk.id][:] = bytes([fill]) * chunk.size
         return [chunk.id for chunk in chunks]
 
@@ -208,6 +212,7 @@ class _Hands:
         for chunk in chunks:
             if chunk in self.mapped:
                 self.mapped.pop(chunk).close()
+        self.client.kept.drop_chunks(device, chunks)
         self.client.unmap(device, chunks)
 
     def fills(self) -> dict[int, int | None]:
@@ -240,6 +245,92 @@ class _Hands:
         finally:
             os.close(descriptor)
         raise RuntimeError("a sealed master could be written to")
+
+    def keep_master(self, digest: str) -> None:
+        """Open it, and hand it back to a restarted daemon."""
+        opened = self.client.open_master(digest)
+        assert opened is not None
+        self.client.kept.put_master(digest, opened[0])
+
+    def keep_instead(self, device: str, chunk: int, path: str, size: int) -> None:
+        """Hand a file back that is not the chunk."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        os.truncate(descriptor, size)
+        self.client.kept.put_chunk(device, chunk, descriptor)
+
+    def swap_kept(self, device: str, one: int, other: int) -> None:
+        """Hand each of two chunks back as the other."""
+        held = self.client.kept._chunks[device]
+        held[one], held[other] = held[other], held[one]
+
+    def hand_back_again(self, device: str) -> None:
+        """To a daemon that misses nothing; and descriptors beside calls that take none."""
+        from native.kept import Kept
+
+        kept, real = Kept(), self.client.kept
+        kept._generation, kept._chunks, kept._masters = 1, real._chunks, real._masters
+        sibling = self.client.sibling()
+        sibling.kept = kept
+        sibling.connect()
+        sibling.close()
+
+    def seal_and_keep_writing(self, digest: str) -> None:
+        self.client.seal_master(digest)
+
+    def release_master(self, digest: str) -> None:
+        self.client.kept.drop_master(digest)
+        self.client.release_master(digest)
+
+    def listen(self, obedient: bool) -> None:
+        """Hear what the daemon asks; do it, or only note it."""
+        from native.listener import Listener
+
+        def let_go(view: int) -> None:
+            self.asked.append(view)
+            if obedient:
+                self.close_view(view)
+
+        def spare(digest: str) -> None:
+            self.asked.append(digest)
+            if obedient:
+                self.release_master(digest)
+
+        self.listener = Listener(self.client, let_go, spare)
+        self.listener.start()
+
+    def heard(self) -> list[object]:
+        return self.asked
+
+    def offer_view(self, device: str, chunks: list[int], to: str) -> int:
+        return self.client.offer_view(device, chunks, to)
+
+    def open_view(self, view: int) -> dict[int, int | None]:
+        """The byte each of its chunks is filled with; raises RuntimeError where it could be mapped to write."""
+        opened = self.client.open_view(view)
+        self.viewed[view] = []
+        for chunk in opened.chunks:
+            try:
+                mmap.mmap(chunk.fd, chunk.size)
+                raise RuntimeError("a view could be written to")
+            except PermissionError:
+                self.viewed[view].append(mmap.mmap(chunk.fd, chunk.size, prot=mmap.PROT_READ))
+            os.close(chunk.fd)
+        return self.seen(view)
+
+    def open_view_anew(self, view: int) -> None:
+        """Beside what this process has mapped of it already."""
+        self.client.open_view(view)
+
+    def seen(self, view: int) -> dict[int, int | None]:
+        return {number: _fill(content) for number, content in enumerate(self.viewed[view])}
+
+    def close_view(self, view: int) -> None:
+        for content in self.viewed.pop(view, []):
+            content.close()
+        self.client.close_view(view)
+
+    def revoke_view(self, view: int, timeout_s: float) -> None:
+        self.client.revoke_view(view, timeout_s)
 
     def report_host(self, saved_kv: int) -> None:
         self.client.report_host(saved_kv)

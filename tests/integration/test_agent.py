@@ -17,8 +17,8 @@ from coordinator.store.base import Delete
 from coordinator.store.epoch import ensure_epoch
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
-from tests.helpers.lab import Lab, at
-from tests.helpers.light_engine import LightEngine
+from tests.helpers.lab import at
+from tests.helpers.light_lab import LightLab
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +29,6 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
 
 _numbers = itertools.count()
 CAPACITY = "64MiB"
-
-
-class LightLab(Lab):
-    """With engines started into it."""
-
-    async def start(self, name: str = "", **options: object) -> LightEngine:
-        name = name or f"light-{next(_numbers)}"
-        return await LightEngine.start(self.folder, self.etcd.url, name, node=self.daemon.node, **options)  # type: ignore[arg-type]
-
-    async def bring_up(self, name: str = "", **options: object) -> LightEngine:
-        engine = await self.start(name, **options)
-        await self.order(engine, Order.RESTORE)
-        await self.spec(engine, lambda spec: spec.measured)
-        return engine
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Scripted:
         self._handle = handle
         self.ended = asyncio.Event()
 
-    async def handle(self, request: protocol.Request) -> Answer:
+    async def handle(self, request: protocol.Request, beside: Sequence[int] = ()) -> Answer:
         if isinstance(request, Hello):
             return Answer(Welcome("test", {}))
         return await self._handle(request)

@@ -17,7 +17,7 @@ from coordinator.core.model import Order
 from coordinator.store import keys
 from coordinator.store.memory import MemoryEtcd
 from native import protocol
-from native.daemon import keeper, publisher, session
+from native.daemon import calls, keeper, publisher
 from native.daemon.node import Node
 from native.daemon.options import DeviceOption, Options
 from native.daemon.session import EngineSession
@@ -152,7 +152,7 @@ async def test_leave_does_not_wait_for_etcd(tmp_path: Path) -> None:
 async def test_what_cannot_be_persisted_is_refused_and_not_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "PERSIST_TIMEOUT", 0.2)
+    monkeypatch.setattr(calls, "PERSIST_TIMEOUT", 0.2)
     monkeypatch.setattr(keeper, "RETRY_PAUSE", 0.01)
     async with place(tmp_path) as at:
         fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
@@ -241,5 +241,5 @@ async def test_facts_are_told(tmp_path: Path) -> None:
         reply = (await at.worker.handle(protocol.Stats())).reply
         assert isinstance(reply, protocol.Facts)
         facts = json.loads(reply.json)
-        assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0}
+        assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0, "foreign": 0}
         assert [one["pid"] for one in facts["processes"]] == [at.process.pid]
