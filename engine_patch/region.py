@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 
 from native._native import Arena, Driver, DriverError
@@ -51,18 +50,20 @@ class Region:
             DaemonUnavailable: the daemon is away or silent.
             DriverError: the driver could not map.
         """
-        chunks = self._client.map(self._device, self.kind, len(indices), timeout_s)
+        share_id = self._driver.share_id() if self._driver.sharing == "handle" else 0
+        chunks = self._client.map(self._device, self.kind, len(indices), timeout_s, share_id=share_id)
         handles: list[int] = []
         try:
-            handles.extend(self._driver.import_handle(chunk.fd, chunk.size) for chunk in chunks)
+            handles.extend(self._driver.import_handle(chunk.shareable, chunk.size) for chunk in chunks)
             self._driver.map_many([(self._address(i), h) for i, h in zip(indices, handles, strict=True)])
         except DriverError:
             for chunk in chunks:
-                os.close(chunk.fd)
+                chunk.close()
             self._give_back(chunks, handles, timeout_s)
             raise
         for chunk in chunks:
-            self._client.kept.put_chunk(self._device, chunk.id, chunk.fd)
+            if chunk.fd >= 0:
+                self._client.kept.put_chunk(self._device, chunk.id, chunk.fd)
         self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
 
     def drop(self, indices: Iterable[int], timeout_s: float) -> None:

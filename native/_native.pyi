@@ -155,6 +155,43 @@ def open_driver(name: str, device: int = 0, limit: int = 0, backing: str = "auto
         DriverError: unknown name, or what it needs is not there.
     """
 
+@final
+class OrderedCopy:
+    """A long copy between host and device in the order of the entries, with progress: on the host by threads of this
+    process, on a device by a stream of its own. Started at once; dropping it cancels it.
+
+    Both sides must stay until it is done. On a device progress is counted in steps of at least 32 MiB.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        entries: Sequence[tuple[int, int, int]],
+        kind: str,
+        threads: int = 1,
+        cpus: Sequence[int] = (),
+    ) -> None:
+        """`entries` and `kind` as for `Driver.copy_async`; `threads` and `cpus` as for `copy`, on the host only."""
+    def wait(self, entries: int | None = None, timeout_s: float = 3600.0) -> bool:
+        """Wait until the first `entries` entries (None: all) are whole; False when time is up or it was cancelled."""
+    def cancel(self) -> None:
+        """Return when nothing is copied any more. What a device was given already it still does."""
+    @property
+    def done(self) -> bool:
+        """All entries are whole."""
+    @property
+    def cancelled(self) -> bool: ...
+    @property
+    def entries_done(self) -> int:
+        """So many entries, counted from the first without a gap, are whole."""
+    @property
+    def bytes_done(self) -> int: ...
+    @property
+    def bytes_total(self) -> int: ...
+    @property
+    def seconds(self) -> float:
+        """From the start until the last byte, or until now; on a device by its own clock."""
+
 def layouts() -> dict[str, int]:
     """Sizes, offsets and values of the vendors' structures and enumerations as declared here, for comparing them with
     the vendors' headers: `"CUmemAllocationProp": 32`, `"CUmemAllocationProp.location": 8`, `"ACL_HBM_MEM_HUGE": 4`."""
@@ -290,6 +327,17 @@ class Arena:
         """Bytes that the hook had to take from libc because nothing here fitted (a sum, never going down)."""
     @property
     def spilled_blocks(self) -> int: ...
+
+def serve_device(device: int, arena: Arena | None) -> None:
+    """`vnpu_malloc(size, device, stream)` of this module takes from `arena` from now on; None: it returns null.
+
+    `vnpu_malloc` and `vnpu_free` are C functions for torch's pluggable allocators (`CUDAPluggableAllocator(path,
+    "vnpu_malloc", "vnpu_free")`, `NPUPluggableAllocator` the same), with `path` that of this module. An arena that was
+    served once is known for the life of the process, so that a free finds its blocks.
+
+    Raises:
+        ValueError: the device is not 0 to 63.
+    """
 
 def install_hook() -> int:
     """Redirect `posix_memalign` and `free` of libc10, libtorch_cpu and vLLM's `_C*` that are loaded now.

@@ -54,11 +54,24 @@ class DaemonUnavailable(DaemonError):
 
 
 class Chunk(msgspec.Struct, frozen=True):
-    """A chunk of device memory that was mapped to this process: `fd` (the caller's to close) and `size` in bytes."""
+    """A chunk of device memory that was mapped to this process: `fd` (the caller's to close) and `size` in bytes.
+
+    Where the driver shares by handle, `fd` is -1 and `handle` the 64-bit number."""
 
     id: int
     fd: int
     size: int
+    handle: int = 0
+
+    @property
+    def shareable(self) -> int:
+        """What `Driver.import_handle` takes."""
+        return self.handle if self.fd < 0 else self.fd
+
+    def close(self) -> None:
+        """Close the descriptor, where there is one."""
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class View(msgspec.Struct, frozen=True):
@@ -181,8 +194,11 @@ class Client:
             lambda left: protocol.AwaitOpen(device=device, timeout_s=left), protocol.Opened, timeout_s
         )
 
-    def map(self, device: str, kind: Kind, count: int, timeout_s: float | None = None) -> tuple[Chunk, ...]:
-        """PROTOCOL rule 7: `count` chunks with a descriptor each, all or none. Import and close each descriptor.
+    def map(
+        self, device: str, kind: Kind, count: int, timeout_s: float | None = None, *, share_id: int = 0
+    ) -> tuple[Chunk, ...]:
+        """PROTOCOL rule 7: `count` chunks with a descriptor each, all or none. Import and close each. `share_id` is the
+        driver's, where it shares by handle.
 
         Raises:
             DaemonRefused: NOT_OPEN, NO_SPACE (grant or capacity), TIMEOUT (still being populated).
@@ -192,10 +208,10 @@ class Client:
         chunks: list[Chunk] = []
         try:
             while len(chunks) < count:
-                chunks += self._map_some(device, kind, min(MAX_FDS, count - len(chunks)), deadline)
+                chunks += self._map_some(device, kind, min(MAX_FDS, count - len(chunks)), share_id, deadline)
         except DaemonError:
             for chunk in chunks:
-                os.close(chunk.fd)
+                chunk.close()
             if chunks:
                 self.unmap(device, [chunk.id for chunk in chunks])
             raise
@@ -327,16 +343,19 @@ class Client:
         """What the daemon knows, as JSON text, for people and tests."""
         return self._ask(protocol.Stats(), protocol.Facts, timeout_s).json
 
-    def _map_some(self, device: str, kind: Kind, count: int, deadline: float) -> list[Chunk]:
+    def _map_some(self, device: str, kind: Kind, count: int, share_id: int, deadline: float) -> list[Chunk]:
         ticket = secrets.randbits(62) + 1
 
         def ask(left: float) -> protocol.Request:
-            return protocol.Map(device=device, kind=kind, count=count, ticket=ticket, timeout_s=left)
+            return protocol.Map(device, kind, count, ticket, left, share_id)
 
         reply, descriptors = self._call(ask, protocol.Mapped, deadline)
-        if len(descriptors) != len(reply.chunks):
+        if sorted((len(descriptors), len(reply.handles))) != [0, len(reply.chunks)]:
             close_all(descriptors)
-            raise DaemonError(f"{len(reply.chunks)} chunks came with {len(descriptors)} descriptors")
+            came = f"{len(descriptors)} descriptors and {len(reply.handles)} handles"
+            raise DaemonError(f"{len(reply.chunks)} chunks came with {came}")
+        if reply.handles:
+            return [Chunk(id, -1, reply.chunk, handle) for id, handle in zip(reply.chunks, reply.handles, strict=True)]
         return [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
 
     def _descriptor(self, request: protocol.Request, timeout_s: float | None) -> tuple[int, int]:

@@ -22,6 +22,7 @@ Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=3600)]
 Size = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 ChunkId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+ShareId = Annotated[int, msgspec.Meta(ge=0, le=(1 << 31) - 1)]
 ViewId = Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
 
 
@@ -66,7 +67,9 @@ class AwaitOpen(msgspec.Struct, frozen=True, tag=True):
 
 
 class Map(msgspec.Struct, frozen=True, tag=True):
-    """PROTOCOL rule 7: `count` (1..MAX_FDS) populated chunks of `kind`, one descriptor each beside the reply.
+    """PROTOCOL rule 7: `count` (1..MAX_FDS) populated chunks of `kind`, one descriptor each beside the reply, or one
+    64-bit handle each in it, where the device's driver shares by handle. Then `share_id` says which process may import
+    them (`Driver.share_id`).
 
     `ticket` is drawn at random for each call; the same one again says that its answer was lost, and takes back what
     that answer held. Waits at most `timeout_s` for chunks that are still being populated."""
@@ -76,6 +79,7 @@ class Map(msgspec.Struct, frozen=True, tag=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_FDS)]
     ticket: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
     timeout_s: Timeout
+    share_id: ShareId = 0
 
 
 class Unmap(msgspec.Struct, frozen=True, tag=True):
@@ -219,10 +223,12 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 
 class Mapped(msgspec.Struct, frozen=True, tag=True):
-    """Answer to `Map`: ids of the chunks, in the order of the descriptors beside the frame; `chunk` bytes each."""
+    """Answer to `Map`: ids of the chunks, in the order of the descriptors beside the frame or, where none are there, of
+    `handles`; `chunk` bytes each."""
 
     chunks: tuple[int, ...]
     chunk: int
+    handles: tuple[int, ...] = ()
 
 
 class Master(msgspec.Struct, frozen=True, tag=True):

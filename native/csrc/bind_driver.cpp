@@ -8,6 +8,9 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
+#include <optional>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
@@ -89,6 +92,52 @@ void copy_async(Driver& driver, Stream stream, const Entries& entries, std::stri
 template <auto verb, class... Arguments>
 auto on_streams(Driver& driver, Arguments... arguments) {
     return (driver.streams().*verb)(arguments...);
+}
+
+// Ends without the GIL: it waits for what is under way.
+class BoundCopy {
+   public:
+    BoundCopy(Driver& driver, const Entries& entries, std::string_view kind, int threads, std::vector<int> cpus)
+        : copy_(driver.start_copy(copy_entries(entries), copy_kind(kind), {threads, std::move(cpus), ""})) {}
+    BoundCopy(const BoundCopy&) = delete;
+    BoundCopy& operator=(const BoundCopy&) = delete;
+    ~BoundCopy() {
+        const nb::gil_scoped_release released;
+        copy_.reset();
+    }
+
+    bool wait(std::optional<std::size_t> entries, double timeout_s) {
+        const std::size_t total = copy_->entries_total();
+        if (entries.value_or(total) > total) {
+            throw std::invalid_argument("the copy has only " + std::to_string(total) + " entries");
+        }
+        return copy_->wait(entries.value_or(total), timeout_s);
+    }
+
+    OrderedCopy& copy() { return *copy_; }
+
+   private:
+    std::unique_ptr<OrderedCopy> copy_;
+};
+
+template <auto property>
+auto of_copy(BoundCopy& bound) {
+    return (bound.copy().*property)();
+}
+
+void bind_ordered_copy(nb::module_& module) {
+    nb::class_<BoundCopy>(module, "OrderedCopy", "A copy by a driver, in order; started at once.")
+        .def(nb::init<Driver&, const Entries&, std::string_view, int, std::vector<int>>(), "driver"_a, "entries"_a,
+             "kind"_a, "threads"_a = 1, "cpus"_a = std::vector<int>{}, nb::keep_alive<1, 2>(), NoGil())
+        .def("wait", &BoundCopy::wait, "entries"_a = nb::none(), "timeout_s"_a = 3600.0, NoGil(),
+             "Wait until the first `entries` entries are whole; False when time is up or it was cancelled.")
+        .def("cancel", &of_copy<&OrderedCopy::cancel>, NoGil(), "Return when nothing is copied any more.")
+        .def_prop_ro("done", &of_copy<&OrderedCopy::done>)
+        .def_prop_ro("cancelled", &of_copy<&OrderedCopy::cancelled>)
+        .def_prop_ro("entries_done", &of_copy<&OrderedCopy::entries_done>)
+        .def_prop_ro("bytes_done", &of_copy<&OrderedCopy::bytes_done>)
+        .def_prop_ro("bytes_total", &of_copy<&OrderedCopy::bytes_total>)
+        .def_prop_ro("seconds", &of_copy<&OrderedCopy::seconds>);
 }
 
 void bind_stats(nb::module_& module) {
@@ -177,6 +226,7 @@ void bind_driver(nb::module_& module) {
     bind_sharing(driver);
     bind_mapping(driver);
     bind_streams(driver);
+    bind_ordered_copy(module);
     module.def("open_driver", &opened, "name"_a, "device"_a = 0, "limit"_a = 0, "backing"_a = "auto",
                "library"_a = "", nb::rv_policy::take_ownership, NoGil(), "Open a driver by name; raises DriverError.");
     module.def(

@@ -18,6 +18,7 @@
 #include "arena.h"
 #include "bindings.h"
 #include "copy.h"
+#include "device_allocator.h"
 #include "digest.h"
 #include "hook.h"
 #include "kernels.h"
@@ -220,7 +221,13 @@ void activate(const BoundArena* bound, std::size_t min_block) {
     vnpu::activate(bound != nullptr ? bound->arena : nullptr, min_block);
 }
 
+void serve_device(int device, const BoundArena* bound) {
+    vnpu::serve_device(device, bound != nullptr ? bound->arena : nullptr);
+}
+
 void bind_hook(nb::module_& module) {
+    module.def("serve_device", &serve_device, "device"_a, "arena"_a.none(),
+               "`vnpu_malloc` for `device` takes from `arena` from now on; None: it has nothing.");
     module.def("install_hook", &vnpu::install_hook, "Redirect the libraries loaded now; number of redirected slots.");
     module.def("hooked_libraries", &hooked_libraries, "Path and number of redirected slots of each library.");
     module.def("activate", &activate, "arena"_a.none(), "min_block"_a = 65536,

@@ -8,8 +8,10 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "error.h"
+#include "ordered_copy.h"
 #include "streams.h"
 
 namespace vnpu {
@@ -89,6 +91,9 @@ class Driver {
 
     // Copies in order, and points in that order.
     virtual Streams& streams() = 0;
+    // A long copy with progress. `options` are for drivers that copy by threads of this process.
+    virtual std::unique_ptr<OrderedCopy> start_copy(std::vector<CopyEntry> entries, CopyKind kind,
+                                                    const CopyOptions& options) = 0;
 
     // What `create` may still take.
     virtual std::size_t free_bytes() const = 0;

@@ -62,6 +62,8 @@ class HostDriver final : public Driver {
     void register_host(Address base, std::size_t size) override;
     void unregister_host(Address base) override;
     Streams& streams() override { return *streams_; }
+    std::unique_ptr<OrderedCopy> start_copy(std::vector<CopyEntry> entries, CopyKind kind,
+                                            const CopyOptions& options) override;
     std::size_t free_bytes() const override;
     DriverStats stats() const override;
 
@@ -321,6 +323,15 @@ void HostDriver::unregister_host(Address base) {
     const std::lock_guard lock(mutex_);
     pinned_.find("unregister_host", base, Pinning::registered);
     pinned_.remove(base);
+}
+
+std::unique_ptr<OrderedCopy> HostDriver::start_copy(std::vector<CopyEntry> entries, CopyKind kind,
+                                                    const CopyOptions& options) {
+    {
+        const std::lock_guard lock(mutex_);
+        check_copy(book_, entries, kind);
+    }
+    return copy_by_threads(std::move(entries), options);
 }
 
 std::size_t HostDriver::free_bytes() const {

@@ -46,6 +46,10 @@ class VendorDriver final : public Driver {
     void register_host(Address base, std::size_t size) override;
     void unregister_host(Address base) override;
     Streams& streams() override { return streams_; }
+    std::unique_ptr<OrderedCopy> start_copy(std::vector<CopyEntry> entries, CopyKind kind,
+                                            const CopyOptions&) override {
+        return copy_by_stream(streams_, std::move(entries), kind);
+    }
     std::size_t free_bytes() const override;
     DriverStats stats() const override;
 

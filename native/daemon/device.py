@@ -72,6 +72,8 @@ class Device:
         self._descriptors: dict[int, int] = {}
         self._files = files(ledger.files)
         """Of every chunk that has a descriptor here, and of those that are missed since a restart."""
+        self._numbers: dict[int, tuple[int, int]] = {}
+        """Of a driver that shares by number instead: the driver's own handle and the number, by chunk."""
         self._coming = 0
         """Bytes that are being created: the driver has them no more, the pool not yet."""
         index = int(option.id) if option.id.isdecimal() else 0
@@ -150,6 +152,22 @@ class Device:
         """One for each chunk, to be sent; they stay the daemon's."""
         return tuple(self._descriptors[chunk] for chunk in chunks)
 
+    async def permit(self, chunks: tuple[int, ...], share_id: int) -> tuple[int, ...]:
+        """Of a driver that shares by number: that of each chunk, which the process `share_id` may import from now on.
+        Else nothing.
+
+        Raises:
+            DriverError: the driver refused.
+        """
+        if self.driver.sharing != "handle":
+            return ()
+        await asyncio.to_thread(self._permit, chunks, share_id)
+        return tuple(self._numbers[chunk][1] for chunk in chunks)
+
+    def _permit(self, chunks: tuple[int, ...], share_id: int) -> None:
+        for chunk in chunks:
+            self.driver.permit(self._numbers[chunk][0], (share_id,))
+
     def ledger(self, identities: Mapping[int, Identity], views: tuple[KeptView, ...] = ()) -> DeviceLedger:
         """What is to be persisted of this device; `identities` by process number."""
         owners = (
@@ -189,26 +207,31 @@ class Device:
         began = said = time.monotonic()
         while self.pool.debt:
             try:
-                descriptor = await self._create()
+                handle, shareable = await self._create()
             except DriverError as error:
                 self._complain(error)
                 await asyncio.sleep(CREATE_PAUSE)
                 continue
-            chunk = self.pool.grow()
-            self._descriptors[chunk] = descriptor
-            if (named := identify(descriptor)) is not None:
-                self._files[chunk] = named[0]
+            self._keep(self.pool.grow(), handle, shareable)
             if self.fences.agreed:
                 self._changed()
             if time.monotonic() - said > _PROGRESS_EVERY:
                 said = time.monotonic()
                 self._tell(began, said)
 
-    async def _create(self) -> int:
+    def _keep(self, chunk: int, handle: int, shareable: int) -> None:
+        if self.driver.sharing == "handle":
+            self._numbers[chunk] = (handle, shareable)
+        else:
+            self._descriptors[chunk] = shareable
+            if (named := identify(shareable)) is not None:
+                self._files[chunk] = named[0]
+
+    async def _create(self) -> tuple[int, int]:
         self._coming = self.pool.chunk
         try:
             handle = await asyncio.to_thread(self.driver.create, self.pool.chunk)
-            return self.driver.export_handle(handle)
+            return handle, self.driver.export_handle(handle)
         finally:
             self._coming = 0
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from native import protocol
+from native._native import DriverError
 from native.connections import Answer
 from native.daemon.calls import Calls, Denied
 from native.daemon.clearing import Stuck
@@ -172,10 +173,15 @@ class EngineSession(Calls):
         self.node.settle()
         try:
             await self.durable()
+            handles = await device.permit(chunks, request.share_id)
+        except DriverError as error:
+            undo()
+            raise Denied(Code.FAILED, str(error)) from error
         except BaseException:
             undo()
             raise
-        return Answer(protocol.Mapped(chunks, device.pool.chunk), device.descriptors(chunks), unsent=undo)
+        mapped = protocol.Mapped(chunks, device.pool.chunk, handles)
+        return Answer(mapped, () if handles else device.descriptors(chunks), unsent=undo)
 
     async def _unmap(self, request: protocol.Unmap) -> Answer:
         owner, device = self._caller("worker").owner, self.device(request.device)

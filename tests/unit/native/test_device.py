@@ -28,6 +28,7 @@ class Double:
 
     name = backing = "double"
     huge = True
+    sharing = "descriptor"
 
     def __init__(self, room: int) -> None:
         self.room = room
