@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import msgspec
 
 from coordinator.core.events import Event, LeadershipGained, LeadershipLost
-from coordinator.core.model import Coordinator, Demand, Heartbeat
+from coordinator.core.model import Coordinator, Demand, Heartbeat, ModelId, Refusal
 from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreError, StoreUnavailable
 from coordinator.store import keys
 from coordinator.store.base import Compare, Delete, Op, Put, Store, TxnResult
@@ -25,8 +25,8 @@ from coordinator.store.session import TTL_S, Session, open_session
 log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
-DEMAND_EVERY_S = 0.2
-"""The first request that waits is published at once, then at most that often."""
+SPACING_S = 0.2
+"""The first request that waits, or is refused, is published at once, then at most that often."""
 RETRY_S = 0.5
 RESIGN_S = 2.0
 OPS_PER_TXN = 100
@@ -34,7 +34,8 @@ OPS_PER_TXN = 100
 
 class Member:
     """`post` puts an event into the inbox; `caught_up(revision)` returns when the inbox holds everything up to it;
-    `demand` is what waits at this process's gateway. `identity` says who we are and where."""
+    `demand` is what waits at this process's gateway, `notices` what a leader tells the gateways of others. `identity`
+    says who we are and where."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class Member:
         post: Callable[[Event], None],
         caught_up: Callable[[int], Awaitable[None]],
         demand: Callable[[], Mapping[str, int]],
+        notices: Callable[[], Mapping[ModelId, Refusal]],
         *,
         ttl: int = TTL_S,
     ) -> None:
@@ -51,9 +53,11 @@ class Member:
         self._post = post
         self._caught_up = caught_up
         self._demand = demand
+        self._notices = notices
         self._ttl = ttl
         self._session: Session | None = None
         self._demand_moved = asyncio.Event()
+        self._notices_moved = asyncio.Event()
         self._epoch_missing = asyncio.Event()
         self.leading = False
 
@@ -65,6 +69,10 @@ class Member:
     def demand_moved(self) -> None:
         """What waits at the gateway has changed."""
         self._demand_moved.set()
+
+    def notices_moved(self) -> None:
+        """What the gateways of others are to be told has changed."""
+        self._notices_moved.set()
 
     def epoch_missing(self) -> None:
         """The epoch's key is gone: whoever leads puts a new one."""
@@ -89,7 +97,8 @@ class Member:
     async def _live(self, session: Session) -> None:
         """Until the session or the leadership is lost. Raises `StoreError`s, in a group."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._publish_demand(session), name="demand")
+            demand = self._keep_standing(session, self._demand_keys, self._demand_moved, [])
+            tasks.create_task(demand, name="demand")
             await self._announce(session, leading=False)
             await self._run_for_office(session)
 
@@ -119,6 +128,8 @@ class Member:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._beat(session, mine), name="heartbeat")
                 tasks.create_task(self._keep_epoch(), name="epoch")
+                notices = self._keep_standing(session, self._notice_keys, self._notices_moved, [mine.holds()])
+                tasks.create_task(notices, name="notices")
         finally:
             if self.leading:
                 self.leading = False
@@ -165,23 +176,34 @@ class Member:
                 log.info("epoch %s", epoch.id)
                 return
 
-    async def _publish_demand(self, session: Session) -> None:
-        """What waits here, under our lease, for a leader elsewhere; a leader here hears it without etcd."""
-        published: dict[str, int] = {}
+    async def _keep_standing(
+        self,
+        session: Session,
+        wanted: Callable[[], Mapping[str, bytes]],
+        moved: asyncio.Event,
+        proof: Sequence[Compare],
+    ) -> None:
+        """Exactly the keys that are `wanted`, under our lease. Raises `LeaseLost` where `proof` does not hold."""
+        published: dict[str, bytes] = {}
         while True:
-            wanted = {} if self.leading else {model: n for model, n in self._demand().items() if n}
-            ops = [self._demand_op(session, model, wanted.get(model, 0)) for model in _moved(published, wanted)]
+            moved.clear()
+            now = dict(wanted())
+            ops = [_op(key, now.get(key), session.lease) for key in _moved(published, now)]
             for start in range(0, len(ops), OPS_PER_TXN):
-                await self._surely(session, [], ops[start : start + OPS_PER_TXN])
-            published = wanted
+                if not (await self._surely(session, proof, ops[start : start + OPS_PER_TXN])).succeeded:
+                    raise LeaseLost("the leadership is over", remedy="stand again in a new session")
+            published = now
             if ops:
-                await asyncio.sleep(DEMAND_EVERY_S)
-            await self._demand_moved.wait()
-            self._demand_moved.clear()
+                await asyncio.sleep(SPACING_S)
+            await moved.wait()
 
-    def _demand_op(self, session: Session, model: str, waiting: int) -> Op:
-        key = keys.demand(self._identity.id, model)
-        return Put(key, encode(Demand(waiting=waiting)), session.lease) if waiting else Delete(key)
+    def _demand_keys(self) -> Mapping[str, bytes]:
+        """What waits here, for a leader elsewhere; a leader here hears it without etcd."""
+        waiting = {} if self.leading else self._demand()
+        return {keys.demand(self._identity.id, model): encode(Demand(waiting=n)) for model, n in waiting.items() if n}
+
+    def _notice_keys(self) -> Mapping[str, bytes]:
+        return {keys.refusal(model): encode(refusal) for model, refusal in self._notices().items()}
 
     async def _surely(self, session: Session, compares: Sequence[Compare], then: Sequence[Op]) -> TxnResult:
         """An idempotent transaction, sent until it is answered. Raises `LeaseLost` with the session."""
@@ -195,6 +217,10 @@ class Member:
             await asyncio.sleep(RETRY_S)
 
 
-def _moved(before: Mapping[str, int], after: Mapping[str, int]) -> list[str]:
-    """Models whose count differs."""
-    return sorted(model for model in {*before, *after} if before.get(model, 0) != after.get(model, 0))
+def _moved(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    """Keys whose values differ."""
+    return sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+
+
+def _op(key: str, value: bytes | None, lease: int) -> Op:
+    return Delete(key) if value is None else Put(key, value, lease)

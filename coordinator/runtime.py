@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -19,7 +20,7 @@ from coordinator.admin.app import Admin
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.admin.feed import Feed
 from coordinator.core.commands import Command, Grant, Reclaim, Refuse, Route
-from coordinator.core.events import Changed, DemandSeen, EpochSeen, Event, Listed, OrderAsked, Tick
+from coordinator.core.events import Changed, DemandSeen, EpochSeen, Event, Listed, OrderAsked, RefusalSeen, Tick
 from coordinator.core.model import Coordinator, ModelId
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.view import State
@@ -29,6 +30,7 @@ from coordinator.gateway.settings import Settings as GatewaySettings
 from coordinator.hosts import advertised
 from coordinator.membership import Member
 from coordinator.metrics import Metrics
+from coordinator.notices import Notices
 from coordinator.sources import DemandPost, Reached
 from coordinator.store import keys
 from coordinator.store.base import Listing, Store
@@ -73,6 +75,7 @@ class Runtime:
         self._effects = Effects(store)
         self._feed = Feed()
         self._demand = DemandPost(settings.id, self._heard_demand)
+        self._notices = Notices(settings.id, self._notices_moved)
         self._decisions: set[asyncio.Task[None]] = set()
         self._member: Member | None = None
         self._admin = Admin(settings.admin, self, store, self._feed)
@@ -138,10 +141,16 @@ class Runtime:
             await listeners.enter_async_context(self._gateway)
             member = self._member = Member(
                 self._store,
-                Coordinator(id=self.id, admin_url=advertised(self.admin_url), gateway_url=advertised(self.gateway_url)),
+                Coordinator(
+                    id=self.id,
+                    admin_url=advertised(self.admin_url),
+                    gateway_url=advertised(self.gateway_url),
+                    pid=os.getpid(),
+                ),
                 self._inbox.put_nowait,
                 self._reached.until,
                 lambda: self._gateway.demand,
+                lambda: self._notices.standing,
                 ttl=self._settings.lease_ttl,
             )
             async with asyncio.TaskGroup() as tasks:
@@ -177,6 +186,9 @@ class Runtime:
             self._metrics.saw(event, now)
             if not isinstance(event, Tick):
                 self._feed.publish("event", event)
+            self._notices.saw(event)
+            if isinstance(event, (Listed, Changed)):
+                self._heed(event)
             for command in self._scheduler.handle(event, now):
                 self._feed.publish("command", command)
                 self._perform(command, tasks)
@@ -199,6 +211,7 @@ class Runtime:
                 self._gateway.route(command)
             case Refuse():
                 self._gateway.refuse(command)
+                self._notices.refused(command)
             case Grant() | Reclaim():
                 decision = tasks.create_task(self._decide(command), name=f"decision {command.id}")
                 self._decisions.add(decision)
@@ -208,6 +221,21 @@ class Runtime:
         outcome = await self._effects.perform(command)
         self._metrics.decided(command, outcome, self._clock())
         self._inbox.put_nowait(outcome)
+
+    def _heed(self, event: Listed | Changed) -> None:
+        """What the leader has told: for our gateway, unless the leader is here."""
+        told = {fact.model: fact.refusal for fact in event.facts if isinstance(fact, RefusalSeen)}
+        if isinstance(event, Listed):
+            told = {**dict.fromkeys(self._gateway.refused), **told}
+        for model, refusal in told.items():
+            if refusal is None or self.leading:
+                self._gateway.admit(model)
+            else:
+                self._gateway.turn_away(Refuse(model, refusal.reason, refusal.retry_after_s))
+
+    def _notices_moved(self) -> None:
+        if self._member is not None:
+            self._member.notices_moved()
 
     def _heard_demand(self, event: DemandSeen) -> None:
         self._inbox.put_nowait(event)

@@ -18,6 +18,7 @@ from coordinator.core.model import (
     ModelId,
     Order,
     Policy,
+    Refusal,
     Residency,
     Seat,
     Spec,
@@ -81,6 +82,13 @@ class DemandSeen(msgspec.Struct, frozen=True, tag=True):
     demand: Demand | None
 
 
+class RefusalSeen(msgspec.Struct, frozen=True, tag=True):
+    """What the leader tells the gateways of other processes about a model; it is no news to the leader's core."""
+
+    model: ModelId
+    refusal: Refusal | None
+
+
 class DecisionSeen(msgspec.Struct, frozen=True, tag=True):
     """A decision stands in etcd: the next leader numbers its own above it."""
 
@@ -97,6 +105,7 @@ Fact = (
     | EpochSeen
     | PolicySeen
     | DemandSeen
+    | RefusalSeen
     | DecisionSeen
 )
 

@@ -165,6 +165,13 @@ class Demand(Value, frozen=True, kw_only=True):
     waiting: Count
 
 
+class Refusal(Value, frozen=True, kw_only=True):
+    """`refusals/<model>`, on the leader's lease: why requests that wait for it at other gateways wait in vain."""
+
+    reason: Text
+    retry_after_s: Seconds
+
+
 class Owner(msgspec.Struct, frozen=True):
     """Who holds pages of a device, as the daemon knows it. `alive` is false once death is proven but pages are not
     back yet."""
@@ -287,6 +294,7 @@ class Coordinator(Value, frozen=True, kw_only=True):
     admin_url: Text
     gateway_url: Text
     leading: bool = False
+    pid: Pid = 0
 
 
 class Heartbeat(Value, frozen=True, kw_only=True):

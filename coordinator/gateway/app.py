@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from coordinator.core.commands import Refuse, Route
+from coordinator.core.model import ModelId
 from coordinator.gateway import problem as problems
 from coordinator.gateway.dispatch import Dispatcher
 from coordinator.gateway.forward import Forwarder
@@ -80,7 +81,20 @@ class Gateway:
         self._dispatcher.route(route)
 
     def refuse(self, refuse: Refuse) -> None:
+        """Answer whoever waits for that model now."""
         self._dispatcher.refuse(refuse)
+
+    def turn_away(self, refuse: Refuse) -> None:
+        """Answer whoever waits for that model, or would have to, until `admit`, or until it has an endpoint."""
+        self._dispatcher.turn_away(refuse)
+
+    def admit(self, model: str) -> None:
+        self._dispatcher.admit(model)
+
+    @property
+    def refused(self) -> frozenset[ModelId]:
+        """Models that nobody may wait for."""
+        return self._dispatcher.refused
 
     def _demand_changed(self, model: str, waiting: int) -> None:
         self._metrics.queue_depth(model, waiting)

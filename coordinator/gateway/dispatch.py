@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from aiohttp import web
 
 from coordinator.core.commands import Endpoint, Refuse, Route
+from coordinator.core.model import ModelId
 from coordinator.gateway.call import Call
 from coordinator.gateway.forward import Forwarder, NotTaken
-from coordinator.gateway.problem import Problem, waited_too_long
+from coordinator.gateway.problem import unavailable, waited_too_long
 from coordinator.gateway.routes import Balancer, Routes
 from coordinator.gateway.waiting import WaitingRoom
 
@@ -33,10 +34,13 @@ class Dispatcher:
         self._clock = clock
         self._waited = waited
         self._balancer = Balancer()
+        self._refused: dict[ModelId, Refuse] = {}
 
     def route(self, route: Route) -> None:
         """A model's endpoints changed: whoever waits for it looks again."""
         self._routes.apply(route, self._clock())
+        if route.endpoints:  # it comes: what was said against it is over
+            self.admit(route.model)
         endpoints = [each for model in self._routes.models for each in self._routes.endpoints(model)]
         self._balancer.keep(endpoints)
         self._forwarder.forget({endpoint.url for endpoint in endpoints})
@@ -44,10 +48,19 @@ class Dispatcher:
 
     def refuse(self, refuse: Refuse) -> None:
         """Whoever waits for a model is answered: it cannot be served for now."""
-        self._room.refuse(
-            refuse.model,
-            lambda: Problem(503, "model_unavailable", refuse.reason, retry_after=refuse.retry_after_s),
-        )
+        self._room.refuse(refuse.model, lambda: unavailable(refuse.reason, refuse.retry_after_s))
+
+    def turn_away(self, refuse: Refuse) -> None:
+        """The same for whoever would have to wait, until `admit`, or until the model has an endpoint."""
+        self._refused[refuse.model] = refuse
+        self.refuse(refuse)
+
+    def admit(self, model: str) -> None:
+        self._refused.pop(ModelId(model), None)
+
+    @property
+    def refused(self) -> frozenset[ModelId]:
+        return frozenset(self._refused)
 
     async def serve(self, call: Call, request: web.Request, own: Mapping[str, str]) -> web.StreamResponse:
         """The engine's answer. Raises Problem when there is none."""
@@ -67,7 +80,9 @@ class Dispatcher:
         return self._balancer.choose(self._routes.endpoints(call.model), self._clock())
 
     async def _wait_for_one(self, call: Call, reason: str) -> Endpoint:
-        """The first endpoint that may be tried; raises Problem at the call's deadline."""
+        """The first endpoint that may be tried; raises Problem at the call's deadline, or when waiting is in vain."""
+        if (refused := self._refused.get(ModelId(call.model))) is not None:
+            raise unavailable(refused.reason, refused.retry_after_s)
         with self._room.place(call.model) as place:
             while True:
                 now = self._clock()

@@ -54,6 +54,10 @@ def queue_full(model: str, limit: int) -> Problem:
     return Problem(503, "queue_full", message, retry_after=5)
 
 
+def unavailable(reason: str, retry_after_s: float) -> Problem:
+    return Problem(503, "model_unavailable", reason, retry_after=retry_after_s)
+
+
 def waited_too_long(model: str, reason: str = "") -> Problem:
     message = f"the model {model!r} did not become available in time" + (f": {reason}" if reason else "")
     return Problem(503, "model_wait_timeout", message, retry_after=5)

@@ -70,9 +70,11 @@ class WaitingRoom:
             self._leave(place)
 
     def _leave(self, place: Place) -> None:
-        queue = self._queues[place.model]
-        del queue[place]
         place.discard()
+        queue = self._queues.get(place.model, {})
+        if place not in queue:  # it was refused
+            return
+        del queue[place]
         if not queue:
             del self._queues[place.model]
         self._on_change(place.model, len(queue))
@@ -83,9 +85,13 @@ class WaitingRoom:
             place.call()
 
     def refuse(self, model: str, problem: Callable[[], Problem]) -> None:
-        """Everyone who waits for `model` is answered with a problem of their own."""
-        for place in tuple(self._queues.get(model, ())):
+        """Everyone who waits for `model` is answered with a problem of their own, and waits no more from now on: who
+        comes before they have gone is new demand."""
+        refused = self._queues.pop(model, {})
+        for place in refused:
             place.refuse(problem())
+        if refused:
+            self._on_change(model, 0)
 
     def refuse_all(self, problem: Callable[[], Problem]) -> None:
         for model in tuple(self._queues):

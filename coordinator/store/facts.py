@@ -21,6 +21,7 @@ from coordinator.core.events import (
     Listed,
     LoadSeen,
     PolicySeen,
+    RefusalSeen,
     ResidencySeen,
     SeatSeen,
     SpecSeen,
@@ -36,6 +37,7 @@ from coordinator.core.model import (
     Load,
     ModelId,
     Policy,
+    Refusal,
     Residency,
     Seat,
     Spec,
@@ -154,6 +156,9 @@ def _fact(segments: list[str], reading: _Reading) -> Fact | None:
             at, wanted = reading.ids(keys.demand, gateway, model)
             of = ModelId(wanted)
             return DemandSeen(at, of, reading.value(Demand, DemandSeen(at, of, None)))
+        case ["refusals", model]:
+            of = ModelId(*reading.ids(keys.refusal, model))
+            return RefusalSeen(of, reading.value(Refusal, RefusalSeen(of, None)))
         case ["decisions", _]:
             decision = reading.value(Decision, None)
             return DecisionSeen(decision.n) if decision is not None else None

@@ -64,6 +64,10 @@ def demand(gateway: str, model: str) -> str:
     return f"{ROOT}demand/{escape(gateway)}/{escape(model)}"
 
 
+def refusal(model: str) -> str:
+    return f"{ROOT}refusals/{escape(model)}"
+
+
 def policy(model: str) -> str:
     return f"{ROOT}policy/{escape(model)}"
 

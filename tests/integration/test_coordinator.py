@@ -129,6 +129,49 @@ async def test_a_standbys_gateway_wakes_a_model(etcd: RealEtcd, store: Store) ->
     await other.close()
 
 
+async def test_a_standbys_gateway_refuses_what_the_leader_refuses(etcd: RealEtcd, store: Store) -> None:
+    other = etcd.client()
+    async with coordinator(store, "c1") as leader:
+        await until(store, keys.COORDINATORS, lambda standing: leader_of(standing, "c1") is not None)
+        async with coordinator(other, "c2") as standby, node(store, {"a": 60, "b": 60}, 100):
+            await both_started(leader)
+            assert (await leader.admin("POST", "/v1/models/a/pin"))[0] == 200
+            await until(store, keys.policy("a"), bool)
+            for _ in range(3):
+                answers = await asyncio.gather(*(standby.ask("b") for _ in range(5)))
+                assert {(status, answer["error"]["code"]) for status, answer in answers} == {(503, "model_unavailable")}
+                assert all("pinned a hold" in answer["error"]["message"] for _, answer in answers)
+            assert not standby.runtime.leading
+            assert (await leader.admin("POST", "/v1/models/a/unpin"))[0] == 200
+            await wait_for_ok(standby, "b")
+            assert (await leader.admin("POST", "/v1/models/b/drain"))[0] == 200
+            await until(store, keys.load("b"), idle)
+            status, answer = await standby.ask("b")
+            while status == 200:  # it is served until the policy has come round
+                status, answer = await standby.ask("b")
+            assert (status, answer["error"]["message"]) == (503, "b is drained by the operator")
+            await until(store, keys.ROOT + "refusals/", lambda standing: not standing)
+            await until(store, keys.ROOT + "demand/", lambda standing: not standing)
+    await other.close()
+
+
+async def test_no_refused_request_is_forgotten_however_they_follow_each_other(store: Store) -> None:
+    """A client that asks again as soon as it is refused, beside others that do the same."""
+
+    async def client(c: Coordinator) -> None:
+        for _ in range(25):
+            status, answer = await c.ask("b")
+            assert (status, answer["error"]["code"]) == (503, "model_unavailable")
+
+    async with coordinator(store) as c, node(store, {"a": 60, "b": 60}, 100):
+        await both_started(c)
+        assert (await c.admin("POST", "/v1/models/a/pin"))[0] == 200
+        await until(store, keys.policy("a"), bool)
+        async with asyncio.TaskGroup() as group:
+            for _ in range(8):
+                group.create_task(client(c))
+
+
 async def test_an_order_given_to_a_standby_reaches_the_leader(etcd: RealEtcd, store: Store) -> None:
     other = etcd.client()
     admin = AdminSettings(port=0, api_key="k")

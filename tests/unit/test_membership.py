@@ -9,7 +9,7 @@ from contextlib import aclosing, asynccontextmanager
 import pytest
 
 from coordinator.core.events import Event, LeadershipGained, LeadershipLost
-from coordinator.core.model import Coordinator, Demand, Heartbeat
+from coordinator.core.model import Coordinator, Demand, Heartbeat, ModelId, Refusal
 from coordinator.membership import Member
 from coordinator.sources import Reached
 from coordinator.store import keys
@@ -29,7 +29,10 @@ class Standing:
         self.demand: dict[str, int] = {}
         self.reached = Reached()
         identity = Coordinator(id=identifier, admin_url="http://127.0.0.1:1", gateway_url="http://127.0.0.1:2")
-        self.member = Member(self.store, identity, self.events.append, self.reached.until, lambda: self.demand)
+        self.notices: dict[ModelId, Refusal] = {}
+        self.member = Member(
+            self.store, identity, self.events.append, self.reached.until, lambda: self.demand, lambda: self.notices
+        )
 
     async def watch(self) -> None:
         async with aclosing(follow(self.store, keys.ROOT)) as updates:
@@ -39,6 +42,14 @@ class Standing:
     def ask(self, model: str, waiting: int) -> None:
         self.demand[model] = waiting
         self.member.demand_moved()
+
+    def tell(self, model: str, reason: str) -> None:
+        self.notices[ModelId(model)] = Refusal(reason=reason, retry_after_s=30.0)
+        self.member.notices_moved()
+
+    def take_back(self, model: str) -> None:
+        del self.notices[ModelId(model)]
+        self.member.notices_moved()
 
 
 @asynccontextmanager
@@ -66,6 +77,11 @@ async def until(told: Callable[[], bool], seconds: float = 60.0) -> None:
 async def demand_of(store: MemoryStore, gateway: str) -> dict[str, int]:
     listing = await store.list(keys.ROOT + f"demand/{gateway}/")
     return {kv.key.rpartition("/")[2]: decode(Demand, kv.value).waiting for kv in listing.kvs}
+
+
+async def notices(store: MemoryStore) -> dict[str, str]:
+    listing = await store.list(keys.ROOT + "refusals/")
+    return {kv.key.rpartition("/")[2]: decode(Refusal, kv.value).reason for kv in listing.kvs}
 
 
 Story = Callable[[], Coroutine[object, object, None]]
@@ -227,6 +243,30 @@ async def test_demand_is_put_again_on_a_new_lease_and_taken_away_by_whoever_come
         await until(lambda: other.member.leading)
         await asyncio.sleep(1)
         assert await demand_of(other.store, name) == {}
+
+
+@story
+async def test_only_a_leader_tells_the_others_and_what_it_told_goes_with_it() -> None:
+    etcd = MemoryEtcd()
+    async with standing(etcd, "c1") as c1:
+        await until(lambda: c1.member.leading)
+        async with standing(etcd, "c2") as c2:
+            await until(lambda: c2.member.healthy)
+            c2.tell("a", "no leader's word")
+            c1.tell("a", "it is drained")
+            await asyncio.sleep(0.1)
+            assert await notices(c2.store) == {"a": "it is drained"}
+            c1.tell("a", "it is too large")
+            c1.tell("b", "it failed")
+            await asyncio.sleep(1)
+            assert await notices(c2.store) == {"a": "it is too large", "b": "it failed"}
+            c1.take_back("a")
+            await asyncio.sleep(1)
+            assert await notices(c2.store) == {"b": "it failed"}
+            c2.take_back("a")
+            c1.store.partition()
+            await until(lambda: c2.member.leading)
+            assert await notices(c2.store) == {}
 
 
 @story

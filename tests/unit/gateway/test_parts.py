@@ -136,6 +136,20 @@ async def test_a_place_is_called_and_refused() -> None:
                 await place.wait(10.0)
 
 
+async def test_who_was_refused_waits_no_more_though_he_has_not_left_yet() -> None:
+    heard: list[int] = []
+    room = WaitingRoom(1, lambda model, waiting: heard.append(waiting))
+    with room.place("m") as refused:
+        room.refuse("m", closing)
+        with room.place("m") as new:  # there is room for it, and it is new demand
+            with pytest.raises(Problem):
+                await refused.wait(10.0)
+            assert not await new.wait(0.0)
+            assert room.demand == {"m": 1}
+    assert heard == [1, 0, 1, 0]
+    assert room.demand == {}
+
+
 async def test_a_refusal_that_nobody_waits_for_is_no_noise() -> None:
     room = WaitingRoom(9, lambda model, waiting: None)
     with room.place("m"):

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from aiohttp import ClientError, ClientSession, web
 
+from coordinator.core.commands import Refuse
+from coordinator.core.model import ModelId
 from tests.helpers.gateway import Bench, gateway
 from tests.helpers.openai_stub import OpenAIStub, begin_stream, event, serving, stream
 
@@ -222,9 +224,6 @@ async def test_a_client_that_leaves_frees_its_place_at_once() -> None:
 
 
 async def test_a_refusal_answers_those_who_wait_with_its_reason() -> None:
-    from coordinator.core.commands import Refuse
-    from coordinator.core.model import ModelId
-
     async with gateway() as bench:
         bench.route("m")
         asks = [asyncio.create_task(bench.ask("m")) for _ in range(3)]
@@ -267,6 +266,29 @@ async def test_a_request_waits_again_when_its_only_engine_takes_no_connection() 
         await bench.until_waiting("m", 1)
         bench.route("m", stub.url)
         assert (await asked)[0] == 200
+
+
+async def test_while_a_model_is_refused_nobody_waits_for_it_and_its_engines_still_serve() -> None:
+    async with serving(OpenAIStub()) as stub, gateway() as bench:
+        bench.route("m")
+        waiting = asyncio.create_task(bench.ask("m"))
+        await bench.until_waiting("m", 1)
+        bench.gateway.turn_away(Refuse(ModelId("m"), "it is drained", 7))
+        assert (await waiting)[1]["error"]["message"] == "it is drained"
+        heard = len(bench.heard)
+        async with bench.post({"model": "m", "prompt": "hello"}) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "7")
+        assert bench.heard[heard:] == []  # it never was demand
+        bench.route("m", stub.url)
+        assert (await bench.ask("m"))[0] == 200
+        bench.route("m")
+        assert bench.gateway.refused == frozenset()
+        bench.gateway.turn_away(Refuse(ModelId("m"), "it is drained", 7))
+        bench.gateway.admit("m")
+        waiting = asyncio.create_task(bench.ask("m"))
+        await bench.until_waiting("m", 1)
+        bench.route("m", stub.url)
+        assert (await waiting)[0] == 200
 
 
 async def test_a_gates_refusal_is_tried_again_and_an_engines_own_503_is_not() -> None:
