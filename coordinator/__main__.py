@@ -26,6 +26,7 @@ from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
+from coordinator.log_level import log_level
 from coordinator.runtime import Runtime, Settings
 from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     try:
         config = load(options.config, environ)
         logging.basicConfig(
-            level=environ.get("VNPU_LOG_LEVEL", config.log.level).upper(),
+            level=log_level(environ, config.log.level),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
             stream=sys.stderr,
         )

@@ -52,6 +52,7 @@ class Listen(str):
             return self.host == "localhost"
 
 
+SMALL_CHUNK, LARGE_CHUNK, LARGE_DEVICE = 2 << 20, 16 << 20, 512 << 20
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Priority = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
 Drivers = Literal["host", "ascend", "cuda"]
@@ -68,6 +69,16 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def name(self) -> str:
         return str(self.id)
+
+    @property
+    def lent(self) -> int:
+        """Bytes that engines may hold together."""
+        return (self.capacity - self.overhead) // self.chunk * self.chunk
+
+    @property
+    def chunk(self) -> int:
+        """Bytes that the node daemon lends at once; its `DeviceOption.chunk` decides, a test holds the two together."""
+        return LARGE_CHUNK if self.capacity - self.overhead >= LARGE_DEVICE else SMALL_CHUNK
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -116,18 +116,23 @@ def _placement(section: Document, config: Config, model: Model) -> None:
 
 
 def _fits(section: Document, config: Config, model: Model) -> None:
-    """Weights are split over the ranks; each rank has its own KV cache of `kv_cache` bytes."""
-    weights = _weights(section, model) // len(model.devices)
+    """Weights are split over the ranks; each rank has its own KV cache of `kv_cache` bytes. Kinds share no chunk."""
+    share = -(-_weights(section, model) // len(model.devices))
     for name in model.devices:
         device = config.device(name)
-        need = weights + model.kv_cache + device.overhead
-        if need > device.capacity:
+        weights, kv = (_whole_chunks(size, device.chunk) for size in (share, model.kv_cache))
+        if weights + kv > device.lent:
             raise section.error(
-                f"needs {show_size(need)} of device {name} (weights {show_size(weights)}, KV cache "
-                f"{show_size(model.kv_cache)}, overhead {show_size(device.overhead)}), "
-                f"{show_size(need - device.capacity)} more than its {show_size(device.capacity)}",
+                f"needs {show_size(weights + kv)} of device {name} (weights {show_size(weights)}, KV cache "
+                f"{show_size(kv)}, in chunks of {show_size(device.chunk)}), "
+                f"{show_size(weights + kv - device.lent)} more than it lends (capacity {show_size(device.capacity)}, "
+                f"overhead {show_size(device.overhead)})",
                 "raise the device's capacity, lower kv_cache, or take a smaller model",
             )
+
+
+def _whole_chunks(size: int, chunk: int) -> int:
+    return -(-size // chunk) * chunk
 
 
 def _weights(section: Document, model: Model) -> int:

@@ -19,7 +19,7 @@ from coordinator import config as configuration
 from coordinator.config import Config
 from coordinator.errors import ConfigError
 from coordinator.supervise import programs
-from coordinator.supervise.engine_command import Command, bindings, engine_command
+from coordinator.supervise.engine_command import Command, cores_by_model, engine_command
 from coordinator.supervise.keeper import Program
 from coordinator.supervise.layout import NotRunning, RunDir
 from coordinator.supervise.ports import free_port
@@ -59,7 +59,7 @@ def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     if name not in config.models:
         raise ConfigError(f"{asked.file}: models.{name}: there is no such model", remedy=_known(config))
     model = config.models[name]
-    cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config, name)
+    cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
     port = port or model.port or free_port(_ports(config))
     command = engine_command(config, name, endpoints(config, asked, os.environ), port, cores, sys.executable)
     return _run(command, asked)
@@ -80,11 +80,9 @@ def endpoints(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple
         raise ConfigError(f"{asked.file}: etcd: is embedded, and no node runs here", remedy=remedy) from None
 
 
-def _cores(config: Config, name: str) -> str:
-    """The cores that `vnpu up` would give it."""
-    ranks = [len(model.devices) for model in config.models.values()]
-    bound = bindings(ranks, sorted(os.sched_getaffinity(0)))
-    return bound[list(config.models).index(name)]
+def _cores(config: Config) -> dict[str, str]:
+    """The cores that `vnpu up` gives them."""
+    return cores_by_model(config, sorted(os.sched_getaffinity(0)))
 
 
 def _ports(config: Config) -> set[int]:

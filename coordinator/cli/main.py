@@ -14,6 +14,7 @@ from pathlib import Path
 
 from coordinator.cli import parser
 from coordinator.errors import ConfigError, VnpuError
+from coordinator.log_level import log_level
 
 DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -21,10 +22,9 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     args = parser.build().parse_args(argv)
-    logging.basicConfig(
-        level=os.environ.get("VNPU_LOG_LEVEL", "warning").upper(), format="%(levelname)s %(name)s: %(message)s"
-    )
     try:
+        level = log_level(os.environ, "warning")
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
         return COMMANDS[args.command](args)
     except ConfigError as error:
         return _complain(error, MISUSED)

@@ -16,7 +16,7 @@ from coordinator.picture import Picture
 from coordinator.sizes import show_duration
 from coordinator.supervise import readiness
 from coordinator.supervise.keeper import Keeper, Kind, State
-from coordinator.supervise.layout import RunFile
+from coordinator.supervise.layout import Process, RunFile
 
 _STYLES = {State.READY: "green", State.BACKING_OFF: "red", State.ENDED: "red", State.STARTING: "cyan"}
 _LINES = frozenset({State.STARTING, State.READY, State.STOPPING})
@@ -59,7 +59,11 @@ class Progress:
     def ready(self, run: RunFile) -> None:
         self.close()
         self._console.print(self._table())
-        self._console.print(f"\n[bold green]vNPU is up[/] after {show_duration(self._clock() - self._began)}")
+        missing = [keeper.program.name for keeper in self._keepers if keeper.state is State.ENDED]
+        without = f" [bold red]without {escape(', '.join(missing))}[/]" if missing else ""
+        took = show_duration(self._clock() - self._began)
+        self._console.print(f"\n[bold green]vNPU is up[/]{without} after {took}")
+        self._failures([process for process in run.processes if process.name in missing])
         lines = {
             "gateway": f"{run.gateway}/v1",
             "admin": run.admin,
@@ -70,6 +74,16 @@ class Progress:
         }
         for name, value in lines.items():
             self._console.print(f"  {name:8} {escape(value)}", highlight=False, soft_wrap=True)
+
+    def _failures(self, failed: Sequence[Process]) -> None:
+        """What is not there, why, and what to do."""
+        for process in failed:
+            self._console.print(
+                f"  [red]failed[/]   {escape(process.name)}: its log is {escape(process.log)}; "
+                "when it is mended: vnpu engine " + escape(process.name),
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def close(self) -> None:
         live, self._live = self._live, None

@@ -67,11 +67,14 @@ class Audit:
             case _:
                 pass
 
-    async def until(self, holds: Callable[[], bool], limit_s: float) -> None:
-        """Wait until `holds()`; it is asked again after every change. Raises `TimeoutError`."""
-        async with asyncio.timeout(limit_s):
-            while not holds():
-                await self._changed.wait()
+    async def until(self, holds: Callable[[], bool], limit_s: float, what: str = "") -> None:
+        """Wait until `holds()`; it is asked again after every change. Raises `TimeoutError` that says `what` is not."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not holds():
+                    await self._changed.wait()
+        except TimeoutError:
+            raise TimeoutError(f"after {limit_s:g} s not yet: {what}") from None
 
     def phase(self, engine: str) -> Phase | None:
         seen = self.history.get(engine)

@@ -12,7 +12,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from coordinator.errors import VnpuError
-from coordinator.supervise.layout import RunDir, RunFile
+from coordinator.supervise.child import after
+from coordinator.supervise.keeper import State
+from coordinator.supervise.layout import NotRunning, RunDir, RunFile
 
 START_LIMIT_S = 600.0
 STOP_LIMIT_S = 90.0
@@ -32,36 +34,52 @@ class Node:
         self.run_dir = RunDir(run_dir)
 
     async def wait_ready(self) -> RunFile:
-        """Wait until `vnpu up` says that everything is up: it writes `run.json` then. Raises `NodeFailed`."""
-        async with _limit(START_LIMIT_S, self._describe("did not come up in time")):
-            while not self.run_dir.run_file.exists():
+        """Wait until `run.json` says that every engine has come up. Raises `NodeFailed`, also when one has not."""
+        async with self._limit(START_LIMIT_S):
+            while (run := self.ready()) is None:
                 if self._child.poll() is not None:
                     raise NodeFailed(self._describe(f"ended with status {self._child.returncode}"))
                 await asyncio.sleep(POLL_S)
-        return self.run_dir.read()
+        failed = [process for process in run.processes if process.state == State.ENDED]
+        if failed:
+            logs = ", ".join(process.log for process in failed)
+            raise NodeFailed(self._describe(f"could not start {', '.join(p.name for p in failed)} (logs: {logs})"))
+        return run
+
+    def ready(self) -> RunFile | None:
+        """Where everything is, once every engine has come up or failed for good."""
+        try:
+            run = self.run_dir.read()
+        except NotRunning:
+            return None
+        return run if run.ready and run.pid == self._child.pid else None
 
     async def stop(self) -> int:
-        """SIGINT, as Ctrl-C would; returns the exit status. SIGKILL after `STOP_LIMIT_S`."""
-        if self._child.poll() is None:
-            self._child.send_signal(signal.SIGINT)
+        """SIGINT, as Ctrl-C would; returns the exit status. SIGKILL after `STOP_LIMIT_S`. Where the caller is cancelled
+        meanwhile, a second SIGINT: `vnpu up` then kills what lingers."""
+        self._child.send_signal(signal.SIGINT)
+        ending = asyncio.ensure_future(asyncio.to_thread(self._child.wait))
         try:
-            return await asyncio.wait_for(asyncio.to_thread(self._child.wait), STOP_LIMIT_S)
+            return await asyncio.wait_for(asyncio.shield(ending), STOP_LIMIT_S)
         except TimeoutError:
             self._child.kill()
-            return await asyncio.to_thread(self._child.wait)
+        except asyncio.CancelledError:
+            self._child.send_signal(signal.SIGINT)
+            await ending
+            raise
+        return await ending
+
+    @contextlib.asynccontextmanager
+    async def _limit(self, seconds: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise NodeFailed(self._describe(f"did not come up in {seconds:g} s")) from error
 
     def _describe(self, what: str) -> str:
         tail = self._output.read_text(errors="replace").splitlines()[-15:] if self._output.exists() else []
         return f"'vnpu up' {what}; the end of {self._output}:\n" + "\n".join(tail)
-
-
-@contextlib.asynccontextmanager
-async def _limit(seconds: float, message: str) -> AsyncIterator[None]:
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError as error:
-        raise NodeFailed(message) from error
 
 
 def own_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -74,6 +92,7 @@ def start(config: Path, run_dir: Path, *arguments: str) -> Node:
     run_dir.mkdir(parents=True, exist_ok=True)
     output = run_dir / "up.log"
     command = [sys.executable, "-m", "coordinator.cli.main", "up", "--config", str(config), "--run-dir", str(run_dir)]
+    command = [*after(os.getpid()), *command]  # should we be killed, its guard takes everything down
     with output.open("wb") as log:
         child = subprocess.Popen(
             [*command, *arguments],

@@ -28,6 +28,7 @@ class Workspace:
         self.config = root / "vnpu.yaml"
         self.run_dir = root / "run"
         self.report = root / "report.json"
+        self.log = root / "demo.log"
 
 
 def prepare(workspace: Workspace, progress: Progress) -> dict[str, Reference]:

@@ -93,7 +93,7 @@ class Stage:
         self._answers: list[bool] = []
 
     async def play(self) -> Report:
-        await self._audit.until(self._all_settled, SETTLE_LIMIT_S)
+        await self._settle()
         self._cold = {model.name: self._audit.specs[model.name].cold_start for model in MODELS}
         switches = [await self._switch() for _ in range(len(MODELS) * scenario.ROUNDS)]
         in_flight = await self._carry_across()
@@ -112,13 +112,14 @@ class Stage:
 
     async def _switch(self) -> SwitchReport:
         """Ask the model that has been asleep longest, then ask it again while it is awake."""
-        await self._audit.until(self._all_settled, SETTLE_LIMIT_S)
+        await self._settle()
         resident = self._in_phase(Phase.RESIDENT)
         target = self._asleep_longest()
         asleep, first = await self._ask(self._prompts.take(target))
-        await self._audit.until(lambda: self._audit.phase(target) is Phase.RESIDENT, SETTLE_LIMIT_S)
+        awoken = f"{target} is resident"
+        await self._audit.until(lambda: self._audit.phase(target) is Phase.RESIDENT, SETTLE_LIMIT_S, awoken)
         awake, second = await self._ask(self._prompts.take(target))
-        await self._audit.until(self._all_settled, SETTLE_LIMIT_S)
+        await self._settle()
         sources = [name for name in resident if self._audit.phase(name) is not Phase.RESIDENT]
         residency = self._audit.residency(target)
         report = SwitchReport(
@@ -168,11 +169,15 @@ class Stage:
         self._console.print(f"  kill -9 of {victim} (pid {spec.pid}) while it is resident")
         begun = time.monotonic()
         os.kill(spec.pid, signal.SIGKILL)
-        await self._audit.until(lambda: spec.holder not in self._audit.owners(device), SETTLE_LIMIT_S)
+        await self._audit.until(
+            lambda: spec.holder not in self._audit.owners(device), SETTLE_LIMIT_S, f"the pages of {victim} are back"
+        )
         reclaimed = time.monotonic() - begun
         others = [(await self._ask(self._prompts.take(model.name)))[1] for model in MODELS if model.name != victim]
         with self._console.status(f"the others went on; {victim} is being started again …"):
-            await self._audit.until(lambda: self._restarted(victim, spec.holder.nonce), RESTART_LIMIT_S)
+            await self._audit.until(
+                lambda: self._restarted(victim, spec.holder.nonce), RESTART_LIMIT_S, f"{victim} is started again"
+            )
         _, back = await self._ask(self._prompts.take(victim))
         return KilledReport(engine=victim, reclaimed_s=reclaimed, others_ok=all(others) and back)
 
@@ -190,6 +195,9 @@ class Stage:
             "I4": self._audit.within_capacity(),
             "I5": sum(bool(switch.source) for switch in switches) >= FORCED,
         }
+
+    async def _settle(self) -> None:
+        await self._audit.until(self._all_settled, SETTLE_LIMIT_S, "every model is resident or offloaded")
 
     def _all_settled(self) -> bool:
         return all(self._audit.phase(model.name) in SETTLED for model in MODELS)

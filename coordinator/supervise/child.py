@@ -22,6 +22,11 @@ class Leftover(VnpuError):
     """Processes of a child could not be killed."""
 
 
+def after(parent: int) -> list[str]:
+    """What to put before a command so that it dies by SIGKILL with the thread of process `parent` that starts it."""
+    return [sys.executable, "-I", "-S", str(_LAUNCH), str(parent)]
+
+
 def adopt_orphans() -> None:
     """Grandchildren whose parent dies become ours, so that they can be waited for (prctl(2), CHILD_SUBREAPER)."""
     libc = ctypes.CDLL(None, use_errno=True)
@@ -42,7 +47,7 @@ class Child:
         """Starts `argv` with both outputs appended to `log`. A program that does not exist ends with status 127."""
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-S", str(_LAUNCH), str(os.getpid()), *argv),
+                *(*after(os.getpid()), *argv),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=asyncio.subprocess.STDOUT,

@@ -92,6 +92,13 @@ def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], b
     }
 
 
+def cores_by_model(config: Config, cores: Sequence[int]) -> dict[str, str]:
+    """What `bindings` gives to each model: over all of the configuration, so that an engine gets the same cores
+    whichever command starts it, and whatever else runs."""
+    bound = bindings([len(model.devices) for model in config.models.values()], cores)
+    return dict(zip(config.models, bound, strict=True))
+
+
 def bindings(ranks: Sequence[int], cores: Sequence[int]) -> list[str]:
     """Which cores each engine computes on, given its number of ranks. One core at least stays free for the others of
     the node where there is a second; with more ranks than cores they go round.

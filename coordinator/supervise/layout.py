@@ -19,20 +19,24 @@ SOCKET_LIMIT = 107
 
 
 class Process(msgspec.Struct, frozen=True):
-    """One process of the node; `pid` is 0 while it is down, `url` empty where it has none."""
+    """One process of the node; `pid` is 0 while it is down, `url` empty where it has none, `state` as
+    `keeper.State` has it."""
 
     name: str
     kind: str
     pid: int
     log: str
     url: str = ""
+    state: str = ""
 
 
 class RunFile(msgspec.Struct, frozen=True, kw_only=True):
-    """`run.json`: where a running node's parts are. Paths are absolute."""
+    """`run.json`: where a running node's parts are. Paths are absolute. It is there as soon as etcd, daemon and
+    coordinator are; `ready` once every engine has come up or failed for good."""
 
     version: int = 1
     pid: int
+    ready: bool
     node: str
     etcd: tuple[str, ...]
     gateway: str

@@ -25,7 +25,7 @@ from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child, adopt_orphans, first
-from coordinator.supervise.engine_command import bindings
+from coordinator.supervise.engine_command import cores_by_model
 from coordinator.supervise.etcd_child import EtcdChild
 from coordinator.supervise.guard import Guard
 from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, State
@@ -83,15 +83,17 @@ class Node:
         self._keepers: list[Keeper] = []
         self._core_lost = asyncio.Event()
         self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
-        self._ready = False
+        self._core_up = False
+        self._engines_settled = False
         self._going_down = False
+        self._written: RunFile | None = None
 
     async def run(self, stop: asyncio.Event, hurry: asyncio.Event) -> None:
         """Until `stop`; then everything ends in order, at once on `hurry`. Raises VnpuError when the node cannot come
         up or cannot go on; nothing of it is left then either."""
         # vLLM's processes talk over sockets that it does not unlink when it is killed; their paths must be short.
         with self._run_dir.held(), TemporaryDirectory(prefix="vnpu-") as self._sockets, Guard() as self._guard:
-            self._check_ports()
+            await asyncio.to_thread(self._check_ports)  # it may ask a name server
             for path in (self._run_dir.run_file, self._run_dir.socket, Path(self._sockets)):
                 self._guard.remove(path)
             adopt_orphans()
@@ -100,11 +102,11 @@ class Node:
             raise failure
 
     def _check_ports(self) -> None:
-        config = self._config
-        check_free(config.gateway.listen.host, config.gateway.listen.port, "gateway.listen")
-        check_free(config.admin.listen.host, config.admin.listen.port, "admin.listen")
+        config, where = self._config, self._file
+        check_free(config.gateway.listen.host, config.gateway.listen.port, f"{where}: gateway.listen")
+        check_free(config.admin.listen.host, config.admin.listen.port, f"{where}: admin.listen")
         for name in self._names:
-            check_free("127.0.0.1", config.models[name].port or 0, f"models.{name}.port")
+            check_free("127.0.0.1", config.models[name].port or 0, f"{where}: models.{name}.port")
 
     async def _live(self, stop: asyncio.Event, hurry: asyncio.Event) -> VnpuError | None:
         async with asyncio.TaskGroup() as self._tasks:
@@ -143,14 +145,27 @@ class Node:
         await self._start_core()
         engines = [self._keep(program, self._spawn) for program in self._engine_programs()]
         self._display.follow(self._keepers, self._mirror.picture)
+        self._core_up = True
+        self._tell()
         await asyncio.gather(*(first((keeper.ready_once.wait(), keeper.ended.wait())) for keeper in engines))
-        self._coordinator = self._mirror.picture.of(Coordinator)[self._identifier]
-        self._ready = True
-        self._display.ready(self._write_run_file())
+        self._engines_settled = True
+        self._tell()
+        if self._serves(engines):
+            self._display.ready(self._run_file())
         await asyncio.gather(*(keeper.ended.wait() for keeper in engines))
-        if engines:
-            raise NodeFailed("no engine is left", remedy=f"their logs are in {self._run_dir.logs}")
+        if not self._serves(engines):
+            raise self._nothing_serves(engines)
         await asyncio.Event().wait()
+
+    def _serves(self, engines: Sequence[Keeper]) -> bool:
+        """Some engine is there or may come; what `--without` names is somebody else's to start."""
+        return len(engines) < len(self._config.models) or not all(keeper.ended.is_set() for keeper in engines)
+
+    def _nothing_serves(self, engines: Sequence[Keeper]) -> NodeFailed:
+        names = [keeper.program.name for keeper in engines]
+        logs = ", ".join(str(self._run_dir.log(name)) for name in names)
+        remedy = f"mend what stands at the end of {logs}, then start again"
+        return NodeFailed(f"no engine is left to serve {', '.join(names)}", remedy=remedy)
 
     async def _store_answers(self) -> None:
         urls = ", ".join(self._urls)
@@ -174,14 +189,13 @@ class Node:
 
     def _engine_programs(self) -> list[Program]:
         models = self._config.models
-        cores = sorted(os.sched_getaffinity(0))
-        bound = bindings([len(models[name].devices) for name in self._names], cores)
+        cores = cores_by_model(self._config, sorted(os.sched_getaffinity(0)))
         taken = {model.port for model in models.values() if model.port}
         found = []
-        for name, bind in zip(self._names, bound, strict=True):
+        for name in self._names:
             port = models[name].port or free_port(taken)
             taken.add(port)
-            found.append(programs.engine(self._config, name, self._urls, port, bind, self._python))
+            found.append(programs.engine(self._config, name, self._urls, port, cores[name], self._python))
         return found
 
     def _keep(self, program: Program, spawn: Spawn) -> Keeper:
@@ -200,26 +214,25 @@ class Node:
         if program.kind is Kind.DAEMON:
             await self._mirror.until(lambda picture: readiness.daemon(picture, self._config, child.pid))
         elif program.kind is Kind.COORDINATOR:
-            await self._mirror.until(lambda picture: readiness.coordinator(picture, self._identifier))
+            await self._mirror.until(lambda picture: readiness.coordinator(picture, self._identifier, child.pid))
+            self._coordinator = self._mirror.picture.of(Coordinator)[self._identifier]
         elif program.kind is Kind.ENGINE:
             await self._mirror.until(lambda picture: readiness.engine(picture, program.name, child.pid))
 
     def moved(self, keeper: Keeper) -> None:
+        self._tell()
         self._display.moved(keeper)
         if keeper.state is State.ENDED and keeper.program.kind is not Kind.ENGINE:
             self._core_lost.set()
         if keeper.state in (State.BACKING_OFF, State.ENDED) and not self._going_down:
             self._show_last_words(keeper.program.name)
-        if self._ready and keeper.state in (State.STARTING, State.BACKING_OFF, State.ENDED):
-            self._write_run_file()
 
     def say(self, text: str) -> None:
         self._display.say(text)
 
     def _show_last_words(self, name: str) -> None:
-        words = self._run_dir.last_words(name)
-        if words:
-            self._display.say(f"{name}'s last words: {words}")
+        words, log = self._run_dir.last_words(name), self._run_dir.log(name)
+        self._display.say(f"{name}'s last words: {words}" if words else f"{name} has said nothing in {log}")
 
     async def _losing_core(self) -> None:
         await self._core_lost.wait()
@@ -227,9 +240,20 @@ class Node:
         lost = next(keeper.program for keeper in core if keeper.state is State.ENDED)
         raise NodeFailed(f"{lost.name} cannot be kept running", remedy=f"see {self._run_dir.log(lost.name)}")
 
-    def _write_run_file(self) -> RunFile:
-        run = RunFile(
+    def _tell(self) -> None:
+        """Other commands, by the run file, whenever it changes."""
+        if not self._core_up or self._going_down or (run := self._run_file()) == self._written:
+            return
+        self._written = run
+        try:
+            self._run_dir.write(run)
+        except OSError as error:
+            self._display.say(f"{self._run_dir.run_file} cannot be written, other commands miss it: {error.strerror}")
+
+    def _run_file(self) -> RunFile:
+        return RunFile(
             pid=os.getpid(),
+            ready=self._engines_settled,
             node=self._config.node,
             etcd=self._urls,
             gateway=self._coordinator.gateway_url,
@@ -237,15 +261,13 @@ class Node:
             socket=str(self._run_dir.socket),
             processes=tuple(map(self._process, self._keepers)),
         )
-        self._run_dir.write(run)
-        return run
 
     def _process(self, keeper: Keeper) -> Process:
         program, child = keeper.program, keeper.child
         log = str(self._run_dir.log(program.name))
-        return Process(program.name, program.kind, child.pid if child else 0, log, program.url)
+        return Process(program.name, program.kind, child.pid if child else 0, log, program.url, keeper.state)
 
     async def _take_down(self, hurry: asyncio.Event) -> None:
-        self._ready, self._going_down = False, True
+        self._going_down = True
         for kinds in DOWN:
             await asyncio.gather(*(keeper.stop(hurry) for keeper in self._keepers if keeper.program.kind in kinds))

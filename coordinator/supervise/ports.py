@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import socket
 from collections.abc import Collection
 
@@ -21,13 +20,27 @@ def free_port(taken: Collection[int]) -> int:
 
 
 def check_free(host: str, port: int, key: str) -> None:
-    """Raises ConfigError naming `key` where `host:port` cannot be listened on. Port 0 always can."""
+    """Raises ConfigError naming `key` where `host:port` cannot be listened on, or `host` is no address of this
+    machine. May ask a name server."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except OSError as error:
-        taken = error.errno == errno.EADDRINUSE
-        why = "is taken by another process" if taken else f"cannot be listened on: {os.strerror(error.errno or 0)}"
-        raise ConfigError(f"{key}: {host}:{port} {why}", remedy="stop that process, or choose another port") from None
+    except (OSError, UnicodeError) as error:
+        why, remedy = _fault(error)
+        raise ConfigError(f"{key}: {host}:{port} {why}", remedy=remedy) from None
+
+
+def _fault(error: OSError | UnicodeError) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
+    address = "write an address of this machine, as 127.0.0.1, or 0.0.0.0 for all"
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return f"cannot be listened on: the host's name is not known ({error.args[-1]})", address
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "cannot be listened on: the host is not this machine", address
+    if error.errno == errno.EADDRINUSE:
+        return "is taken by another process", "stop that process, or choose another port"
+    if error.errno == errno.EACCES:
+        return "cannot be listened on: that needs privileges", "choose a port above 1023"
+    return f"cannot be listened on: {error.strerror}", "choose another address"

@@ -21,10 +21,10 @@ def daemon(picture: Picture, config: Config, pid: int) -> bool:
     )
 
 
-def coordinator(picture: Picture, identifier: str) -> bool:
-    """It has published its URLs; it leads, or stands by for one that does."""
+def coordinator(picture: Picture, identifier: str, pid: int) -> bool:
+    """The coordinator with this process id has published its URLs; it leads, or stands by for one that does."""
     found = picture.of(Coordinator).get(identifier)
-    return found is not None and bool(found.gateway_url)
+    return found is not None and found.pid == pid
 
 
 def engine(picture: Picture, name: str, pid: int) -> bool:

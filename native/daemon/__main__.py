@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import resource
 import signal
 import sys
@@ -27,10 +26,9 @@ log = logging.getLogger("native.daemon")
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT; engines that hold pages keep them and go on."""
     options = parse(arguments)
-    level = os.environ.get("VNPU_LOG_LEVEL", "INFO").upper()
     logging.basicConfig(
         stream=sys.stderr,
-        level=level if level in logging.getLevelNamesMapping() else logging.INFO,
+        level=options.log_level,
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()

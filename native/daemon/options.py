@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -12,6 +14,8 @@ _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 
 _UNITS["ti"] = 2**40
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?", re.IGNORECASE)
 _SMALL_CHUNK, _LARGE_CHUNK, _LARGE_CAPACITY = 2 << 20, 16 << 20, 512 << 20
+
+_LEVELS = ("debug", "info", "warning", "error")
 
 
 class DeviceOption(msgspec.Struct, frozen=True):
@@ -40,17 +44,21 @@ class Options(msgspec.Struct, frozen=True):
     """Seconds until an engine that says hello must stand in etcd with that nonce."""
     view_grace: float = 5.0
     """Seconds that whoever has a view open has to let go, where its owner unmaps or is dead."""
+    log_level: str = "INFO"
     pages: str = "auto"
     """Where host pages come from, as `native.open_driver` takes it."""
 
 
-def parse(arguments: list[str] | None = None) -> Options:
-    """Exits with code 2 and a message where the arguments cannot be used."""
+def parse(arguments: list[str] | None = None, environ: Mapping[str, str] = os.environ) -> Options:
+    """Exits with code 2 and a message where the arguments, or VNPU_LOG_LEVEL, cannot be used."""
     parser = _parser()
     got = parser.parse_args(arguments)
     names = [device.id for device in got.device]
     if len(set(names)) != len(names):
         parser.error(f"--device: an id is given twice: {', '.join(names)}")
+    level = environ.get("VNPU_LOG_LEVEL") or "info"
+    if level.lower() not in _LEVELS:
+        parser.error(f"VNPU_LOG_LEVEL: {level!r} is not a log level: write one of {', '.join(_LEVELS)}")
     return Options(
         node=got.node,
         etcd=tuple(url for url in got.etcd.split(",") if url),
@@ -61,6 +69,7 @@ def parse(arguments: list[str] | None = None) -> Options:
         lease_ttl=got.lease_ttl,
         hello_timeout=got.hello_timeout,
         view_grace=got.view_grace,
+        log_level=level.upper(),
         pages="auto" if got.pages is None else str(got.pages.absolute()),
     )
 

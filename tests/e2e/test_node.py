@@ -57,7 +57,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     node = start(config, folder / "run", "--without", BY_HAND)
     by_hand = None
     try:
-        found = _wait(lambda: _ready(node), READY_S)
+        found = _wait(node.ready, READY_S)
         by_hand = _start_by_hand(config, folder)
         _wait(lambda: _phase(found, BY_HAND) in ("resident", "offloaded"), READY_S)
         yield Running(node, found, by_hand, config)
@@ -89,10 +89,6 @@ def _start_by_hand(config: Path, folder: Path) -> subprocess.Popen[bytes]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("VNPU_")}
     with (folder / "by-hand.log").open("wb") as log:
         return subprocess.Popen(["bash", "-c", f"exec {line}"], env=environ, stdout=log, stderr=log)
-
-
-def _ready(node: Node) -> RunFile | None:
-    return node.run_dir.read() if node.run_dir.run_file.exists() else None
 
 
 def _wait(seek: Callable[[], T | None], limit_s: float) -> T:

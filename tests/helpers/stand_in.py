@@ -1,6 +1,7 @@
 """Stands in for the Python that `vnpu up` starts the parts of a node with: each part only publishes that it is there.
 
-`STAND_IN_FAIL` names a module that ends with status 3 at once; `STAND_IN_STUBBORN` one that ignores SIGTERM.
+`STAND_IN_FAIL` names a module, or an engine, that ends with status 3 at once; `STAND_IN_STUBBORN` a module that ignores
+SIGTERM; `STAND_IN_HOLD` a file: engines come up once it is there.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import msgspec
 
@@ -35,11 +38,14 @@ def daemon_keys() -> dict[str, model.Value]:
 
 def coordinator_keys() -> dict[str, model.Value]:
     me = option("--id")
-    urls = {"admin_url": "http://127.0.0.1:2", "gateway_url": "http://127.0.0.1:1"}
-    return {keys.coordinator(me): model.Coordinator(id=me, **urls)}
+    urls = {"admin_url": f"http://admin.{os.getpid()}", "gateway_url": f"http://gateway.{os.getpid()}"}
+    return {keys.coordinator(me): model.Coordinator(id=me, pid=os.getpid(), **urls)}
 
 
 def engine_keys() -> dict[str, model.Value]:
+    hold = os.environ.get("STAND_IN_HOLD")
+    while hold and not Path(hold).exists():
+        time.sleep(0.05)
     name = os.environ["VNPU_ENGINE_ID"]
     holder = model.Holder(name, str(os.getpid()))
     spec = model.Spec(
@@ -71,13 +77,14 @@ async def publish(endpoints: str, values: dict[str, model.Value]) -> None:
 
 def main() -> int:
     module = sys.argv[2]
-    if os.environ.get("STAND_IN_FAIL") == module:
+    if os.environ.get("STAND_IN_FAIL", "-") in (module, os.environ.get("VNPU_ENGINE_ID")):
         sys.stderr.write("cannot\n")
         return 3
     stop = signal.SIG_IGN if os.environ.get("STAND_IN_STUBBORN") == module else lambda *_: sys.exit(0)
     signal.signal(signal.SIGTERM, stop)
     grandchild = subprocess.Popen(["sleep", "1000"])
     sys.stderr.write(f"grandchild {grandchild.pid}\n")
+    sys.stderr.write(f"cores {os.environ.get('VLLM_CPU_OMP_THREADS_BIND')}\n")
     endpoints = os.environ.get("VNPU_ETCD_ENDPOINTS") or option("--etcd")
     asyncio.run(publish(endpoints, PARTS[module]()))
     while True:

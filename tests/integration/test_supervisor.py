@@ -19,6 +19,7 @@ import pytest
 from tests.helpers.etcd import running_etcd
 from tests.helpers.processes import alive, wait_gone
 
+URLS = ("gateway", "admin")
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
@@ -123,7 +124,10 @@ def test_up_tells_where_everything_is_and_ctrl_c_ends_it_in_order(start, folder)
     up.until("Ctrl-C")
     run = up.run_file()
     assert run["pid"] == up.process.pid
-    assert (run["gateway"], run["admin"], run["node"]) == ("http://127.0.0.1:1", "http://127.0.0.1:2", "local")
+    parts = {part["name"]: part["pid"] for part in run["processes"]}
+    assert (run["gateway"], run["admin"]) == tuple(f"http://{what}.{parts['coordinator']}" for what in URLS)
+    assert (run["node"], run["ready"]) == ("local", True)
+    assert {part["state"] for part in run["processes"]} == {"ready"}
     assert [part["name"] for part in run["processes"]] == ["etcd", "daemon", "coordinator", "org/a", "b"]
     assert {part["kind"] for part in run["processes"]} == {"etcd", "daemon", "coordinator", "engine"}
     assert all(Path(part["log"]).exists() and alive(part["pid"]) for part in run["processes"])
@@ -146,6 +150,56 @@ def test_up_tells_where_everything_is_and_ctrl_c_ends_it_in_order(start, folder)
     assert not (up.run_dir / "daemon.sock").exists()
 
 
+def test_other_commands_find_a_node_while_its_engines_start(start, folder):
+    up = start(STAND_IN_HOLD=str(folder / "go"))
+    up.until("org/a: starting")
+    run = up.run_file()
+    assert not run["ready"]
+    assert {part["name"] for part in run["processes"] if part["state"] == "ready"} == {"etcd", "daemon", "coordinator"}
+    shown = subprocess.run(
+        [sys.executable, "-m", "coordinator.cli.watch", "--once", "--json", "--run-dir", str(up.run_dir)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert [device["id"] for device in json.loads(shown.stdout)["devices"]] == ["local/0"]
+    (folder / "go").touch()
+    up.until("Ctrl-C")
+    assert up.run_file()["ready"]
+
+
+def test_an_engine_that_cannot_start_is_named_and_the_others_are_up(start, folder):
+    up = start(STAND_IN_FAIL="b")
+    up.until("vNPU is up without b after")
+    log = str(up.run_dir / "logs" / "b.log")
+    assert f"failed   b: its log is {log}; when it is mended: vnpu engine b" in up.until("failed   b")
+    run = up.run_file()
+    assert run["ready"]
+    assert {part["name"] for part in run["processes"] if part["state"] == "ended"} == {"b"}
+    os.kill(next(part["pid"] for part in run["processes"] if part["name"] == "org/a"), signal.SIGKILL)
+    up.until("org/a: ready")  # the node goes on
+
+
+def test_without_any_engine_the_node_is_not_up(start, folder):
+    text = (folder / "vnpu.yaml").read_text().replace("org/a: {", "org/a: {restart: never, ")
+    (folder / "vnpu.yaml").write_text(text)
+    up = start(STAND_IN_FAIL="vllm.entrypoints.openai.api_server")
+    assert up.end() == 1
+    assert "is up" not in up.said
+    logs = ", ".join(str(up.run_dir / "logs" / name) for name in ("org%2Fa.log", "b.log"))
+    assert f"no engine is left to serve org/a, b (mend what stands at the end of {logs}, then start again)" in up.said
+
+
+def test_an_engine_gets_the_same_cores_whoever_starts_it(start, folder):
+    up = start("--without", "org/a")
+    up.until("Ctrl-C")
+    ours = re.search(r"cores (\S+)", (up.run_dir / "logs" / "b.log").read_text())
+    command = [sys.executable, "-m", "coordinator.cli.main", "engine", "b", "--config", str(folder / "vnpu.yaml")]
+    shown = subprocess.run([*command, "--run-dir", str(up.run_dir), "--json"], check=True, capture_output=True)
+    assert ours is not None
+    assert json.loads(shown.stdout)["env"]["VLLM_CPU_OMP_THREADS_BIND"] == ours[1]
+
+
 def test_a_killed_engine_is_announced_and_restarted_and_a_killed_up_leaves_nothing(start, folder):
     up = start()
     up.until("Ctrl-C")
@@ -165,6 +219,13 @@ def test_a_killed_engine_is_announced_and_restarted_and_a_killed_up_leaves_nothi
     os.kill(parts["etcd"], signal.SIGKILL)
     up.until("etcd was killed by SIGKILL; restarting in 1 s")
     up.until("etcd: ready")
+
+    os.kill(parts["coordinator"], signal.SIGKILL)
+    up.until("coordinator: ready")
+    run = up.run_file()
+    [new] = [part["pid"] for part in run["processes"] if part["name"] == "coordinator"]
+    assert new not in (0, parts["coordinator"])
+    assert (run["gateway"], run["admin"]) == tuple(f"http://{what}.{new}" for what in URLS)
 
     pids |= up.pids()
     up.process.kill()
@@ -216,7 +277,7 @@ def test_a_port_that_is_taken_is_named_before_anything_starts(start, folder):
         )
         up = start()
         assert up.end() == 2
-    assert f"gateway.listen: 127.0.0.1:{port} is taken by another process" in up.said
+    assert f"{folder}/vnpu.yaml: gateway.listen: 127.0.0.1:{port} is taken by another process" in up.said
     assert not list((up.run_dir / "logs").iterdir())
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from coordinator import config
 from coordinator.errors import ConfigError
+from native.daemon.options import DeviceOption
 from tests.helpers.model_folder import model_folder
 
 GOOD = """
@@ -164,7 +165,8 @@ def test_a_model_larger_than_its_device_is_refused_and_a_group_shares_its_weight
     model_folder(tmp_path / "big", 3 << 30)
     text = GOOD.replace("./a", "./big").replace("capacity: 2GiB}", "capacity: 2GiB}\n  - {id: 1, capacity: 2GiB}")
     alone = fault(load, text.replace("64MiB", "64MiB, device: 0"))
-    assert "models.a: needs 3.1 GiB of device 0 (weights 3.0 GiB, KV cache 64 MiB, overhead 0 B)" in alone
+    assert "models.a: needs 3.1 GiB of device 0 (weights 3.0 GiB, KV cache 64 MiB, in chunks of 16 MiB)" in alone
+    assert "1.1 GiB more than it lends (capacity 2.0 GiB, overhead 0 B)" in alone
     assert load(text.replace("64MiB", "64MiB, device: [0, 1]")).models["a"].devices == ("0", "1")
 
 
@@ -173,6 +175,24 @@ def test_a_model_that_fills_its_device_exactly_is_taken(load, tmp_path):
     assert load(GOOD.replace("./a", "./exact"))
     model_folder(tmp_path / "over", (2 << 30) - (64 << 20) + 1)
     assert "needs" in fault(load, GOOD.replace("./a", "./over"))
+
+
+def test_weights_and_kv_cache_take_whole_chunks_of_their_own(load, tmp_path):
+    model_folder(tmp_path / "odd", 31 << 20)
+    text = GOOD.replace("./a", "./odd").replace("2GiB", "64MiB").replace("kv_cache: 64MiB", "kv_cache: {kv}")
+    assert load(text.replace("{kv}", "32MiB"))
+    assert "(weights 32 MiB, KV cache 34 MiB, in chunks of 2.0 MiB), 2.0 MiB more" in fault(
+        load, text.replace("{kv}", "33MiB")
+    )
+    assert load(text.replace("64MiB}", "65MiB, overhead: 1MiB}").replace("{kv}", "32MiB"))
+    fault(load, text.replace("64MiB}", "65MiB, overhead: 2MiB}").replace("{kv}", "32MiB"))
+
+
+@pytest.mark.parametrize("capacity", [32 << 20, (512 << 20) - 1, 512 << 20, 600 << 20, 64 << 30])
+@pytest.mark.parametrize("overhead", [0, 1, 100 << 20])
+def test_chunks_are_those_of_the_node_daemon(capacity, overhead):
+    device = config.Device(id=0, capacity=config.Size(capacity), overhead=config.Size(overhead))
+    assert device.chunk == DeviceOption("0", "host", capacity - overhead).chunk
 
 
 def test_weights_are_counted_by_the_index_not_twice(load, tmp_path):

@@ -119,7 +119,9 @@ def test_endpoints_come_from_the_words_then_the_environment_then_the_file_then_t
     folder = RunDir(here / ".vnpu")
     folder.root.mkdir()
     folder.write(
-        RunFile(pid=os.getpid(), node="n", etcd=("http://run:1",), gateway="", admin="", socket="", processes=())
+        RunFile(
+            pid=os.getpid(), ready=True, node="n", etcd=("http://run:1",), gateway="", admin="", socket="", processes=()
+        )
     )
     assert shown() == "http://run:1"
     (here / "vnpu.yaml").write_text(CONFIG + "etcd: [http://file:1]\n")

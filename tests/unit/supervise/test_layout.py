@@ -15,6 +15,7 @@ from coordinator.supervise.layout import NotRunning, Process, RunDir, RunFile
 def run_file(pid: int) -> RunFile:
     return RunFile(
         pid=pid,
+        ready=True,
         node="n",
         etcd=("http://e:1",),
         gateway="http://g",
