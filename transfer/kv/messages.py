@@ -102,8 +102,18 @@ Say = Open | Confirm | Done
 Answer = Opened | Confirmed | Closed | NotYet | Refused
 
 encode = msgspec.msgpack.Encoder().encode
-decode_say = msgspec.msgpack.Decoder(Say).decode
-decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_say: msgspec.msgpack.Decoder[Say] = msgspec.msgpack.Decoder(Say)
+_answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+
+
+def decode_say(data: bytes) -> Say:
+    """Raises ValueError where it is none."""
+    return _say.decode(data)
+
+
+def decode_answer(data: bytes) -> Answer:
+    """Raises ValueError where it is none."""
+    return _answer.decode(data)
 
 
 class Terms(msgspec.Struct, frozen=True):

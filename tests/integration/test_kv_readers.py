@@ -1,0 +1,276 @@
+"""What every transport promises (`transfer.kv.reader.Reader`): one suite for all of them."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from tests.helpers.kv import Cache, pulls
+from tests.helpers.kv_peers import HANDLE, PEERS, Peer, tcp_peer
+from tests.helpers.memory import buffer, read, write
+from tests.helpers.wires import TRUST, meanwhile, soon
+from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
+from transfer.kv.boxes import Box, Dim, boxes
+from transfer.kv.mapped import Window
+from transfer.kv.messages import Confirm, Refused
+from transfer.kv.plan import plan_pull
+from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped
+from transfer.kv.tcp import SERVICE, TcpReader
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
+from transfer.transports.dial import dial
+from transfer.transports.frame import HEADER, Header, Kind, checksum, encode
+from transfer.transports.listener import Listener
+
+Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
+SIZE = 3 * CHUNK + 1000
+NOISE = random.Random(5).randbytes(SIZE)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture(params=PEERS)
+def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
+    with PEERS[request.param](SIZE) as made:
+        made.memory[:] = NOISE
+        yield made
+
+
+@contextmanager
+def target(size: int = SIZE) -> Iterator[Span]:
+    with buffer(size) as address:
+        yield Span(address, size)
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_every_kind_of_pull(kind: str) -> None:
+    """Random layouts, sizes and block tables: the bytes that the boxes name arrive, and no others change."""
+    with PEERS[kind](1 << 16) as peer:
+        _every_kind_of_pull(peer)
+
+
+def _every_kind_of_pull(peer: Peer) -> None:
+    @settings(suppress_health_check=[HealthCheck.too_slow], max_examples=60)
+    @given(pulls())
+    def check(case: Case) -> None:
+        src, dst, src_ids, dst_ids, sizes, units = case
+        content = random.Random(units).randbytes(src.layout.extent)
+        peer.memory[: len(content)] = content
+        with target(dst.layout.extent) as into:
+            expected = np.zeros(into.size, dtype=np.uint8)
+            for pull in plan_pull(*sizes[:3], units, sizes[3]):
+                copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+                _play(copies, expected, content)
+                moved = peer.reader.read(HANDLE, copies, into, soon(), never)
+                assert moved == sum(box.bytes for box in copies)
+            assert read(into.address, into.size) == expected.tobytes()
+
+    check()
+
+
+def _play(copies: list[Box], to: np.ndarray, content: bytes) -> None:  # type: ignore[type-arg]
+    whence = np.frombuffer(content, dtype=np.uint8)
+    for box in copies:
+        dst, src = np.array([box.dst]), np.array([box.src])
+        for dim in (*box.dims, Dim(box.length, 1, 1)):
+            steps = np.arange(dim.steps)
+            dst = (dst[:, None] + steps * dim.dst_stride).ravel()
+            src = (src[:, None] + steps * dim.src_stride).ravel()
+        to[dst] = whence[src]
+
+
+def test_more_than_a_chunk_in_rows_and_in_one_piece(peer: Peer) -> None:
+    rows = Box(0, 0, 512, (Dim(SIZE // 1024, 512, 1024),))
+    whole = Box(0, 0, SIZE, ())
+    with target() as into:
+        assert peer.reader.read(HANDLE, [rows], into, soon(), never) == rows.bytes
+        expected = b"".join(NOISE[at : at + 512] for at in range(0, SIZE // 1024 * 1024, 1024))
+        assert read(into.address, rows.bytes) == expected
+        assert peer.reader.read(HANDLE, [whole], into, soon(), never) == SIZE
+        assert read(into.address, SIZE) == NOISE
+        assert peer.reader.read(HANDLE, [], into, soon(), never) == 0
+
+
+@pytest.mark.parametrize(
+    ("handle", "box", "reason"),
+    [
+        (HANDLE + 1, Box(0, 0, 1, ()), "region 6"),
+        (HANDLE, Box(0, SIZE - 5, 6, ()), "leaves region 5"),
+        (HANDLE, Box(0, 0, 6, (Dim(2, 6, SIZE - 5),)), "leaves region 5"),
+        (HANDLE, Box(0, 0, 6, (Dim(SIZE // 4, 0, 0),)), "more than"),
+    ],
+)
+def test_what_is_not_there_is_refused_and_the_reader_lives_on(peer: Peer, handle: int, box: Box, reason: str) -> None:
+    with target() as into:
+        with pytest.raises(ReadRefused, match=reason):
+            peer.reader.read(handle, [box], into, soon(), never)
+        assert read(into.address, SIZE) == bytes(SIZE)
+        assert peer.reader.read(HANDLE, [Box(3, 7, 9, ())], into, soon(), never) == 9
+        assert read(into.address + 3, 9) == NOISE[7:16]
+
+
+def test_a_place_outside_of_the_target_is_an_error_of_ours(peer: Peer) -> None:
+    with target(100) as into, pytest.raises(ValueError, match="leaves the 100 bytes"):
+        peer.reader.read(HANDLE, [Box(0, 0, 50, (Dim(2, 51, 50),))], into, soon(), never)
+
+
+def test_stopped_and_used_again(peer: Peer) -> None:
+    with target() as into:
+        with pytest.raises(Stopped):
+            peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), lambda: True)
+        assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+        assert read(into.address, SIZE) == NOISE
+
+
+def test_a_deadline_that_has_passed(peer: Peer) -> None:
+    with target() as into:
+        with pytest.raises(PeerLost, match="in time"):
+            peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, Deadline.after(-1), never)
+        assert peer.reader.read(HANDLE, [Box(0, 0, 5, ())], into, soon(), never) == 5
+
+
+def test_closing_twice(peer: Peer) -> None:
+    peer.reader.close()
+    peer.reader.close()
+
+
+# ---- what only a connection can do
+
+
+def test_stopped_midway_and_used_again() -> None:
+    """What was still on its way does not come to the next read."""
+    looks = iter([False, True])
+    with tcp_peer(SIZE) as peer, target() as into:
+        peer.memory[:] = NOISE
+        with pytest.raises(Stopped):
+            peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), lambda: next(looks))
+        assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+        assert read(into.address, SIZE) == NOISE
+
+
+def test_a_peer_that_dies_and_comes_back() -> None:
+    with tcp_peer(SIZE) as peer, target() as into:
+        peer.memory[:] = NOISE
+        assert peer.reader.read(HANDLE, [Box(0, 0, 5, ())], into, soon(), never) == 5
+        assert peer.restart is not None
+        peer.restart()
+        with pytest.raises(PeerLost):
+            peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never)
+        assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+        assert read(into.address, SIZE) == NOISE
+
+
+def test_many_readers_of_one_server() -> None:
+    """Each on its own thread and connection, rows and whole."""
+    with tcp_peer(SIZE) as peer:
+        peer.memory[:] = NOISE
+        assert isinstance(peer.reader, TcpReader)
+        connect = peer.reader._connect
+
+        def one(step: int) -> bytes:
+            reader = TcpReader(connect)
+            with target() as into:
+                for _ in range(5):
+                    box = Box(0, 0, 64, (Dim(SIZE // 64 // step, 64, 64 * step),))
+                    reader.read(HANDLE, [box], into, soon(), never)
+                reader.close()
+                return read(into.address, box.bytes)
+
+        results = [(step, meanwhile(lambda step=step: one(step))) for step in (1, 2, 3, 4)]  # type: ignore[misc]
+        for step, result in results:
+            rows = range(0, SIZE // 64 // step * 64 * step, 64 * step)
+            assert result() == b"".join(NOISE[at : at + 64] for at in rows)
+
+
+def test_the_session_goes_over_the_same_service() -> None:
+    with tcp_peer(SIZE) as peer:
+        assert isinstance(peer.reader, TcpReader)
+        answer = peer.reader.ask(Confirm("0" * 32, "a" * 32, 3), soon())
+        assert answer == Refused("0" * 32, 3, "no session here")
+
+
+@pytest.mark.parametrize("at", [5, HEADER + 100, HEADER + CHUNK + 17, HEADER + CHUNK + HEADER + 3])
+def test_damaged_bytes_are_noticed(at: int) -> None:
+    """In a header and a body, of the first chunk and of the second."""
+    stream = b""
+    for position in (0, CHUNK):
+        body = NOISE[position : position + CHUNK]
+        stream += encode(Header(Kind.DATA, 0, CHUNK, position, checksum(body))) + body
+
+    def serve(channel: Channel) -> None:
+        channel.receive(soon())
+        channel.send_raw(stream[:at] + bytes([stream[at] ^ 0x10]) + stream[at + 1 :], soon())
+        with suppress(PeerLost):
+            channel.receive(soon())
+
+    rows = Box(0, 0, CHUNK // 2, (Dim(4, CHUNK // 2, CHUNK // 2),))
+    for box in (rows, Box(0, 0, 2 * CHUNK, ())):
+        with Listener("127.0.0.1", 0, TRUST, SERVICE, serve) as listener, target() as into:
+            reader = TcpReader(lambda deadline, port=listener.port: dial("127.0.0.1", port, TRUST, SERVICE, deadline))  # type: ignore[misc]
+            with pytest.raises(Corrupt):
+                reader.read(HANDLE, [box], into, soon(), never)
+
+
+@pytest.mark.parametrize("body", [b"", b"\xc0", b"garbage", b"\x82\xa4type\xa4Read\xa6handle\x05"])
+def test_requests_that_are_none_end_only_that_client(body: bytes) -> None:
+    with tcp_peer(SIZE) as peer, target() as into:
+        assert isinstance(peer.reader, TcpReader)
+        with peer.reader._connect(soon()) as channel:
+            channel.send(body, soon())
+            with pytest.raises(PeerLost):
+                channel.receive(soon())
+        assert peer.reader.read(HANDLE, [Box(0, 0, 5, ())], into, soon(), never) == 5
+
+
+@pytest.mark.parametrize("reply", ["message", "short", "elsewhere"])
+def test_a_server_that_keeps_to_nothing(reply: str) -> None:
+    def serve(channel: Channel) -> None:
+        channel.receive(soon())
+        size, position = (10, 0) if reply == "short" else (64, 9)
+        with buffer(64) as address:
+            if reply == "message":
+                channel.send(b"\xc0", soon())
+            else:
+                channel.send_data(address, size, checksum(bytes(size)), soon(), position=position)
+
+    with Listener("127.0.0.1", 0, TRUST, SERVICE, serve) as listener, target() as into:
+        reader = TcpReader(lambda deadline: dial("127.0.0.1", listener.port, TRUST, SERVICE, deadline))
+        with pytest.raises(PeerViolation, match="due"):
+            reader.read(HANDLE, [Box(0, 0, 64, ())], into, soon(), never)
+        reader.close()
+
+
+# ---- mapping
+
+
+def test_descriptors_one_behind_the_other() -> None:
+    made = []
+    for fill in (b"a", b"b"):
+        made.append(os.memfd_create("chunk"))
+        os.write(made[-1], fill * 8192)
+    with Window([(made[1], 8192), (made[0], 4096)]) as span:
+        for descriptor in made:
+            os.close(descriptor)
+        assert read(span.address, span.size) == b"b" * 8192 + b"a" * 4096
+        os.close(os.memfd_create("another"))
+
+
+def test_a_descriptor_that_cannot_be_mapped() -> None:
+    reading, writing = os.pipe()
+    try:
+        with pytest.raises(TransferError, match="cannot be mapped"):
+            Window([(reading, 4096)])
+    finally:
+        os.close(reading)
+        os.close(writing)
+    with target(8) as span:
+        write(span.address, b"unharmed")
+        assert read(span.address, 8) == b"unharmed"
