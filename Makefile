@@ -23,17 +23,18 @@ demo: setup ## three real vLLM engines take turns on a device that holds two
 	@$(BIN)/vnpu demo
 
 test: setup ## the test suite, real etcd and real engines included (at most 25 minutes on two cores)
-	$(PYTEST) -m "not system" $(ARGS)
+	$(PYTEST) -m "not system and not campaign" $(ARGS)
 
 test-system: setup ## what needs more of the machine: etcd 3.4, Compose, two-rank engines, long seeds
-	$(PYTEST) -m system $(ARGS)
+	$(PYTEST) -m "system and not campaign" $(ARGS)
 
-campaign: setup ## hours: property tests and simulations, ROUNDS=20 times with random seeds; says each seed
+campaign: setup ## hours: the protocol in large; property tests and simulations, ROUNDS=20 times with random seeds
+	$(PYTEST) -q -m campaign --timeout=36000 $(ARGS)
 	@for round in $$(seq 1 $(ROUNDS)); do \
 	    seed=$$(od -An -N4 -tu4 /dev/urandom | tr -d ' '); \
 	    echo "round $$round of $(ROUNDS): --hypothesis-seed=$$seed SEEDS=$(SEEDS) FIRST_SEED=$$seed"; \
 	    SEEDS=$(SEEDS) FIRST_SEED=$$seed $(PYTEST) -q tests/property tests/sim tests/store \
-	        -m "not engine and not system" --hypothesis-profile=campaign --hypothesis-seed=$$seed \
+	        -m "not engine and not system and not campaign" --hypothesis-profile=campaign --hypothesis-seed=$$seed \
 	        --timeout=7200 $(ARGS) || exit 1; \
 	done
 
