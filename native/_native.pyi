@@ -336,7 +336,7 @@ def serve_device(device: int, arena: Arena | None) -> None:
     served once is known for the life of the process, so that a free finds its blocks.
 
     Raises:
-        ValueError: the device is not 0 to 63.
+        ValueError: the device is not 0 to 63, or the range overlaps that of an earlier arena with live blocks.
     """
 
 def install_hook() -> int:

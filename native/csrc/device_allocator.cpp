@@ -25,6 +25,18 @@ Served& served() {
     return one;
 }
 
+// An arena that was served once and is empty may be followed by another at the same addresses.
+void make_way(std::vector<std::shared_ptr<Arena>>& ever, const Arena& next) {
+    const auto overlaps = [&next](const std::shared_ptr<Arena>& each) {
+        return each->contains(next.base()) || next.contains(each->base());
+    };
+    const auto in_the_way = [&](const std::shared_ptr<Arena>& each) { return overlaps(each) && each->live_bytes() != 0; };
+    if (std::any_of(ever.begin(), ever.end(), in_the_way)) {
+        throw std::invalid_argument("the arena's range overlaps one that was served before and has live blocks");
+    }
+    std::erase_if(ever, overlaps);
+}
+
 }  // namespace
 
 void serve_device(int device, const std::shared_ptr<Arena>& arena) {
@@ -35,6 +47,7 @@ void serve_device(int device, const std::shared_ptr<Arena>& arena) {
     Served& all = served();
     const std::lock_guard lock(all.mutex);
     if (arena != nullptr && std::find(all.ever.begin(), all.ever.end(), arena) == all.ever.end()) {
+        make_way(all.ever, *arena);
         all.ever.push_back(arena);
     }
     all.by_device[static_cast<std::size_t>(device)] = arena;

@@ -18,7 +18,8 @@ namespace vnpu {
 constexpr int most_devices = 64;
 
 // `vnpu_malloc` for `device` takes from this arena from now on; null: it has nothing. `vnpu_free` finds blocks of every
-// arena that was ever given here, which are therefore kept. Throws std::invalid_argument.
+// arena that was ever given here, which are therefore kept. Throws std::invalid_argument where the device is none, or the
+// range overlaps that of an earlier arena with live blocks.
 void serve_device(int device, const std::shared_ptr<Arena>& arena);
 
 }  // namespace vnpu

@@ -130,6 +130,7 @@ class Puppet:
 
 
 def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
+    from native._native import DriverError
     from native.client import DaemonError, DaemonRefused
 
     hands = _Hands(path, engine, nonce, role, int(rank))
@@ -139,7 +140,7 @@ def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
             answer: tuple[str, object] = ("done", getattr(hands, do)(*args))
         except DaemonRefused as refused:
             answer = ("refused", (refused.code.value, str(refused)))
-        except DaemonError as error:
+        except (DaemonError, DriverError) as error:
             answer = ("failed", str(error))
         sys.stdout.write(json.dumps(answer) + "\n")
         sys.stdout.flush()
@@ -158,6 +159,7 @@ class _Hands:
         self.master: int | None = None
         self.listener: Any = None
         self.asked: list[object] = []
+        self.region: Any = None
 
     def hello(self) -> dict[str, int]:
         return self.client.connect().chunk
@@ -214,6 +216,15 @@ class _Hands:
                 self.mapped.pop(chunk).close()
         self.client.kept.drop_chunks(device, chunks)
         self.client.unmap(device, chunks)
+
+    def open_region(self, device: str, driver: str, hint: int, chunks: int, chunk: int) -> None:
+        from tests.helpers.puppet_region import RegionHands
+
+        self.region = RegionHands(self.client, device, driver, hint, chunks, chunk)
+
+    def in_region(self, do: str, *args: Any) -> Any:
+        """What `RegionHands` can do."""
+        return getattr(self.region, do)(*args)
 
     def fills(self) -> dict[int, int | None]:
         return {chunk: _fill(content) for chunk, content in self.mapped.items()}
