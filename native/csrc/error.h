@@ -21,4 +21,21 @@ class DriverError : public std::runtime_error {
 // A DriverError that carries an errno.
 DriverError errno_error(std::string call, int error, const std::string& message, std::string remedy);
 
+// Does it, unless it is refused. For endings, and for the way back from a failure.
+template <class F>
+bool attempt(F&& call) noexcept {
+    try {
+        call();
+        return true;
+    } catch (const DriverError&) {
+        return false;
+    }
+}
+
+// The same, and once more where it was refused: for what leaves something behind that nobody else can remove.
+template <class F>
+bool insist(F&& call) noexcept {
+    return attempt(call) || attempt(call);
+}
+
 }  // namespace vnpu

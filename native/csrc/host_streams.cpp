@@ -128,7 +128,9 @@ class HostStreams final : public Streams {
     explicit HostStreams(CopyCheck check) : check_(std::move(check)) {}
 
     Stream create_stream() override { return streams_.add(std::make_shared<HostStream>()); }
-    void destroy_stream(Stream stream) override { streams_.take("destroy_stream", stream); }
+    void destroy_stream(Stream stream) override {
+        streams_.remove("destroy_stream", stream, [](const auto& gone) { gone->wait(deadline_after(1e12)); });
+    }
 
     void copy(Stream stream, std::span<const CopyEntry> entries, CopyKind kind) override {
         auto on = streams_.use("copy_async", stream);
@@ -144,7 +146,9 @@ class HostStreams final : public Streams {
     }
 
     Event create_event() override { return events_.add(std::make_shared<HostEvent>()); }
-    void destroy_event(Event event) override { events_.take("destroy_event", event); }
+    void destroy_event(Event event) override {
+        events_.remove("destroy_event", event, [](const auto&) {});
+    }
 
     void record(Event event, Stream stream) override {
         auto of = events_.use("record", event);

@@ -135,14 +135,11 @@ double StreamCopy::seconds() {
 }
 
 void StreamCopy::end() noexcept {
-    try {
-        if (stream_ != 0) {
-            streams_.destroy_stream(std::exchange(stream_, 0));  // waits
-        }
-        for (const Mark& each : std::exchange(marks_, {})) {
-            streams_.destroy_event(each.event);
-        }
-    } catch (const DriverError&) {  // the device is gone, and with it what was on it
+    if (stream_ != 0) {
+        attempt([this] { streams_.destroy_stream(stream_); });  // waits
+    }
+    for (const Mark& each : marks_) {
+        attempt([&] { streams_.destroy_event(each.event); });
     }
 }
 

@@ -14,12 +14,8 @@ constexpr double longest = 60;  // seconds; 1 GiB takes about 1 ms
 Scratch::~Scratch() {
     attempt([this] {
         const Entered entered(vendor_);
-        if (stream_ != 0) {
-            vendor_.destroy_stream(stream_);
-        }
-        if (size_ != 0) {
-            vendor_.release(base_, size_);
-        }
+        attempt([this] { stream_ != 0 ? vendor_.destroy_stream(stream_) : void(); });
+        attempt([this] { size_ != 0 ? vendor_.release(base_, size_) : void(); });
     });
 }
 
@@ -29,27 +25,47 @@ void Scratch::make_room(std::size_t size) {
     }
     const Address larger = vendor_.reserve(size, 0);
     if (size_ != 0) {
-        attempt([this] { vendor_.release(base_, size_); });
+        insist([this] { vendor_.release(base_, size_); });
     }
     base_ = larger;
     size_ = size;
+}
+
+// Whatever happens, nothing is being written when this returns, as far as the device can be asked.
+void Scratch::fill(const char* call, const Piece& piece) {
+    vendor_.access({&piece, 1});
+    try {
+        zero_locked(call, piece.va, piece.size);
+    } catch (...) {
+        if (stream_ != 0 && !attempt([this] { vendor_.wait_stream(stream_, longest); })) {
+            attempt([this] { vendor_.destroy_stream(stream_); });  // it is broken: the next chunk gets another
+            stream_ = 0;
+        }
+        throw;
+    }
 }
 
 void Scratch::zero(const char* call, Raw chunk, std::size_t size) {
     const std::lock_guard lock(mutex_);
     make_room(size);
     vendor_.map(base_, size, chunk);
+    const auto unmap = [this, size] { vendor_.unmap(base_, size); };
     try {
-        const Piece piece{base_, size, true};
-        vendor_.access({&piece, 1});
-        zero_locked(call, base_, size);
+        fill(call, {base_, size, true});
     } catch (...) {
-        if (!attempt([&] { vendor_.unmap(base_, size); })) {
+        if (!insist(unmap)) {
             size_ = 0;  // the range is lost with what is in it
         }
         throw;
     }
-    vendor_.unmap(base_, size);
+    if (!attempt(unmap)) {
+        try {
+            unmap();
+        } catch (...) {
+            size_ = 0;
+            throw;
+        }
+    }
 }
 
 void Scratch::zero_at(const char* call, Address va, std::size_t size) {

@@ -7,17 +7,6 @@
 
 namespace vnpu {
 
-// Does it, unless the vendor refuses. For the way back from a failure, and for endings.
-template <class F>
-bool attempt(F&& call) noexcept {
-    try {
-        call();
-        return true;
-    } catch (const DriverError&) {
-        return false;
-    }
-}
-
 // Thread-safe; one chunk at a time. The calling thread has entered the vendor.
 class Scratch {
    public:
@@ -35,6 +24,7 @@ class Scratch {
    private:
     void make_room(std::size_t size);
     void zero_locked(const char* call, Address va, std::size_t size);
+    void fill(const char* call, const Piece& piece);
 
     Vendor& vendor_;
     std::mutex mutex_;  // guards everything below

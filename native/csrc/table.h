@@ -49,20 +49,26 @@ class Table {
     Use use(const char* call, Id id) {
         const std::lock_guard lock(mutex_);
         Entry& entry = find(call, id);
+        if (entry.uses == being_removed) {
+            throw busy(call, id);
+        }
         entry.uses += 1;
         return Use(*this, id, entry.thing);
     }
 
-    // The same where somebody uses it.
-    T take(const char* call, Id id) {
-        const std::lock_guard lock(mutex_);
-        Entry& entry = find(call, id);
-        if (entry.uses != 0) {
-            throw errno_error(call, EBUSY, named(id) + " is in use by another thread", "wait for that call first");
+    // Ends the thing, which stays where `end` throws. Throws DriverError too where somebody uses it.
+    template <class F>
+    void remove(const char* call, Id id, F&& end) {
+        T thing = claim(call, id);
+        try {
+            end(thing);
+        } catch (...) {
+            const std::lock_guard lock(mutex_);
+            entries_.at(id).uses = 0;
+            throw;
         }
-        T thing = std::move(entry.thing);
+        const std::lock_guard lock(mutex_);
         entries_.erase(id);
-        return thing;
     }
 
     std::vector<T> take_all() {
@@ -80,6 +86,22 @@ class Table {
         T thing;
         int uses;
     };
+
+    static constexpr int being_removed = -1;
+
+    T claim(const char* call, Id id) {
+        const std::lock_guard lock(mutex_);
+        Entry& entry = find(call, id);
+        if (entry.uses != 0) {
+            throw busy(call, id);
+        }
+        entry.uses = being_removed;
+        return entry.thing;
+    }
+
+    DriverError busy(const char* call, Id id) const {
+        return errno_error(call, EBUSY, named(id) + " is in use by another thread", "wait for that call first");
+    }
 
     std::string named(Id id) const { return std::string(what_) + " " + std::to_string(id); }
 

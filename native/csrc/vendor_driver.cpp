@@ -86,16 +86,15 @@ class VendorDriver final : public Driver {
 
 // Handles go, mappings stay: memory goes back to the device when both are gone.
 VendorDriver::~VendorDriver() {
-    try {
+    attempt([this] {  // the device may be lost, or the runtime have ended before us
         const Entered entered(*vendor_);
-        for (const auto& [base, size] : book_.empty_reservations()) {
-            vendor_->release(base, size);
+        for (const auto& entry : book_.empty_reservations()) {
+            attempt([&] { vendor_->release(entry.first, entry.second); });
         }
-        for (const auto& [handle, chunk] : chunks_) {
-            vendor_->destroy(chunk.raw);
+        for (const auto& entry : chunks_) {
+            attempt([&] { vendor_->destroy(entry.second.raw); });
         }
-    } catch (const DriverError&) {  // the device is lost, or the runtime has ended before us
-    }
+    });
 }
 
 Address VendorDriver::reserve(std::size_t size, Address hint) {
@@ -146,7 +145,7 @@ Handle VendorDriver::create(std::size_t size) {
         return keep(raw, size, Origin::own, 0);
     } catch (...) {
         if (raw != 0) {
-            attempt([&] { vendor_->destroy(raw); });
+            insist([&] { vendor_->destroy(raw); });
         }
         const std::lock_guard lock(mutex_);
         own_bytes_ -= size;

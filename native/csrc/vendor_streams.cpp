@@ -11,17 +11,16 @@ constexpr double for_ever = 1e9;  // seconds
 }  // namespace
 
 VendorStreams::~VendorStreams() {
-    try {
+    attempt([this] {  // the device may be gone, and with it what was on it
         const Entered entered(vendor_);
         for (const Raw stream : streams_.take_all()) {
-            vendor_.wait_stream(stream, for_ever);
-            vendor_.destroy_stream(stream);
+            attempt([&] { vendor_.wait_stream(stream, for_ever); });
+            attempt([&] { vendor_.destroy_stream(stream); });
         }
         for (const auto& event : events_.take_all()) {
-            vendor_.destroy_event(event->raw);
+            attempt([&] { vendor_.destroy_event(event->raw); });
         }
-    } catch (const DriverError&) {  // the device is gone, and with it what was on it
-    }
+    });
 }
 
 Stream VendorStreams::create_stream() {
@@ -31,9 +30,10 @@ Stream VendorStreams::create_stream() {
 
 void VendorStreams::destroy_stream(Stream stream) {
     const Entered entered(vendor_);
-    const Raw raw = streams_.take("destroy_stream", stream);
-    vendor_.wait_stream(raw, for_ever);
-    vendor_.destroy_stream(raw);
+    streams_.remove("destroy_stream", stream, [this](Raw raw) {
+        vendor_.wait_stream(raw, for_ever);
+        vendor_.destroy_stream(raw);
+    });
 }
 
 void VendorStreams::copy(Stream stream, std::span<const CopyEntry> entries, CopyKind kind) {
@@ -60,7 +60,7 @@ Event VendorStreams::create_event() {
 
 void VendorStreams::destroy_event(Event event) {
     const Entered entered(vendor_);
-    vendor_.destroy_event(events_.take("destroy_event", event)->raw);
+    events_.remove("destroy_event", event, [this](const auto& gone) { vendor_.destroy_event(gone->raw); });
 }
 
 void VendorStreams::record(Event event, Stream stream) {
