@@ -40,7 +40,11 @@ class Offload(msgspec.Struct, frozen=True):
 
 
 class Restore(msgspec.Struct, frozen=True):
-    """Map, copy back, check (`Worked` or `Denied`)."""
+    """Map, copy back, check (`Worked` or `Denied`; `Ready` where requests may run while the copy goes on)."""
+
+
+class Settle(msgspec.Struct, frozen=True):
+    """Wait until the copy behind a `Ready` restore has ended and was checked (`Worked`)."""
 
 
 class Undo(msgspec.Struct, frozen=True):
@@ -64,4 +68,4 @@ class End(msgspec.Struct, frozen=True):
     reason: str
 
 
-Action = Register | Renew | Publish | Drain | Enter | Offload | Restore | Undo | Resume | Leave | End
+Action = Register | Renew | Publish | Drain | Enter | Offload | Restore | Settle | Undo | Resume | Leave | End

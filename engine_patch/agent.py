@@ -24,6 +24,7 @@ from engine_patch import actions, events, lifecycle, pulse, report, vitals
 from engine_patch.engine import Engine
 from engine_patch.errands import Errands, StepFailed
 from engine_patch.plan import Plan, first_spec
+from engine_patch.postbox import Postbox
 from engine_patch.publisher import Publisher
 from engine_patch.report import Report
 from engine_patch.settings import Settings
@@ -62,6 +63,7 @@ class Agent:
         self._publisher = Publisher(store, holder)
         self._vitals = vitals.Vitals()
         self._renew = asyncio.Event()
+        self.postbox = Postbox()
         self._engine: Engine | None = None
         self._tasks: asyncio.TaskGroup
         self._errands: Errands
@@ -88,6 +90,7 @@ class Agent:
             socket = await self._discover()
             self._put_spec(first_spec(self._plan, self._settings, self._holder, self._devices()))
             client = Client(socket, self._holder.engine, self._holder.nonce, "agent")
+            box = await self.postbox.open()
             try:
                 self._errands = Errands(client, self._inbox.put_nowait)
                 self._tasks.create_task(self._hold_lease())
@@ -97,6 +100,7 @@ class Agent:
                 registered(socket)
                 await asyncio.get_running_loop().create_future()
             finally:
+                box.close()
                 await asyncio.to_thread(client.close)
 
     # ---- what others tell it
@@ -260,6 +264,8 @@ class Agent:
                 return self._errands.offload(self._engine)
             case actions.Restore():
                 return self._errands.restore(self._engine)
+            case actions.Settle():
+                return self._errands.settle(self._engine)
             case actions.Undo():
                 return self._errands.undo(self._engine)
         return self._errands.resume(self._engine)

@@ -21,7 +21,7 @@ MOST_THREADS = 2
 
 
 class Copier:
-    """Blocks its caller until the work is done; the GIL is free meanwhile."""
+    """Blocks its caller until the work is done, except `start`; the GIL is free meanwhile."""
 
     def __init__(self, cpus: Sequence[int]) -> None:
         """`cpus`: processors the engine may use; none: all."""
@@ -34,6 +34,10 @@ class Copier:
     def copy(self, entries: Sequence[tuple[int, int, int]]) -> None:
         """Every `(destination, source, length)`. Raises ValueError where they overlap."""
         self._do(lambda: _native.copy(entries, self._threads))
+
+    def start(self, entries: Sequence[tuple[int, int, int]]) -> _native.CopyJob:
+        """The same in the background, in the order of the entries. Raises as `copy`."""
+        return self._do(lambda: _native.CopyJob(entries, self._threads))
 
     def digest(self, ranges: Sequence[tuple[int, int]]) -> str:
         """Content digest of these ranges, see `native.digest`."""

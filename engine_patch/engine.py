@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from engine_patch import report
 from engine_patch.door import Door
+from engine_patch.postbox import Postbox
 from engine_patch.report import Report
 
 T = TypeVar("T")
@@ -40,7 +41,13 @@ class Engine(Protocol):
 
     async def offload(self) -> tuple[Report, ...]: ...
 
-    async def restore(self) -> tuple[Report, ...]: ...
+    async def restore(self) -> tuple[Report, ...]:
+        """Reports that are `pending`: requests may run, the copy goes on behind them until `settle` returns."""
+        ...
+
+    async def settle(self) -> tuple[Report, ...]:
+        """The copy behind the last restore has ended, every byte of it was checked."""
+        ...
 
     async def undo(self) -> tuple[Report, ...]:
         """Unmap whatever a denied restore has mapped."""
@@ -87,10 +94,12 @@ class EngineClient(Protocol):
 class VllmEngine:
     """`Engine` over AsyncLLM. Every call hops to the API server's loop `loop`, where client and door live."""
 
-    def __init__(self, client: EngineClient, door: Door, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, client: EngineClient, door: Door, loop: asyncio.AbstractEventLoop, postbox: Postbox) -> None:
         self._client = client
         self._door = door
         self._loop = loop
+        self._postbox = postbox
+        self._pending: tuple[Report, ...] = ()
         self._workers: tuple[int, ...] = ()
 
     async def drain(self) -> None:
@@ -117,7 +126,11 @@ class VllmEngine:
         return await self._call("vnpu_offload")
 
     async def restore(self) -> tuple[Report, ...]:
-        return await self._call("vnpu_restore")
+        self._pending = await self._call("vnpu_restore")
+        return self._pending
+
+    async def settle(self) -> tuple[Report, ...]:
+        return await self._postbox.collect([one.rank for one in self._pending], self._pending[0].turn)
 
     async def undo(self) -> tuple[Report, ...]:
         return await self._call("vnpu_undo")
@@ -138,7 +151,8 @@ class VllmEngine:
 
     def _end(self, reason: str) -> None:
         self._door.fail(reason)
-        self._client.output_processor.propagate_error(EngineEnds(reason))
+        for delay in (0.0, GOODBYE_S / 2):  # the second for who had passed the door and was not vLLM's request yet
+            self._loop.call_later(delay, self._client.output_processor.propagate_error, EngineEnds(reason))
         self._loop.call_later(GOODBYE_S, self._kill)
 
     def _kill(self) -> None:

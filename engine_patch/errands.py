@@ -107,9 +107,14 @@ class Errands:
         def answer(reports: tuple[Report, ...], took: float) -> events.Event:
             restored = outcome(reports)
             denied = next((one.denied for one in reports if one.denied), "")
-            return events.Denied(denied) if denied else events.Worked(restored)
+            if denied:
+                return events.Denied(denied)
+            return events.Ready(restored) if any(one.pending for one in reports) else events.Worked(restored)
 
         await self._step("restore", engine.restore(), MEMORY_S, answer)
+
+    async def settle(self, engine: Engine) -> None:
+        await self._step("restore", engine.settle(), MEMORY_S, lambda reports, _: events.Worked(outcome(reports)))
 
     async def undo(self, engine: Engine) -> None:
         def answer(reports: tuple[Report, ...], took: float) -> events.Event:

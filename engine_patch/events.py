@@ -67,8 +67,14 @@ class EnterRefused(msgspec.Struct, frozen=True):
     """No answer came: the entry may stand at the daemon, and is left in any case."""
 
 
+class Ready(msgspec.Struct, frozen=True):
+    """Answer to `Restore`: pages are mapped and the copy runs; a forward pass waits for what it needs."""
+
+    outcome: Outcome
+
+
 class Worked(msgspec.Struct, frozen=True):
-    """Answer to `Offload` and `Restore`."""
+    """Answer to `Offload`, `Restore` and `Settle`."""
 
     outcome: Outcome
 
@@ -112,6 +118,7 @@ Event = (
     | Drained
     | Entered
     | EnterRefused
+    | Ready
     | Worked
     | Denied
     | Undone

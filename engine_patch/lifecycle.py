@@ -6,7 +6,11 @@ belongs to it is answered by exactly one event, or by `Failed`, which is final.
 
     resident --offload--> drain -> enter -> offload -> leave -> publish offloaded
     offloaded --restore-> enter -> restore -> resume and leave -> publish resident
+                                        \\--> resume and settle -> leave -> publish resident
     starting --restore--> enter -> (workers load) -> resume and leave -> publish resident
+
+The second way is that of an engine whose layers wait for their own bytes: requests run while the copy goes on, but the
+operation, and with it the entry at the daemon, ends only after the copy.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from engine_patch.actions import (
     Renew,
     Restore,
     Resume,
+    Settle,
     Undo,
 )
 from engine_patch.events import (
@@ -44,6 +49,7 @@ from engine_patch.events import (
     Left,
     Loaded,
     Outcome,
+    Ready,
     Resumed,
     TokensSeen,
     Undone,
@@ -54,11 +60,13 @@ MAX_STEPS = 32
 
 
 class Stage(StrEnum):
-    """Where the operation under way stands. `CLOSE`: memory is as it should be; resume and leaves are under way."""
+    """Where the operation under way stands. `SETTLE`: requests run, the copy goes on. `CLOSE`: memory is as it should
+    be; resume and leaves are under way."""
 
     DRAIN = "drain"
     ENTER = "enter"
     WORK = "work"
+    SETTLE = "settle"
     UNDO = "undo"
     CLOSE = "close"
 
@@ -199,13 +207,21 @@ class Lifecycle:
                 return self._on_entry(op, device)
             case Stage.WORK, Worked(outcome=outcome) | Loaded(outcome=outcome):
                 return self._on_worked(op, outcome)
+            case Stage.WORK, Ready(outcome=outcome) if op.order is Order.RESTORE:
+                op.stage, op.resuming = Stage.SETTLE, True
+                op.steps.extend(outcome.steps)
+                return (Resume(), Settle())
+            case Stage.SETTLE, Worked(outcome=outcome):
+                op.outcome = outcome
+                op.steps.extend(outcome.steps)
+                return self._close(op, Phase.RESIDENT, resume=False)
             case Stage.WORK, Denied(reason=reason):
                 op.stage, op.error = Stage.UNDO, reason
                 return (Undo(),)
             case Stage.UNDO, Undone(seconds=seconds):
                 op.steps.append(Step("undo", seconds))
                 return self._close(op, Phase.OFFLOADED, resume=False)
-            case Stage.CLOSE, Resumed(seconds=seconds):
+            case ((Stage.SETTLE | Stage.CLOSE), Resumed(seconds=seconds)):
                 op.steps.append(Step("resume", seconds))
                 op.resuming = False
                 return self._on_closed(op)
@@ -246,7 +262,7 @@ class Lifecycle:
 
     def _close(self, op: _Operation, phase: Phase, *, resume: bool) -> tuple[Action, ...]:
         op.stage, op.reached = Stage.CLOSE, phase
-        op.resuming = resume
+        op.resuming = op.resuming or resume
         op.leaving = op.entered | op.unsure
         actions: list[Action] = [Resume()] if resume else []
         actions += [Leave(device, op.fence) for device in sorted(op.leaving)]

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
-from coordinator.errors import VnpuError
 from engine_patch.copier import Copier
 from engine_patch.host_memory import Mapping, close_master, new_master, open_master
 from engine_patch.kv_blocks import gaps
 from engine_patch.region import Region
+from engine_patch.restoring import Cancelled, MemoryFault, Restoring
+from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
 from native import _native
 from native.client import Client, DaemonRefused
 from native.listener import Listener
@@ -39,13 +40,11 @@ CALL_S = 50.0
 FILL_S = 120.0
 FILLS = 3
 """How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
+UNIT = 2 << 20
+"""Weights come back, and are checked, in pieces of so many bytes; of a chunk where that is smaller."""
 
 Range = tuple[int, int]
 """Address and length, in bytes."""
-
-
-class MemoryFault(VnpuError):
-    """The engine's memory is not what it must be."""
 
 
 class Stopwatch:
@@ -74,7 +73,10 @@ class Hands:
         self.kv = Region(driver, client, device, Kind.KV, chunk, KV_AT, RESERVED)
         self._weight_chunks: tuple[int, ...] = ()
         self._kv_chunks: tuple[int, ...] = ()
-        self._samples: tuple[int, ...] = ()
+        self._unit = min(UNIT, chunk)
+        self._stages: tuple[tuple[int, ...], ...] = ()
+        self._samples: dict[int, int] = {}
+        self._restoring: Restoring | None = None
         self._master: Mapping | None = None
         self._buffer: Mapping | None = None
         self._saved: list[tuple[int, int, int]] = []
@@ -136,9 +138,10 @@ class Hands:
         arena.trim()
         region.drop([i for i in region.indices if i not in used], CALL_S)
 
-    def seal(self) -> str:
+    def seal(self, owners: Owners | None = None) -> str:
         """Make the host master of the weights, or share the one that another engine of equal content has made, and
-        the buffer for saved KV. Returns the digest, which names content and layout.
+        the buffer for saved KV. Returns the digest, which names content and layout. `owners` says in which stages
+        weights shall come back; None: in one.
 
         Raises:
             DaemonRefused: no host memory left in the node's budget.
@@ -153,7 +156,9 @@ class Hands:
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
         self._master = self._some_master()
-        self._samples = tuple(self._sample(i) for i in self._weight_chunks)
+        blocks = self.weights.arena.blocks()
+        self._stages = units_by_stage(self._units(), self._unit, blocks, owners or Owners())
+        self._samples = {i: self._sample(i) for i in self._units()}
         self._buffer = Mapping(max(self.kv.bytes, self.kv.chunk))
         self._client.report_host(self._buffer.size)
         return self.digest
@@ -202,7 +207,7 @@ class Hands:
         """
         with self._turn:
             master = self._master
-            if not self.resident or master is None or digest != self.digest:
+            if not self.resident or not self.settled or master is None or digest != self.digest:
                 return
             self._master = None
             log.info("the host master is let go of: the node's memory for masters is short")
@@ -231,29 +236,61 @@ class Hands:
         return saved, tuple(watch.steps)
 
     def drop(self) -> None:
-        """Unmap whatever is mapped and give it back; what was saved stays saved."""
+        """Unmap whatever is mapped and give it back, after an end of the copy under way; what was saved stays saved."""
         self.resident = False
+        if self._restoring is not None:
+            self._restoring.cancel()
+            self._restoring = None
         self.weights.drop(self.weights.indices, CALL_S)
         self.kv.drop(self.kv.indices, CALL_S)
 
     def restore(self) -> tuple[int, tuple[Step, ...]]:
-        """Map, copy weights from the master and KV from the buffer, check. Returns bytes copied, and steps.
+        """`begin` and `settle` in one. Returns bytes copied, and steps."""
+        begun = self.begin()
+        moved, settled = self.settle()
+        return moved, (*begun, *settled)
+
+    def begin(self) -> tuple[Step, ...]:
+        """Map, and start to copy weights from the master and KV from the buffer. What needs bytes of a stage waits for
+        it (`await_stage`), and `settle` for the end. Returns steps.
 
         Raises:
             DaemonRefused: no pages; call `drop` to undo.
-            MemoryFault: what came back is not what was sealed.
         """
         watch = Stopwatch()
         with self._turn:
             with watch.step("map"):
                 self.weights.map(self._weight_chunks, CALL_S)
                 self.kv.map(self._kv_chunks, CALL_S)
-            with watch.step("copy"):
-                moved = self._copy_back()
-            with watch.step("check"):
-                self.check()
+            self._restoring = Restoring(self._copier.start, self._entries(), self._check)
             self.resident = True
-        return moved, tuple(watch.steps)
+        return tuple(watch.steps)
+
+    def settle(self) -> tuple[int, tuple[Step, ...]]:
+        """Until everything is back and was checked. Returns bytes copied, and steps. Thread-safe.
+
+        Raises:
+            MemoryFault: what came back is not what was sealed.
+            Cancelled: `drop` was called meanwhile.
+        """
+        restoring = self._restoring
+        if restoring is None:
+            raise Cancelled
+        watch = Stopwatch()
+        with watch.step("check"):
+            restoring.finish()
+        waited = watch.steps[0].seconds
+        return restoring.bytes, (Step("copy", restoring.seconds), Step("check", max(0.0, waited - restoring.seconds)))
+
+    @property
+    def settled(self) -> bool:
+        """No restore is under way: every gate is open."""
+        return self._restoring is None or self._restoring.done
+
+    def await_stage(self, stage: int) -> None:
+        """Until the bytes of this stage, and of those before, are back and were checked. Raises as `settle`."""
+        if self._restoring is not None:
+            self._restoring.await_stage(stage)
 
     def _save(self, keep: Sequence[Range]) -> int:
         if self._buffer is None:
@@ -262,25 +299,31 @@ class Hands:
         self._copier.copy([(to, at, length) for at, to, length in self._saved])
         return sum(length for _, length in keep)
 
-    def _copy_back(self) -> int:
+    def _entries(self) -> list[list[Entry]]:
+        """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
         if self._master is None:
             raise MemoryFault("there is no host master", remedy="report this")
-        entries = self._saved + _paired(self.weights.ranges(self._weight_chunks), self._master.address)
-        self._copier.copy(entries)
-        return sum(length for _, _, length in entries)
+        image = self._master.address
+        source = {unit: image + place * self._unit for place, unit in enumerate(self._units())}
+        entries = [entries_of(units, self._unit, self.weights.base, source) for units in self._stages]
+        return [self._saved + entries[0], *entries[1:]]
 
-    def check(self) -> None:
-        """The canary: samples of every chunk against those taken when it was sealed. Raises `MemoryFault`."""
-        pairs = zip(self._weight_chunks, self._samples, strict=True)
-        wrong = [i for i, sample in pairs if self._sample(i) != sample]
+    def _units(self) -> list[int]:
+        """All pieces of the weights, in the order in which they lie in the master."""
+        each = self.weights.chunk // self._unit
+        return [i * each + k for i in self._weight_chunks for k in range(each)]
+
+    def _check(self, stage: int) -> None:
+        """The canary: samples of every piece against those taken when it was sealed. Raises `MemoryFault`."""
+        wrong = [i for i in self._stages[stage] if self._sample(i) != self._samples[i]]
         if wrong:
             raise MemoryFault(
-                f"{len(wrong)} of {len(self._samples)} chunks of the weights came back wrong, the first is {wrong[0]}",
+                f"{len(wrong)} of {len(self._samples)} pieces of the weights came back wrong, the first is {wrong[0]}",
                 remedy="the engine ends and is started again; if this comes back, check the machine's memory",
             )
 
-    def _sample(self, index: int) -> int:
-        return _native.sample_digest([(self.weights.base + index * self.weights.chunk, self.weights.chunk)])
+    def _sample(self, unit: int) -> int:
+        return _native.sample_digest([(self.weights.base + unit * self._unit, self._unit)])
 
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""

@@ -12,7 +12,8 @@ from coordinator.core.model import Bytes, Step
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`error`: the step failed and the engine cannot go on. `denied`: the daemon gave no pages; nothing was changed
-    that `undo` cannot take back. Bytes and digest are this rank's."""
+    that `undo` cannot take back. Bytes and digest are this rank's. `pending`: restore number `turn` goes on behind this
+    answer; its end comes by `engine_patch.postbox`."""
 
     rank: int
     pid: int
@@ -24,6 +25,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     kv_saved: int = 0
     digest: str = ""
     steps: tuple[Step, ...] = ()
+    turn: int = 0
+    pending: bool = False
 
 
 encode = msgspec.json.Encoder().encode

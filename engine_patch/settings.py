@@ -36,7 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
     """What the API server hands down to its workers: who the engine is, where its daemon listens, the driver of each
-    rank's device, how many bytes of each kind were estimated for a device, and which processors the engine may use."""
+    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, and the
+    address of the agent's postbox."""
 
     engine: str
     nonce: str
@@ -45,6 +46,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     weights: int
     kv: int
     cpus: tuple[int, ...] = ()
+    postbox: str = ""
 
 
 def hand_down(birth: Birth, environ: MutableMapping[str, str] = os.environ) -> None:

@@ -75,6 +75,7 @@ class AgentThread:
                 weights=need.weights,
                 kv=need.kv,
                 cpus=tuple(sorted(os.sched_getaffinity(0))),
+                postbox=self._agent.postbox.address,
             )
         )
         atexit.register(self._at_exit)
@@ -88,7 +89,7 @@ class AgentThread:
 
     def attach(self, state: Any) -> None:
         """`state`: vLLM's application state, with `engine_client` and the server's `args`."""
-        engine = VllmEngine(state.engine_client, self.door(), asyncio.get_running_loop())
+        engine = VllmEngine(state.engine_client, self.door(), asyncio.get_running_loop(), self._agent.postbox)
         self.attach_engine(engine, state.args.host, state.args.port)
 
     def attach_engine(self, engine: Engine, host: str | None, port: int) -> None:

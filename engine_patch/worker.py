@@ -2,7 +2,9 @@
 
 The `vnpu_*` methods are called by the agent through `collective_rpc`; they answer with a report as text and never raise
 (see `engine_patch.report`). While memory is away the scheduler is paused, so that no step can come; one that comes
-nevertheless ends the engine rather than reading foreign bytes.
+nevertheless ends the engine rather than reading foreign bytes. In eager mode steps may come while weights are still
+copied: each layer waits for its own (`engine_patch.gating`). A compiled graph has no layers to wait in, so there the
+wake blocks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import glob
 import logging
 import os
 import resource
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +23,14 @@ from typing import Any
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from coordinator.core.model import Bytes, Order
-from engine_patch import report, settings
+from engine_patch import modules, postbox, report, settings
 from engine_patch.copier import Copier
+from engine_patch.gating import Gates
 from engine_patch.kv_layout import books, scheduled_blocks
-from engine_patch.memory import Hands, MemoryFault, Stopwatch, denied
+from engine_patch.memory import Hands, Stopwatch, denied
 from engine_patch.report import Report
+from engine_patch.restoring import Cancelled, MemoryFault
+from engine_patch.stages import Owners
 from native import _native
 from native.client import Client, DaemonRefused
 
@@ -50,6 +56,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         driver = _native.open_driver(birth.drivers[self.rank])
         chunk = client.connect().chunk[device]
         self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
+        self._postbox, self._turn = birth.postbox, 0
         self._start = Stopwatch()
         with self._start.step("map"):
             self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
@@ -57,9 +64,21 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             super().init_device()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        with self._start.step("load"), self._hands.allocating(self._hands.weights):
+        packed = modules.Packed(self._hands.weights.arena)
+        with self._start.step("load"), self._hands.allocating(self._hands.weights), packed.noting():
             super().load_model(*args, **kwargs)
         self._hands.trim(self._hands.weights)
+        self._owners, self._gates = self._order(packed)
+
+    def _order(self, packed: modules.Packed) -> tuple[Owners | None, Gates | None]:
+        """In which order weights come back, and the gates of who waits for them; none where graphs are compiled."""
+        if not self.model_config.enforce_eager:
+            log.info("compiled graphs: requests wait until all weights are back; --enforce-eager lets layers wait")
+            return None, None
+        model = self.model_runner.get_model()
+        stages, count = modules.stages(model)
+        owners = modules.owners(model, packed, self._hands.weights.arena, stages, count)
+        return owners, Gates(stages, self._hands.await_stage)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         _forget_meeting_place()
@@ -83,6 +102,8 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     def execute_model(self, scheduler_output: Any) -> Any:
         if not self._hands.resident:
             raise RuntimeError("a step was scheduled while this engine's memory is away")
+        if self._gates is not None:
+            self._gates.pass_first(self._hands.settled)
         for offset, length in self._books.use(scheduled_blocks(scheduler_output)):
             ctypes.memset(self._kv_at + offset, 0, length)
         return super().execute_model(scheduler_output)
@@ -92,7 +113,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     def vnpu_seal(self) -> str:
         def work() -> dict[str, Any]:
             with self._start.step("seal"):
-                digest = self._hands.seal()
+                digest = self._hands.seal(self._owners)
             return {"digest": digest, "steps": tuple(self._start.steps)}
 
         return self._answer(work)
@@ -106,11 +127,33 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
 
     def vnpu_restore(self) -> str:
         def work() -> dict[str, Any]:
-            moved, steps = self._hands.restore()
+            self._turn += 1
+            steps = self._hands.begin()
             self._books.renewed()
-            return {"restored": moved, "steps": steps}
+            if self._gates is None:
+                moved, settled = self._hands.settle()
+                return {"restored": moved, "steps": (*steps, *settled)}
+            self._gates.install()
+            threading.Thread(target=self._settle, args=(self._turn,), name="vnpu-settle", daemon=True).start()
+            return {"steps": steps, "turn": self._turn, "pending": True}
 
         return self._answer(work)
+
+    def _settle(self, turn: int) -> None:
+        """In a thread of its own: tell the agent when everything is back. A forward pass that waits at a gate which
+        stays shut never gets the bytes; the agent ends the engine."""
+
+        def work() -> dict[str, Any]:
+            moved, steps = self._hands.settle()
+            return {"restored": moved, "steps": steps, "turn": turn}
+
+        try:
+            answer = self._report(work, turn=turn)
+            postbox.post(self._postbox, answer)
+        except Cancelled:
+            log.info("restore %d was taken back", turn)
+        except OSError as error:
+            log.error("the agent cannot be told about restore %d: %s", turn, error)
 
     def vnpu_undo(self) -> str:
         def work() -> dict[str, Any]:
@@ -129,16 +172,20 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         return [(self._kv_at + offset, length) for offset, length in self._books.keep()] + others
 
     def _answer(self, work: Callable[[], dict[str, Any]]) -> str:
+        return report.encode(self._report(work)).decode()
+
+    def _report(self, work: Callable[[], dict[str, Any]], **fields: Any) -> Report:
         try:
-            fields = work()
+            fields |= work()
+        except Cancelled:
+            raise
         except DaemonRefused as refused:
-            fields = {"denied": str(refused)} if denied(refused) else {"error": str(refused)}
+            fields |= {"denied": str(refused)} if denied(refused) else {"error": str(refused)}
         except Exception as error:
             # vLLM's channel must not see it; the agent ends the engine for it.
             log.exception("a memory operation failed")
-            fields = {"error": f"{type(error).__name__}: {error}"}
-        one = Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
-        return report.encode(one).decode()
+            fields |= {"error": f"{type(error).__name__}: {error}"}
+        return Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
 
 
 def _await_admission(client: Client, found: settings.Settings) -> None:

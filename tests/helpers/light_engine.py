@@ -2,7 +2,8 @@
 daemon client, around a few megabytes of "weights" and a server that answers with what it reads from them.
 
 In the test: `LightEngine.start(…)`. In the process (`python tests/helpers/light_engine.py`): settings come from the
-environment, as for vLLM. Steps named in `hold` say on standard output that they have begun, then wait for a line.
+environment, as for vLLM. Steps named in `hold` say on standard output that they have begun, then wait for a line; with
+`settle` among them requests run while the restore goes on.
 """
 
 from __future__ import annotations
@@ -154,12 +155,10 @@ class Memory:
         class Forgetful(Hands):
             """Leaves the last chunk out of a restore."""
 
-            def _copy_back(self) -> int:
-                whole = self._weight_chunks
-                self._weight_chunks = whole[:-1]
-                moved = super()._copy_back()
-                self._weight_chunks = whole
-                return moved
+            def _entries(self) -> list[list[tuple[int, int, int]]]:
+                *others, last = super()._entries()
+                to, at, length = last[-1]
+                return [*others, [*last[:-1], (to, at, length - (2 << 20))]]
 
         birth, found = settings.inherited(), settings.required()
         device = found.device(0)
@@ -177,12 +176,14 @@ class Memory:
         for region in (self.hands.weights, self.hands.kv):
             self.hands.trim(region)
         self._hold = set(light["hold"])
+        self.gated = "settle" in self._hold
         self._door = door
         self._loop = server_loop
         self.running = asyncio.Event()
 
     def read(self, prompt: str) -> str:
-        """A function of every byte of the weights; faults where they are away."""
+        """A function of every byte of the weights, for which it waits; faults where they are away."""
+        self.hands.await_stage(0)
         content = ctypes.string_at(self.at, self.size)
         return hashlib.sha256(content + prompt.encode()).hexdigest()
 
@@ -233,16 +234,24 @@ class Memory:
         return self._report(kv_saved=saved, d2h=self.hands.copied_out, steps=steps)
 
     async def restore(self) -> tuple[Any, ...]:
-        from engine_patch.memory import MemoryFault, denied
+        from engine_patch.memory import denied
+        from engine_patch.restoring import MemoryFault
         from native.client import DaemonRefused
 
         await self._held("restore")
         try:
+            if self.gated:
+                return self._report(steps=await asyncio.to_thread(self.hands.begin), pending=True)
             moved, steps = await asyncio.to_thread(self.hands.restore)
         except DaemonRefused as refused:
             return self._report(denied=str(refused)) if denied(refused) else self._report(error=str(refused))
         except MemoryFault as fault:
             return self._report(error=str(fault))
+        return self._report(restored=moved, steps=steps)
+
+    async def settle(self) -> tuple[Any, ...]:
+        await self._held("settle")
+        moved, steps = await asyncio.to_thread(self.hands.settle)
         return self._report(restored=moved, steps=steps)
 
     async def undo(self) -> tuple[Any, ...]:

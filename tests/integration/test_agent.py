@@ -118,7 +118,23 @@ async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: LightLab
         assert await engine.ask() == before
 
 
-@pytest.mark.parametrize("when", ["resident", "drain", "offload", "offloaded", "restore", "seal"])
+async def test_requests_run_while_the_restore_goes_on_and_the_next_order_waits_for_its_end(lab: LightLab):
+    async with await lab.bring_up(hold=["settle"]) as engine:
+        before = await engine.ask()
+        await lab.order(engine, Order.OFFLOAD)
+        granted = await lab.grant(engine, Order.RESTORE)
+        await engine.at("settle")
+        assert await engine.ask() == before
+        device = await lab.leader.device(lab.device)
+        assert device is not None
+        assert device.closed < granted.revision
+        engine.go_on()
+        assert (await lab.residency(engine, at(granted))).phase is Phase.RESIDENT
+        await lab.leader.closed(lab.device, granted)
+        assert (await lab.order(engine, Order.OFFLOAD)).held.total == 0
+
+
+@pytest.mark.parametrize("when", ["resident", "drain", "offload", "offloaded", "restore", "settle", "seal"])
 async def test_kill_9_frees_the_device_whatever_was_going_on(lab: LightLab, when: str):
     async with await lab.start(hold=[when]) as engine:
         await lab.grant(engine, Order.RESTORE)
@@ -129,9 +145,9 @@ async def test_kill_9_frees_the_device_whatever_was_going_on(lab: LightLab, when
         if when in ("drain", "offload"):
             await lab.grant(engine, Order.OFFLOAD)
             await engine.at(when)
-        if when in ("offloaded", "restore"):
+        if when in ("offloaded", "restore", "settle"):
             await lab.order(engine, Order.OFFLOAD)
-        if when == "restore":
+        if when in ("restore", "settle"):
             await lab.grant(engine, Order.RESTORE)
             await engine.at(when)
         engine.kill()

@@ -20,6 +20,7 @@ from engine_patch.actions import (
     Renew,
     Restore,
     Resume,
+    Settle,
     Undo,
 )
 from engine_patch.events import (
@@ -35,6 +36,7 @@ from engine_patch.events import (
     Left,
     Loaded,
     Outcome,
+    Ready,
     Resumed,
     TokensSeen,
     Undone,
@@ -62,6 +64,7 @@ class World(RuleBasedStateMachine):
         self.tokens: dict[str, Held] = {}
         self.open: dict[str, Fence] = {}
         self.mapped = False
+        self.copying = False
         self.frozen = True
         self.top: dict[tuple[str, str], int] = {}
         self._tell(EpochSeen(None))
@@ -96,11 +99,12 @@ class World(RuleBasedStateMachine):
                 assert fence.revision >= self.top.get(key, 0), "fences go up"
                 self.top[key] = fence.revision
                 self.todo.append(action)
-            case Offload() | Restore() | Undo():
+            case Offload() | Restore() | Settle() | Undo():
                 assert set(self.open) == set(DEVICES), "memory changes only when every device is entered"
                 self.todo.append(action)
             case Leave(device=device, fence=fence):
                 assert self.open.get(device) == fence, "what is left was entered"
+                assert not self.copying, "an operation ends after its copy"
                 self.todo.append(action)
             case Resume():
                 assert self.mapped, "requests run on mapped memory only"
@@ -108,6 +112,7 @@ class World(RuleBasedStateMachine):
             case End():
                 raise AssertionError(action.reason)
             case Drain():
+                assert not self.copying, "nothing is taken away before its copy has ended"
                 self.todo.append(action)
 
     def _show(self) -> None:
@@ -120,7 +125,7 @@ class World(RuleBasedStateMachine):
         self._show()
         return self.revision
 
-    def _answer(self, index: int, refuse: str = "") -> None:
+    def _answer(self, index: int, refuse: str = "", *, gated: bool = False) -> None:
         action = self.todo.pop(index % len(self.todo))
         match action:
             case Drain():
@@ -135,8 +140,11 @@ class World(RuleBasedStateMachine):
                 if refuse:
                     self._tell(Denied(refuse))
                 else:
-                    self.mapped = True
-                    self._tell(Worked(Outcome()))
+                    self.mapped, self.copying = True, gated
+                    self._tell(Ready(Outcome()) if gated else Worked(Outcome()))
+            case Settle():
+                self.copying = False
+                self._tell(Worked(Outcome()))
             case Undo():
                 self._tell(Undone(0.0))
             case Resume():
@@ -174,9 +182,9 @@ class World(RuleBasedStateMachine):
         self._grant(order)
 
     @precondition(lambda self: self.todo)
-    @rule(index=st.integers(0, 7), refuse=st.sampled_from(["", "", "", "stale", "timeout"]))
-    def answer(self, index: int, refuse: str) -> None:
-        self._answer(index, refuse)
+    @rule(index=st.integers(0, 7), refuse=st.sampled_from(["", "", "", "stale", "timeout"]), gated=st.booleans())
+    def answer(self, index: int, refuse: str, gated: bool) -> None:
+        self._answer(index, refuse, gated=gated)
 
     @precondition(lambda self: self._loading())
     @rule()

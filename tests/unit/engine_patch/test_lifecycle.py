@@ -15,6 +15,7 @@ from engine_patch.actions import (
     Renew,
     Restore,
     Resume,
+    Settle,
     Undo,
 )
 from engine_patch.events import (
@@ -30,6 +31,7 @@ from engine_patch.events import (
     Left,
     Loaded,
     Outcome,
+    Ready,
     Resumed,
     TokensSeen,
     Undone,
@@ -117,6 +119,51 @@ def test_restore_opens_the_gate_before_the_residency_is_put():
     assert kinds(life.handle(tokens(held(Order.RESTORE, 9)))) == [Publish, Enter]
     assert life.handle(Entered(DEV, 0.0)) == (Restore(),)
     assert kinds(life.handle(Worked(OUTCOME))) == [Resume, Leave]
+
+
+def ready() -> Lifecycle:
+    """Requests run, the copy goes on."""
+    life = offloaded()
+    life.handle(tokens(held(Order.RESTORE, 9)))
+    life.handle(Entered(DEV, 0.0))
+    assert life.handle(Ready(Outcome(steps=(Step("map", 0.1),)))) == (Resume(), Settle())
+    return life
+
+
+def test_requests_run_before_the_copy_ends_and_the_operation_ends_after_it():
+    life = ready()
+    assert life.handle(Resumed(0.0)) == ()
+    assert life.phase is Phase.RESTORING
+    assert life.handle(Worked(OUTCOME)) == (Leave(DEV, Fence("e", 9)),)
+    (last,) = life.handle(Left(DEV, 0.0))
+    assert isinstance(last, Publish)
+    assert (last.residency.phase, last.residency.held, last.residency.restored) == (Phase.RESIDENT, OUTCOME.held, 10)
+    assert [s.name for s in last.residency.steps] == ["enter", "map", "resume", "copy", "leave"]
+
+
+def test_a_copy_may_end_before_the_requests_run():
+    life = ready()
+    assert life.handle(Worked(OUTCOME)) == (Leave(DEV, Fence("e", 9)),)
+    assert life.handle(Left(DEV, 0.0)) == ()
+    (last,) = life.handle(Resumed(0.0))
+    assert isinstance(last, Publish)
+    assert last.residency.phase is Phase.RESIDENT
+
+
+def test_a_token_that_comes_during_the_copy_waits_for_its_end():
+    life = ready()
+    assert life.handle(tokens(held(Order.OFFLOAD, 12))) == ()
+    assert life.handle(Resumed(0.0)) == ()
+    life.handle(Worked(OUTCOME))
+    assert kinds(life.handle(Left(DEV, 0.0))) == [Publish, Publish, Drain]
+
+
+def test_a_copy_that_fails_ends_the_engine_though_requests_run():
+    life = ready()
+    life.handle(Resumed(0.0))
+    publish, end = life.handle(Failed("restore: came back wrong"))
+    assert isinstance(publish, Publish)
+    assert (publish.residency.phase, end) == (Phase.FAILED, End("restore: came back wrong"))
 
 
 def test_a_token_at_or_below_the_last_fence_is_old():

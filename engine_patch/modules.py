@@ -1,0 +1,110 @@
+"""Which module of a model uses which blocks of the weights' arena: what `stages` needs to know of a vLLM model.
+
+Tensors say where they lie. What oneDNN packs does not: for that, the blocks are noted that appear while one module's
+weights are processed (vllm/model_executor/model_loader/utils.py, 0.32.0, `process_weights_after_loading`). Whatever
+stays unknown belongs to nobody, and comes back first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+from vllm.model_executor.model_loader import base_loader
+
+from engine_patch.stages import Owners, Range
+from native._native import Arena
+
+HEAD = "lm_head"
+
+
+class Packed:
+    """Notes what is packed while a model loads; one use."""
+
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._noted: list[tuple[torch.nn.Module, Any, set[Range]]] = []
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Around `load_model`."""
+        process = base_loader.process_weights_after_loading
+
+        @functools.wraps(process)
+        def noted(model: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
+            each: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
+            methods = {id(method): method for method in each if hasattr(method, "process_weights_after_loading")}
+            for method in methods.values():
+                method.process_weights_after_loading = self._noting(method.process_weights_after_loading)
+            try:
+                process(model, *args, **kwargs)
+            finally:
+                for method in methods.values():
+                    del method.process_weights_after_loading
+
+        base_loader.process_weights_after_loading = noted
+        try:
+            yield
+        finally:
+            base_loader.process_weights_after_loading = process
+
+    def _noting(self, process: Callable[[torch.nn.Module], None]) -> Callable[[torch.nn.Module], None]:
+        def noted(module: torch.nn.Module) -> None:
+            before = set(self._arena.blocks())
+            process(module)
+            # Holding the callable holds its packed weights: their blocks cannot go to anybody else meanwhile.
+            if (kernel := getattr(module, "cpu_linear", None)) is not None:
+                self._noted.append((module, kernel, set(self._arena.blocks()) - before))
+
+        return noted
+
+    def blocks(self) -> Iterator[tuple[torch.nn.Module, Range]]:
+        """Those that still belong to their module."""
+        live = set(self._arena.blocks())
+        for module, kernel, blocks in self._noted:
+            if getattr(module, "cpu_linear", None) is kernel:
+                yield from ((module, block) for block in blocks & live)
+
+
+def stages(model: torch.nn.Module) -> tuple[dict[torch.nn.Module, int], int]:
+    """Stage of each module that has one of its own, and how many stages there are: a decoder layer's modules that of
+    their layer, the output head's the last. Modules that are not listed are used before the layers, or nobody knows."""
+    lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(lists, key=len, default=torch.nn.ModuleList())
+    found: dict[torch.nn.Module, int] = {}
+    processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
+    head = getattr(model, HEAD, None)
+    alone = [module for _, module in model.named_modules(remove_duplicate=False) if module is head]
+    if len(processors) == 1 and len(alone) == 1 and isinstance(head, torch.nn.Module):
+        found = {module: len(layers) + 1 for module in (*processors, *head.modules())}
+    for number, layer in reversed(list(enumerate(layers, 1))):
+        found.update((module, number) for module in layer.modules())
+    return found, len(layers) + 2
+
+
+def owners(
+    model: torch.nn.Module, packed: Packed, arena: Arena, stage: dict[torch.nn.Module, int], count: int
+) -> Owners:
+    """Which stage needs each block first."""
+    blocks = arena.blocks()
+    first: dict[Range, int] = {}
+
+    def need(block: Range, module: torch.nn.Module) -> None:
+        at = stage.get(module, 0)
+        first[block] = min(at, first.get(block, at))
+
+    starts = {arena.base + offset: (offset, length) for offset, length in blocks}
+    for module in model.modules():
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for tensor in own:
+            if (block := starts.get(tensor.untyped_storage().data_ptr())) is not None:
+                need(block, module)
+    known = set(first)
+    for module, block in packed.blocks():
+        if block not in known:
+            need(block, module)
+    return Owners(count, first)
