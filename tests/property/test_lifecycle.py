@@ -226,10 +226,10 @@ class World(RuleBasedStateMachine):
         if self.life.op is None:
             assert not self.open
 
-    def _settle(self) -> None:
+    def _settle(self, *, gated: bool = False) -> None:
         for _ in range(200):
             if self.todo:
-                self._answer(0)
+                self._answer(0, gated=gated)
             elif self._loading():
                 self._load()
             else:
@@ -240,9 +240,9 @@ class World(RuleBasedStateMachine):
         """Liveness: faults stop; the operation under way ends, and the next token of each kind is obeyed."""
         self._tell(LeaseGained(self._new_lease()))
         self._settle()
-        for order, phase in ((Order.RESTORE, Phase.RESIDENT), (Order.OFFLOAD, Phase.OFFLOADED)) * 2:
+        for turn, (order, phase) in enumerate(((Order.RESTORE, Phase.RESIDENT), (Order.OFFLOAD, Phase.OFFLOADED)) * 3):
             revision = self._grant(order)
-            self._settle()
+            self._settle(gated=turn == 2)
             assert self.published is not None
             assert (self.published.phase, self.published.busy) == (phase, False)
             assert self.published.fence == Fence(self.epoch or "", revision)
