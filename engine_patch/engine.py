@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Coroutine
+from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
 from engine_patch import report
@@ -17,10 +18,6 @@ T = TypeVar("T")
 
 GOODBYE_S = 1.0
 """Time for the errors to reach their clients, before the processes go."""
-
-
-class EngineEnds(Exception):
-    """What a request is told that was open when its engine had to end."""
 
 
 class Engine(Protocol):
@@ -150,9 +147,12 @@ class VllmEngine:
         self._loop.call_soon_threadsafe(self._end, reason)
 
     def _end(self, reason: str) -> None:
+        from vllm.exceptions import GracefulHTTPError  # the one error whose text and status vLLM passes on
+
         self._door.fail(reason)
+        error = GracefulHTTPError(f"this engine cannot go on: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
         for delay in (0.0, GOODBYE_S / 2):  # the second for who had passed the door and was not vLLM's request yet
-            self._loop.call_later(delay, self._client.output_processor.propagate_error, EngineEnds(reason))
+            self._loop.call_later(delay, self._client.output_processor.propagate_error, error)
         self._loop.call_later(GOODBYE_S, self._kill)
 
     def _kill(self) -> None:

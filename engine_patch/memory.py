@@ -148,16 +148,16 @@ class Hands:
             DaemonUnavailable: the daemon is away or silent.
         """
         with self._turn:
-            return self._seal()
+            return self._seal(owners or Owners())
 
-    def _seal(self) -> str:
+    def _seal(self, owners: Owners) -> str:
         self._weight_chunks, self._kv_chunks = self.weights.indices, self.kv.indices
         self._clear_holes()
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
         self._master = self._some_master()
         blocks = self.weights.arena.blocks()
-        self._stages = units_by_stage(self._units(), self._unit, blocks, owners or Owners())
+        self._stages = units_by_stage(self._units(), self._unit, blocks, owners)
         self._samples = {i: self._sample(i) for i in self._units()}
         self._buffer = Mapping(max(self.kv.bytes, self.kv.chunk))
         self._client.report_host(self._buffer.size)
