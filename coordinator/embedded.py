@@ -117,8 +117,8 @@ class EmbeddedEtcd:
                 return
             taken = "address already in use" in self._log_tail()
             if chosen or not taken or attempt == PORT_ATTEMPTS:
-                remedy = self._see_log()
-                raise StoreUnavailable(f"etcd ended at once: {self._log_tail().splitlines()[-1:]}", remedy=remedy)
+                status = self._process.returncode
+                raise StoreUnavailable(f"etcd ended at once with status {status}", remedy=self._see_log())
             self._client_port = self._peer_port = 0
 
     async def _ready(self, process: subprocess.Popen[bytes]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,17 @@ from coordinator.supervise.layout import Process, RunFile
 _STYLES = {State.READY: "green", State.BACKING_OFF: "red", State.ENDED: "red", State.STARTING: "cyan"}
 _LINES = frozenset({State.STARTING, State.READY, State.STOPPING})
 _REFRESH_HZ = 4
+
+
+class Told(logging.Handler):
+    """What the process itself logs, as events among the others: a line on its own would break the live table."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 class Progress:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from coordinator import config as configuration
-from coordinator.cli.progress import Progress
+from coordinator.cli.progress import Progress, Told
 from coordinator.errors import ConfigError
 from coordinator.supervise.layout import RunDir
 from coordinator.supervise.node import Node
@@ -33,6 +34,7 @@ def up(file: Path, run_dir: Path, without: Sequence[str], console: Console, pyth
     if set(config.models) - set(without) and importlib.util.find_spec("vllm") is None:
         raise ConfigError("vLLM is not installed in this Python", remedy="make setup, then .venv/bin/vnpu")
     progress = Progress(console)
+    logging.basicConfig(handlers=[Told(progress.say)], level=logging.getLogger().level, force=True)
     try:
         return asyncio.run(_up(Node(config, file, RunDir(run_dir), progress, os.environ, without, python), progress))
     finally:

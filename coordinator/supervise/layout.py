@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 import msgspec
 
 from coordinator.errors import ConfigError, VnpuError
+from coordinator.sizes import show_size
 
 SOCKET_LIMIT = 107
 """Bytes of a Unix socket's path (unix(7), sun_path)."""
+LEAST_FREE = 256 << 20
+"""Bytes that etcd's data (two segments of 64 MB of its log, and its snapshots) and the logs of a run need at least."""
+_FAULT = re.compile(r"Error|error:|panic:|\"level\":\"(?:error|panic|fatal)\"|\b(?:ERROR|CRITICAL)\b")
+_CHATTER = re.compile(r"\"level\":\"(?:debug|info|warn)\"|\b(?:DEBUG|INFO)\b|UserWarning|^\s+")
+WORDS = 300
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -86,24 +93,33 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Makes the folder ours, 0700, until the block ends. Raises ConfigError when another `vnpu up` has it, or when
-        its path is too long for a socket."""
+        """Makes the folder ours, 0700, until the block ends. Raises ConfigError when another `vnpu up` has it, when its
+        path is too long for a socket, when it cannot be written, or has no room."""
         if len(os.fsencode(self.socket)) > SOCKET_LIMIT:
             raise ConfigError(f"{self.socket} is too long for a Unix socket", remedy="choose a shorter --run-dir")
+        with ExitStack() as stack:
+            try:
+                self._take(stack)
+            except OSError as error:
+                remedy = "make it a folder of yours, or name another: --run-dir DIR"
+                raise ConfigError(f"{self.root} cannot be used: {error.strerror}", remedy=remedy) from None
+            yield
+
+    def _take(self, stack: ExitStack) -> None:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (self.root / "lock").open("a+b") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                remedy = "stop that one, or name another folder: --run-dir DIR"
-                raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None
-            self._turn_logs()
-            self.daemon.mkdir(mode=0o700, exist_ok=True)
-            self.clear()
-            try:
-                yield
-            finally:
-                self.clear()
+        lock = stack.enter_context((self.root / "lock").open("a+b"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = "stop that one, or name another folder: --run-dir DIR"
+            raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None
+        if (free := shutil.disk_usage(self.root).free) < LEAST_FREE:
+            remedy = f"free {show_size(LEAST_FREE)} there, or name another folder: --run-dir DIR"
+            raise ConfigError(f"{self.root} has no room: {show_size(free)} are free", remedy=remedy)
+        self._turn_logs()
+        self.daemon.mkdir(mode=0o700, exist_ok=True)
+        self.clear()
+        stack.callback(self.clear)
 
     def _turn_logs(self) -> None:
         """A run begins with empty logs; those of the run before stay beside them as `.log.1`."""
@@ -112,15 +128,16 @@ class RunDir:
             old.replace(old.with_name(old.name + ".1"))
 
     def last_words(self, name: str) -> str:
-        """The last line of that process's log that names an error, else its last; empty where it has said nothing."""
+        """The last line of that process's log that names an error, else its last that says something; may be empty."""
         try:
             with self.log(name).open("rb") as log:
                 log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-                lines = log.read().decode(errors="replace").strip().splitlines()
+                lines = log.read().decode(errors="replace").rstrip().splitlines()
         except FileNotFoundError:
             return ""
-        errors = [line for line in lines if "Error" in line or "error:" in line]
-        return (errors or lines or [""])[-1].strip()
+        faults = [line for line in lines if _FAULT.search(line)]
+        telling = [line for line in lines if not _CHATTER.search(line)]
+        return (faults or telling or [""])[-1].strip()[:WORDS]
 
     def clear(self) -> None:
         """Removes what must not outlive a run, logs excepted."""

@@ -232,7 +232,7 @@ class Node:
 
     def _show_last_words(self, name: str) -> None:
         words, log = self._run_dir.last_words(name), self._run_dir.log(name)
-        self._display.say(f"{name}'s last words: {words}" if words else f"{name} has said nothing in {log}")
+        self._display.say(f"{name}'s last words: {words} (all: {log})" if words else f"{name}'s log: {log}")
 
     async def _losing_core(self) -> None:
         await self._core_lost.wait()

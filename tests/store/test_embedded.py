@@ -82,7 +82,8 @@ async def test_a_binary_that_never_gets_ready_is_ended(folder: Path, tmp_path: P
     with pytest.raises(StoreUnavailable, match="not ready within"):
         await etcd.start(timeout=1.0)
     await etcd.stop()
-    assert not psutil.pid_exists(int((tmp_path / "log").read_text()))
+    said = (tmp_path / "log").read_text()  # nothing, where the machine was too busy for it to begin
+    assert not said or not psutil.pid_exists(int(said))
 
 
 async def test_a_stopped_one_can_be_stopped(folder: Path, tmp_path: Path) -> None:

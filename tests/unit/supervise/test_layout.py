@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.errors import ConfigError
+from coordinator.supervise import layout
 from coordinator.supervise.layout import NotRunning, Process, RunDir, RunFile
 
 
@@ -59,6 +60,40 @@ def test_a_second_owner_is_refused_and_leaves_the_first_ones_files(tmp_path: Pat
         pass
 
 
+@pytest.mark.parametrize("taken", ["a file", "a folder that nothing can be made in"])
+def test_a_folder_that_cannot_be_written_is_named(taken: str, tmp_path: Path):
+    root = tmp_path / "run" if taken == "a file" else Path("/proc/vnpu")
+    if taken == "a file":
+        root.touch()
+    with pytest.raises(ConfigError, match=rf"^{root} cannot be used: .*--run-dir DIR"), RunDir(root).held():
+        pass
+
+
+def test_a_folder_without_room_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(layout, "LEAST_FREE", 1 << 60)
+    with pytest.raises(ConfigError, match=r"has no room: .* are free \(free 1"), RunDir(tmp_path).held():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ('{"level":"info","msg":"started"}\n', ""),
+        ('{"level":"panic","msg":"failed to create WAL"}\n\ngoroutine 1 [running]:\nmain.main()\n\t/x.go:32', "WAL"),
+        ("2026 ERROR native: no\n2026 INFO native: bye\n", "no"),
+        ("ValueError: no\nx.py:254: UserWarning: leaked\n  warnings.warn('x'\n", "ValueError: no"),
+        ("Killed\n", "Killed"),
+    ],
+)
+def test_the_last_words_are_those_that_tell_something(said: str, words: str, tmp_path: Path):
+    folder = RunDir(tmp_path)
+    folder.logs.mkdir()
+    folder.log("a").write_text(said)
+    assert words in folder.last_words("a")
+    assert bool(words) == bool(folder.last_words("a"))
+
+
 def test_a_path_too_long_for_a_socket_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="too long"), RunDir(tmp_path / ("x" * 120)).held():
         pass
@@ -73,7 +108,7 @@ def test_a_run_begins_with_empty_logs_and_keeps_those_before(tmp_path: Path):
     with folder.held():
         assert folder.last_words("a") == ""
         folder.log("a").write_text("first\n  last of the first run\n\n")
-        assert folder.last_words("a") == "last of the first run"
+        assert folder.last_words("a") == "first"  # what is indented belongs to something longer
         folder.log("a").write_text("x\nValueError: no\n  warnings.warn(\n")
         assert folder.last_words("a") == "ValueError: no"
     with folder.held():
