@@ -74,7 +74,11 @@ class Dispatcher:
             except NotTaken as refusal:
                 log.info("request %s waits again: %s", call.engine_id, refusal)
                 self._balancer.avoid(endpoint, self._clock() + refusal.retry_s)
-                endpoint = self._choose(call) or await self._wait_for_one(call, str(refusal))
+                endpoint = self._another(call) or await self._wait_for_one(call, str(refusal))
+
+    def _another(self, call: Call) -> Endpoint | None:
+        """None after the deadline too: engines that take turns in not taking it must not keep it for ever."""
+        return self._choose(call) if self._clock() < call.deadline else None
 
     def _choose(self, call: Call) -> Endpoint | None:
         return self._balancer.choose(self._routes.endpoints(call.model), self._clock())

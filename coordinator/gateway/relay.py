@@ -6,6 +6,7 @@ error, in a stream an error event and a connection that ends without the end of 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Mapping
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 
 WHOLE_LIMIT = 16 << 20
 """An answer larger than this is passed on as it comes, not held back until it is complete."""
+STALLED_S = 300.0
 _PASSED = ("Content-Type", "Retry-After")
 _BROKEN = (ClientError, TimeoutError, OSError)
 
@@ -44,13 +46,14 @@ async def _events(
     try:
         while chunk := await _read(upstream, model):
             if ready := lines.feed(chunk):
-                await response.write(ready)
-        if rest := lines.finish():
-            await response.write(rest)
-        if not lines.complete:
+                await _write(response, request, ready)
+        rest = lines.finish()
+        if not lines.complete:  # half a line before the error would make one event of both
             raise engine_lost(model)
+        if rest:
+            await _write(response, request, rest)
     except Problem as problem:
-        await response.write(error_event(problem))
+        await _write(response, request, error_event(problem))
         _cut(request)
     return response
 
@@ -73,10 +76,10 @@ async def _large(
 ) -> web.StreamResponse:
     response = web.StreamResponse(status=upstream.status, headers=headers)
     await response.prepare(request)
-    await response.write(start)
+    await _write(response, request, start)
     try:
         while chunk := await _read(upstream, model):
-            await response.write(chunk)
+            await _write(response, request, chunk)
     except Problem:
         _cut(request)
     return response
@@ -89,6 +92,17 @@ async def _read(upstream: ClientResponse, model: str) -> bytes:
     except _BROKEN as error:
         log.warning("engine of %s broke off its answer: %r", model, error)
         raise engine_lost(model) from error
+
+
+async def _write(response: web.StreamResponse, request: web.Request, data: bytes) -> None:
+    """Raises ConnectionResetError where the client has read nothing for `STALLED_S`: it must not hold an engine."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await response.write(data)
+    except TimeoutError:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(f"the client has read nothing for {STALLED_S:g} s") from None
 
 
 def _cut(request: web.Request) -> None:

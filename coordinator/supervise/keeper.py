@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from typing import Protocol
 
@@ -77,8 +77,8 @@ class Running(Protocol):
         ...
 
 
-Spawn = Callable[[Program], Awaitable[Running]]
-Ready = Callable[[Program, Running], Awaitable[None]]
+Spawn = Callable[[Program], Coroutine[object, object, Running]]
+Ready = Callable[[Program, Running], Coroutine[object, object, None]]
 
 
 class Keeper:
@@ -107,14 +107,14 @@ class Keeper:
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failed_starts = 0
+        self._spawned = 0.0
 
     async def run(self) -> None:
         """Until the program is stopped, may not be restarted, or is given up."""
         try:
             while not self._stopping.is_set():
-                started = time.monotonic()
                 end = await self._end()
-                if self._stopping.is_set() or not await self._restart(end, time.monotonic() - started):
+                if self._stopping.is_set() or not await self._restart(end):
                     return
         finally:
             self._move(State.ENDED)
@@ -140,7 +140,10 @@ class Keeper:
             async with self._slot:
                 if self._stopping.is_set():
                     return 0
-                child = self.child = await self._spawn(self.program)
+                self._spawned = time.monotonic()
+                child = self.child = await self._start()
+                if child is None:
+                    return 0
                 self._move(State.STARTING)
                 await first((child.wait_exit(), self._become_ready(child), self._stopping.wait()))
             await first((child.wait_exit(), self._stopping.wait()))
@@ -153,15 +156,25 @@ class Keeper:
             if child is not None:
                 await child.end()
 
+    async def _start(self) -> Running | None:
+        """None: it was stopped before. A start that hangs holds up no end."""
+        spawning = asyncio.create_task(self._spawn(self.program))
+        try:
+            await first((asyncio.wait((spawning,)), self._stopping.wait()))
+        finally:
+            spawning.cancel()
+            await asyncio.wait((spawning,))
+        return None if spawning.cancelled() else spawning.result()
+
     async def _become_ready(self, child: Running) -> None:
         await self._ready(self.program, child)
         self._failed_starts = 0
         self._move(State.READY)
         self.ready_once.set()
 
-    async def _restart(self, end: str, ran_s: float) -> bool:
+    async def _restart(self, end: str) -> bool:
         """Announces the crash; True after the back-off, when it may start again."""
-        name, wait_s = self.program.name, self._backoff.crashed(ran_s)
+        name, wait_s = self.program.name, self._backoff.crashed(time.monotonic() - self._spawned)
         if self.state is not State.READY:
             self._failed_starts += 1
         if not self.program.restart:

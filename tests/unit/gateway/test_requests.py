@@ -12,6 +12,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from coordinator.core.commands import Refuse
 from coordinator.core.model import ModelId
+from coordinator.gateway import relay
 from tests.helpers.gateway import Bench, gateway
 from tests.helpers.openai_stub import OpenAIStub, begin_stream, event, serving, stream
 
@@ -306,6 +307,18 @@ async def test_a_gates_refusal_is_tried_again_and_an_engines_own_503_is_not() ->
     assert len(stub.seen) == 2
 
 
+async def test_engines_that_take_turns_in_turning_it_away_do_not_keep_it_beyond_its_deadline() -> None:
+    async def shut(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        await asyncio.sleep(0.6)  # longer than one that turned it away is left alone
+        return web.json_response({}, status=503, headers={"X-VNPU-Gate": "shut", "Retry-After": "0"})
+
+    async with serving(OpenAIStub("1", shut)) as one, serving(OpenAIStub("2", shut)) as two, gateway() as bench:
+        bench.known.max_wait_s = 1.0
+        bench.route("m", one.url, two.url)
+        status, answer = await bench.ask("m")
+        assert (status, answer["error"]["code"]) == (503, "model_wait_timeout")
+
+
 async def test_an_engine_that_dies_with_the_request_in_its_hands_is_not_asked_again() -> None:
     async def die(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         assert request.transport is not None
@@ -367,6 +380,20 @@ async def test_a_stream_goes_through_chunk_by_chunk() -> None:
     assert rest == event({"n": 2}) + b"data: [DONE]\n\n"
 
 
+async def test_half_an_event_before_the_end_spoils_no_error_event() -> None:
+    async def half(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_stream(request)
+        await response.write(event({"n": 1}) + b'data: {"n": 2')
+        return response
+
+    async with serving(OpenAIStub("m", half)) as stub, gateway() as bench:
+        bench.route("m", stub.url)
+        lines, _ = await read_stream(bench, "m")
+    parts = [part.strip() for part in b"".join(lines).split(b"\n\n")]
+    events = [json.loads(part.removeprefix(b"data: ")) for part in parts if part]
+    assert [events[0], events[1]["error"]["code"]] == [{"n": 1}, "engine_lost"]
+
+
 @pytest.mark.parametrize("chunks", [[], [event({"n": 1})], [event({"n": 1}), b'data: {"n": 2']])
 async def test_a_stream_that_breaks_off_ends_in_an_error_event_and_never_in_success(chunks: list[bytes]) -> None:
     async def broken(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
@@ -410,6 +437,21 @@ async def test_a_client_that_leaves_its_stream_ends_the_engines_work() -> None:
             await answer.content.readany()
             answer.close()
         await stub.until(lambda: stub.cancelled == 1)
+
+
+async def test_a_client_that_never_reads_does_not_hold_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "STALLED_S", 0.2)
+    block = b"data: " + b"x" * 65_536 + b"\n\n"
+
+    async def endless(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_stream(request)
+        while True:
+            await response.write(block)
+
+    async with serving(OpenAIStub("m", endless)) as stub, gateway() as bench:
+        bench.route("m", stub.url)
+        async with bench.post({"model": "m", "stream": True}):
+            await stub.until(lambda: stub.cancelled == 1)
 
 
 async def test_a_slow_reader_slows_the_engine_instead_of_filling_the_gateway() -> None:

@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from coordinator.supervise import child as child_module
 from coordinator.supervise import group
+from coordinator.supervise import keeper as keeper_module
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child
 from coordinator.supervise.guard import Guard
@@ -162,6 +164,40 @@ async def test_only_as_many_start_at_once_as_there_are_slots_and_ready_frees_one
     for keeper in (first, second):
         await keeper.stop(asyncio.Event())
     await asyncio.gather(*tasks)
+
+
+async def test_a_wait_for_a_slot_is_no_calm_life(stage: Stage, monkeypatch: pytest.MonkeyPatch):
+    now = 0.0
+
+    class Busy(asyncio.Semaphore):
+        """Somebody else has it for longer than a process must live to be forgiven."""
+
+        async def acquire(self) -> bool:
+            nonlocal now
+            now += 1000.0
+            return await super().acquire()
+
+    monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now))
+    keeper = stage.keeper("exit 3", Busy(), give_up=3)
+    await keeper.run()
+    assert [said.rpartition("(")[2] for said in stage.heard.said[:2]] == ["crash 1)", "crash 2)"]
+
+
+async def test_a_start_that_hangs_holds_up_no_end(stage: Stage):
+    begun = asyncio.Event()
+
+    async def hang(program: Program) -> Child:
+        begun.set()
+        await asyncio.Event().wait()
+        raise AssertionError("unreachable")
+
+    keeper = stage.keeper("")
+    keeper._spawn = hang
+    task = asyncio.create_task(keeper.run())
+    await begun.wait()
+    await asyncio.wait_for(keeper.stop(asyncio.Event()), 60)
+    await task
+    assert stage.heard.said == []
 
 
 async def test_a_cancelled_keeper_leaves_no_process(stage: Stage):
