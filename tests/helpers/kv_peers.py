@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 
 from tests.helpers.wires import TRUST
+from transfer.kv.boxes import Box
 from transfer.kv.mapped import MappedReader, Window
 from transfer.kv.messages import Answer, Refused, Say
+from transfer.kv.mooncake import Engine, MooncakeReader, make_engine, serve
 from transfer.kv.reader import Reader, Span
 from transfer.kv.tcp import SERVICE, KvServer, TcpReader
+from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.listener import Listener
 
@@ -77,4 +82,83 @@ def tcp_peer(size: int) -> Iterator[Peer]:
         listeners[0].stop()
 
 
-PEERS = {"mapped": mapped_peer, "tcp": tcp_peer}
+class PlayedEngine:
+    """Mooncake's TransferEngine as it was measured: slices between registered memory; a batch of too many slices, or
+    one to a peer that is gone, fails with part of it landed, and everything after that fails too."""
+
+    alive: ClassVar[dict[str, PlayedEngine]] = {}
+    made: ClassVar[int] = 0
+
+    def __init__(self) -> None:
+        self.registered: list[tuple[int, int]] = []
+        self.batches: list[int] = []
+        self.broken = False
+        PlayedEngine.made += 1
+        self.name = f"{LOCAL}:{PlayedEngine.made}"
+        self.alive[self.name] = self
+
+    def initialize(self, host: str, metadata: str, protocol: str, device: str) -> int:
+        return 0
+
+    def get_rpc_port(self) -> int:
+        return int(self.name.rpartition(":")[2])
+
+    def register_memory(self, address: int, length: int) -> int:
+        self.registered.append((address, length))
+        return 0
+
+    def unregister_memory(self, address: int) -> int:
+        self.registered = [one for one in self.registered if one[0] != address]
+        return 0
+
+    def holds(self, address: int, length: int) -> bool:
+        return any(at <= address and address + length <= at + size for at, size in self.registered)
+
+    def batch_transfer_sync_read(self, peer: str, local: list[int], remote: list[int], lengths: list[int]) -> int:
+        other = self.alive.get(peer)
+        self.batches.append(len(lengths))
+        self.broken |= other is None or len(lengths) > 1024
+        for to, whence, length in zip(local, remote, lengths, strict=True):
+            if not self.holds(to, length) or other is None or not other.holds(whence, length):
+                self.broken = True
+                break
+            ctypes.memmove(to, whence, length)
+        return -1 if self.broken else 0
+
+
+@contextmanager
+def mooncake_peer(size: int, make: Callable[[], Engine] = PlayedEngine) -> Iterator[Peer]:
+    with shared(size) as (_, memory), memoryview(memory)[:size] as view:
+        held = ctypes.c_char.from_buffer(memory)
+        region = Span(ctypes.addressof(held), size)
+        del held
+        theirs = make()
+        serve(theirs, {HANDLE: region})
+        peer = f"{LOCAL}:{theirs.get_rpc_port()}"
+        reader = MooncakeReader(make, peer, {HANDLE: region}, [])
+        yield Peer(view, AnyTarget(reader))
+        reader.close()
+
+
+class AnyTarget:
+    """Registers each target while it is read into, as an engine does once for its whole cache."""
+
+    def __init__(self, inner: MooncakeReader) -> None:
+        self.inner = inner
+
+    def read(self, handle: int, boxes: Sequence[Box], into: Span, deadline: Deadline, stop: Callable[[], bool]) -> int:
+        with self.inner.target(into):
+            return self.inner.read(handle, boxes, into, deadline, stop)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def real_mooncake(size: int) -> AbstractContextManager[Peer]:
+    """Mooncake itself over TCP: two engines in this process."""
+    return mooncake_peer(size, lambda: make_engine(LOCAL))
+
+
+PEERS = {"mapped": mapped_peer, "tcp": tcp_peer, "mooncake, played": mooncake_peer}
+if os.environ.get("VNPU_TEST_MOONCAKE"):  # it must be installed: `pip install 'vnpu[mooncake]'`, libibverbs1
+    PEERS["mooncake"] = real_mooncake

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.helpers.kv import Cache, pulls
-from tests.helpers.kv_peers import HANDLE, PEERS, Peer, tcp_peer
+from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mooncake_peer, tcp_peer
 from tests.helpers.memory import buffer, read, write
 from tests.helpers.wires import TRUST, meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
-from transfer.kv.boxes import Box, Dim, boxes
+from transfer.kv.boxes import Box, Dim, boxes, runs
 from transfer.kv.mapped import Window
 from transfer.kv.messages import Confirm, Refused
+from transfer.kv.mooncake import LONG, STAGE, Engine, pieces
 from transfer.kv.plan import plan_pull
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped
 from transfer.kv.tcp import SERVICE, TcpReader
@@ -246,6 +247,53 @@ def test_a_server_that_keeps_to_nothing(reply: str) -> None:
         with pytest.raises(PeerViolation, match="due"):
             reader.read(HANDLE, [Box(0, 0, 64, ())], into, soon(), never)
         reader.close()
+
+
+# ---- slices
+
+
+@given(pulls())
+def test_slices_are_the_boxes(case: Case) -> None:
+    """What is read contiguously, and placed from there, is what the boxes say: by the bytes."""
+    src, dst, src_ids, dst_ids, sizes, units = case
+    for pull in plan_pull(*sizes[:3], units, sizes[3]):
+        copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+        landed = []
+        for piece in pieces(copies):
+            assert piece.src + piece.length <= src.layout.extent
+            rows = piece.rows or (Box(piece.dst, 0, piece.length, ()),)
+            landed += [run._replace(src=run.src + piece.src) for run in runs(rows)]
+        assert runs(Box(run.dst, run.src, run.length, ()) for run in landed) == runs(copies)
+
+
+def test_short_rows_are_staged_and_long_ones_are_not() -> None:
+    """4 → 2 of 32,000 tokens, tokens first: 65,537 rows of 512 bytes a plane are reads of a stage's size."""
+    rows = [Box(0, 0, 512, (Dim(65537, 1024, 512),))]
+    assert [piece.length for piece in pieces(rows)] == [STAGE] * 4 + [512]
+    long = list(pieces([Box(0, 0, LONG, (Dim(100, 2 * LONG, LONG),))]))
+    assert [(piece.length, piece.rows) for piece in long] == [(LONG, ())] * 100
+    wide = list(pieces([Box(0, 0, 100, (Dim(10, 100, 1 << 20),))]))
+    assert [(piece.length, piece.rows) for piece in wide] == [(100, ())] * 10
+    assert [piece.length for piece in pieces([Box(0, 0, 2 * STAGE + 5, ())])] == [STAGE, STAGE, 5]
+
+
+def test_batches_are_small_and_an_engine_that_failed_is_made_anew() -> None:
+    engines: list[PlayedEngine] = []
+
+    def make() -> Engine:
+        engines.append(PlayedEngine())
+        return engines[-1]
+
+    scattered = [Box(at, at * 1024, 1, ()) for at in range(2500)]
+    with mooncake_peer(2500 * 1024, make) as peer, target(2500) as into:
+        assert peer.reader.read(HANDLE, scattered, into, soon(), never) == 2500
+        assert engines[1].batches == [1024, 1024, 452]
+        gone = PlayedEngine.alive.pop(engines[0].name)
+        with pytest.raises(PeerLost, match="may have landed"):
+            peer.reader.read(HANDLE, scattered, into, soon(), never)
+        PlayedEngine.alive[gone.name] = gone
+        assert peer.reader.read(HANDLE, scattered, into, soon(), never) == 2500
+        assert len(engines) == 3
 
 
 # ---- mapping

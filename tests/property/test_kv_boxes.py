@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from native._native import copy_kernels, place
 from tests.helpers.kv import KINDS, Cache, cache, pulls, request_bytes
 from tests.helpers.memory import buffer, read, write
-from transfer.kv.boxes import Box, Dim, Run, boxes, packed, runs, split
+from transfer.kv.boxes import Box, Dim, Run, boxes, gathering, long_rows, placing, runs, split
 from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, unit_tokens
 from transfer.kv.plan import Pull, plan_pull
 
@@ -61,11 +61,34 @@ def test_chunks_and_staging_keep_every_byte(case: Case, limit: int) -> None:
         assert all(0 < sum(box.bytes for box in chunk) <= limit for chunk in chunks)
         assert runs(box for chunk in chunks for box in chunk) == runs(copies)
         for chunk in chunks:
-            gather, scatter = packed(chunk)
+            gather, scatter = gathering(chunk), placing(chunk)
             stage = {at: byte for run in runs(gather) for at, byte in bytes_of(run)}
             assert sorted(stage) == list(range(sum(box.bytes for box in chunk)))
             through = sorted((at, stage[byte]) for run in runs(scatter) for at, byte in bytes_of(run))
             assert through == [pair for run in runs(chunk) for pair in bytes_of(run)]
+
+
+@given(pulls(), st.integers(1, 40), st.booleans())
+def test_long_rows_are_the_stream_in_its_order(case: Case, least: int, dst: bool) -> None:
+    src, dst_, src_ids, dst_ids, sizes, units = case
+    for pull in plan_pull(*sizes[:3], units, sizes[3]):
+        copies = boxes(pull, src.layout, dst_.layout, src_ids, dst_ids)
+        rows = long_rows(copies, least, dst=dst)
+        gather, scatter = gathering(copies), placing(copies)
+        halves = (
+            [(run.src, run.dst) for run in runs(scatter) for run in _singles(run)]
+            if dst
+            else [(run.dst, run.src) for run in runs(gather) for run in _singles(run)]
+        )
+        if rows is None:
+            assert least > 1
+        else:
+            assert [at + i for at, length in rows for i in range(length)] == [at for _, at in sorted(halves)]
+            assert len(rows) == 1 or all(length >= least for _, length in rows)
+
+
+def _singles(run: Run) -> list[Run]:
+    return [Run(run.dst + i, run.src + i, 1) for i in range(run.length)]
 
 
 @pytest.mark.parametrize("kernel", copy_kernels())

@@ -97,23 +97,51 @@ def split(boxes: Iterable[Box], limit: int) -> list[list[Box]]:
     return chunks
 
 
-def packed(boxes: Iterable[Box]) -> tuple[list[Box], list[Box]]:
-    """The two halves of a copy through a staging buffer: gather (source to buffer), then place (buffer to destination).
+def gathering(boxes: Iterable[Box]) -> list[Box]:
+    """The first half of a copy through a staging buffer, source to buffer: rows back to back, in the order of the boxes
+    and of their loops."""
+    return [
+        Box(at, box.src, box.length, tuple(Dim(dim.steps, step, dim.src_stride) for dim, step in dense))
+        for box, at, dense in _dense(boxes)
+    ]
 
-    The buffer holds the rows back to back, in the order of the boxes and of their loops.
-    """
-    gather, place = [], []
+
+def placing(boxes: Iterable[Box]) -> list[Box]:
+    """The second half, buffer to destination."""
+    return [
+        Box(box.dst, at, box.length, tuple(Dim(dim.steps, dim.dst_stride, step) for dim, step in dense))
+        for box, at, dense in _dense(boxes)
+    ]
+
+
+def long_rows(boxes: Iterable[Box], least: int, *, dst: bool) -> list[tuple[int, int]] | None:
+    """(offset, bytes) on one side, in the order of `gathering`, where rows of that side are `least` bytes and more when
+    its neighbours are joined, or where there is only one; None where they are shorter."""
+    rows: list[tuple[int, int]] = []
+    for box in boxes:
+        length, dims = box.length, list(box.dims)
+        while dims and (dims[-1].dst_stride if dst else dims[-1].src_stride) == length:
+            length *= dims.pop().steps
+        if length < least and (rows or dims):
+            return None
+        starts = [box.dst if dst else box.src]
+        for dim in dims:
+            stride = dim.dst_stride if dst else dim.src_stride
+            starts = [start + step * stride for start in starts for step in range(dim.steps)]
+        rows += [(start, length) for start in starts]
+    return None if len(rows) > 1 and rows[0][1] < least else rows
+
+
+def _dense(boxes: Iterable[Box]) -> Iterator[tuple[Box, int, list[tuple[Dim, int]]]]:
+    """Each box with its place in the staging buffer and the strides of its loops there."""
     at = 0
     for box in boxes:
         strides, width = [], box.length
         for dim in reversed(box.dims):
             strides.append(width)
             width *= dim.steps
-        dense = list(zip(box.dims, reversed(strides), strict=True))
-        gather.append(Box(at, box.src, box.length, tuple(Dim(dim.steps, s, dim.src_stride) for dim, s in dense)))
-        place.append(Box(box.dst, at, box.length, tuple(Dim(dim.steps, dim.dst_stride, s) for dim, s in dense)))
-        at += box.bytes
-    return gather, place
+        yield box, at, list(zip(box.dims, reversed(strides), strict=True))
+        at += width
 
 
 def _check(pull: Pull, src: KvLayout, dst: KvLayout) -> None:

@@ -16,7 +16,7 @@ from transfer.errors import PeerViolation, TransferError
 from transfer.kv.boxes import Box
 from transfer.transports.deadline import Deadline
 
-CHUNK = 256 << 10
+CHUNK = 512 << 10
 """Bytes that are staged at once: they are placed while they are in the cache."""
 
 

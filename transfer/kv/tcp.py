@@ -2,7 +2,7 @@
 
 The source gathers rows into a chunk that stays in its cache, sums it and sends it; the reader receives it into one that
 stays in its own, and places the rows past the cache. So heads that are split or joined cost no extra pass over memory
-on either side, and only the wanted bytes travel. A chunk that is contiguous goes without staging. Both sides cut alike
+on either side, and only the wanted bytes travel. A side on which rows are long needs no staging. Both sides cut alike
 (`split`), so a request names no chunks.
 """
 
@@ -16,7 +16,7 @@ import msgspec
 
 from native import _native
 from transfer.errors import PeerViolation
-from transfer.kv.boxes import Box, Dim, packed, split
+from transfer.kv.boxes import Box, Dim, gathering, long_rows, placing, split
 from transfer.kv.messages import Answer, Say, decode_answer, encode
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, place
 from transfer.transports.channel import Channel
@@ -26,6 +26,8 @@ from transfer.transports.frame import Kind
 SERVICE = b"kv"
 IDLE_S = 120.0
 """A reader that asks for nothing for so long is taken to be gone: it beats far more often."""
+ROW = 16 << 10
+"""Rows from this length on leave from and arrive at their place, without staging on that side."""
 STALL_S = 10.0
 """A chunk that is not taken within this ends the connection."""
 
@@ -111,12 +113,14 @@ class KvServer:
         position = 0
         for chunk in split(boxes, CHUNK):
             size = sum(box.bytes for box in chunk)
-            address = region.address + chunk[0].src
-            if not contiguous(chunk):
-                place(packed(chunk)[0], stage.span(size), region, "memcpy")
-                address = stage.address
-            total = _native.crc32c(address, size)
-            channel.send_data(address, size, total, Deadline.after(STALL_S), position=position)
+            rows = _at(region, long_rows(chunk, ROW, dst=False))
+            if rows is None:
+                place(gathering(chunk), stage.span(size), region, "memcpy")
+                rows = [(stage.address, size)]
+            total = 0
+            for address, length in rows:
+                total = _native.crc32c(address, length, total)
+            channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
             position += size
 
 
@@ -184,16 +188,16 @@ class TcpReader:
                 raise PeerViolation("a message that is none where data was due") from error
         if (header.length, header.position) != (size, position):
             raise PeerViolation(f"{header.length} bytes at {header.position} came, {size} at {position} were due")
-        if contiguous(chunk):
-            channel.into(header, into.address + chunk[0].dst, deadline)
+        rows = _at(into, long_rows(chunk, ROW, dst=True))
+        if rows is not None:
+            channel.into_rows(header, rows, deadline)
             return size
         channel.into(header, self._stage.address, deadline)
-        return place(packed(chunk)[1], into, self._stage.span(size))
+        return place(placing(chunk), into, self._stage.span(size))
 
 
-def contiguous(chunk: list[Box]) -> bool:
-    """One row on both sides: needs no staging."""
-    return len(chunk) == 1 and not chunk[0].dims
+def _at(span: Span, rows: list[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
+    return None if rows is None else [(span.address + at, length) for at, length in rows]
 
 
 def _rows(box: Box) -> Rows:

@@ -6,10 +6,12 @@ until they are summed. The sender's sums are the caller's, who computes them onc
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import ctypes
 import socket
 import ssl
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
 
@@ -22,6 +24,8 @@ from transfer.transports.frame import Header, Kind
 PIECE = 256 << 10
 """Bytes received at once and summed while they are in the cache (the second-level one has 512 KiB and more)."""
 MAX_MESSAGE = 1 << 20
+PARTS = 256
+"""Places that one system call gathers from (Linux takes 1024)."""
 
 
 class Pace(Protocol):
@@ -38,8 +42,6 @@ class Channel:
         self._sock = sock
         self._max_message = MAX_MESSAGE
         self._pace: Pace | None = None
-        # Without TLS header and body leave in one packet.
-        self._more = 0 if isinstance(sock, ssl.SSLSocket) else socket.MSG_MORE
         self.sent = 0
         self.received = 0
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -90,11 +92,22 @@ class Channel:
         Raises:
             PeerLost: not before the deadline, or the connection broke.
         """
+        self.send_rows([(address, length)], sum, deadline, tag=tag, position=position)
+
+    def send_rows(
+        self, rows: Sequence[tuple[int, int]], sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
+    ) -> None:
+        """DATA gathered from several places, `(address, bytes)` each; else as `send_data`."""
+        length = builtins.sum(size for _, size in rows)
         if self._pace is not None:
             self._pace.wait(length)
         header = frame.encode(Header(Kind.DATA, tag, length, position, sum))
-        self._sendall(header, deadline, self._more if length else 0)
-        self._sendall(view(address, length), deadline)
+        parts = [memoryview(header), *(view(address, size) for address, size in rows)]
+        if isinstance(self._sock, ssl.SSLSocket):
+            for part in parts:
+                self._sendall(part, deadline)
+        else:
+            self._send_parts(parts, deadline)
         self.sent += length
 
     def receive(self, deadline: Deadline) -> tuple[Header, bytes]:
@@ -129,13 +142,24 @@ class Channel:
             Corrupt: what was written is not what was sent.
             PeerLost: not before the deadline, or the connection broke; part of it may have been written.
         """
+        self.into_rows(header, [(address, header.length)], deadline)
+
+    def into_rows(self, header: Header, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
+        """The body of a DATA frame, scattered to several places, `(address, bytes)` each, which make up its length;
+        else as `into`."""
         if header.kind is not Kind.DATA:
             raise PeerViolation(f"{header.kind.name} where data was due")
-        target, at, total = view(address, header.length), 0, 0
-        while at < header.length:
-            got = self._receive_into(target[at : at + PIECE], deadline)
-            total = _native.crc32c(address + at, got, total)
-            at += got
+        total, left = 0, [*rows]
+        while left:
+            got = self._receive_some(left, deadline)
+            while got:
+                address, size = left[0]
+                part = min(got, size)
+                total = _native.crc32c(address, part, total)
+                got -= part
+                left[:1] = [(address + part, size - part)] if part < size else []
+            while left and not left[0][1]:
+                del left[0]
         self.received += header.length
         if total != header.sum:
             raise Corrupt(f"{header.length} bytes at position {header.position} are damaged", remedy="fetch them again")
@@ -159,15 +183,45 @@ class Channel:
             rest = rest[self._receive_into(rest, deadline) :]
         return bytes(data)
 
-    def _sendall(self, data: bytes | memoryview, deadline: Deadline, flags: int = 0) -> None:
+    def _sendall(self, data: bytes | memoryview, deadline: Deadline) -> None:
         try:
             self._sock.settimeout(deadline.left())
-            if flags:
-                self._sock.sendall(data, flags)
-            else:
-                self._sock.sendall(data)
+            self._sock.sendall(data)
         except OSError as error:  # TimeoutError is one
             raise PeerLost(f"{self.peer} took no more bytes: {_why(error)}") from error
+
+    def _send_parts(self, parts: list[memoryview], deadline: Deadline) -> None:
+        """All of them in as few packets as there can be: header and body leave together."""
+        while parts:
+            try:
+                self._sock.settimeout(deadline.left())
+                gone = self._sock.sendmsg(parts[:PARTS])
+            except OSError as error:
+                raise PeerLost(f"{self.peer} took no more bytes: {_why(error)}") from error
+            while parts and gone >= len(parts[0]):
+                gone -= len(parts.pop(0))
+            if gone:
+                parts[0] = parts[0][gone:]
+
+    def _receive_some(self, rows: list[tuple[int, int]], deadline: Deadline) -> int:
+        """As much as there is of the next PIECE, into the first rows."""
+        address, size = rows[0]
+        if size >= PIECE or len(rows) == 1 or isinstance(self._sock, ssl.SSLSocket):
+            return self._receive_into(view(address, min(size, PIECE)), deadline) if size else 0
+        targets, room = [], PIECE
+        for at, length in rows:
+            if not room:
+                break
+            targets.append(view(at, min(length, room)))
+            room -= len(targets[-1])
+        try:
+            self._sock.settimeout(deadline.left())
+            got = self._sock.recvmsg_into(targets)[0]
+        except OSError as error:
+            raise PeerLost(f"no more bytes from {self.peer}: {_why(error)}") from error
+        if not got:
+            raise PeerLost(f"{self.peer} closed the connection")
+        return got
 
     def _receive_into(self, target: memoryview, deadline: Deadline) -> int:
         try:

@@ -1,0 +1,195 @@
+"""Pairs in the order A B A B, with the memcpy calibrator beside each."""
+
+from __future__ import annotations
+
+import ctypes
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import msgspec
+from rich.progress import Progress
+
+from benchmarks import figures
+from benchmarks.kv_pull.goals import CASES
+from benchmarks.kv_pull.peer import LOCAL, Ports
+from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull, shared, warm
+from transfer.kv.mapped import MappedReader, Window
+from transfer.kv.mooncake import MooncakeReader, make_engine
+from transfer.kv.reader import Reader, Span
+from transfer.kv.tcp import SERVICE, TcpReader
+from transfer.transports.dial import dial
+from transfer.transports.trust import Trust
+
+TICK = 64 * MIB
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """Seconds by the clock, and of processors, both processes together."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass
+class Samples:
+    pairs: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    dropped: int = 0
+
+    def worse(self, name: str, kinds: list[str]) -> None:
+        """Report the worse of several as `name`."""
+        kept = [self.pairs[kind] for kind in kinds if self.pairs[kind]]
+        self.pairs[name] = max(kept, key=lambda pairs: figures.ratio(pairs).median) if kept else []
+
+
+@dataclass
+class Side:
+    """The other process, and readers of its memory."""
+
+    process: subprocess.Popen[str]
+    ports: Ports
+    tcp: TcpReader
+    mapped: MappedReader
+    source: Span
+
+
+@contextmanager
+def side(size: int) -> Iterator[Side]:
+    """A prefill process with `size` bytes."""
+    key = secrets.token_hex(32)
+    with shared(size) as descriptor, Window([(descriptor, -(-size // 4096) * 4096)]) as window:
+        command = [sys.executable, "-m", "benchmarks.kv_pull.peer", str(descriptor), str(window.size)]
+        process = subprocess.Popen(
+            command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(key + "\n")
+            process.stdin.flush()
+            ports = msgspec.json.decode(process.stdout.readline(), type=Ports)
+            trust = Trust(bytes.fromhex(key))
+            tcp = TcpReader(lambda deadline: dial(LOCAL, ports.tcp, trust, SERVICE, deadline))
+            yield Side(process, ports, tcp, MappedReader({0: window}), window)
+            tcp.close()
+        finally:
+            process.stdin.close()
+            process.wait(30)
+
+
+class Bench:
+    """`rounds` pairs of each kind, for each of `sizes` (bytes)."""
+
+    def __init__(self, rounds: int, sizes: list[int], progress: Progress) -> None:
+        self._rounds, self._sizes, self._progress = rounds, sizes, progress
+        self.samples = Samples()
+        self._task = progress.add_task("pairs", total=rounds * (len(sizes) * (len(CASES) + 1) + 1))
+
+    def run(self) -> Samples:
+        with warm(TICK) as one, warm(TICK) as other:
+            self._tick = copier(one, other, TICK)
+            for size in self._sizes:
+                for name, sizes in CASES.items():
+                    self._hetero(name, heterogeneous(*sizes, size))
+                self._mooncake(heterogeneous(4, 2, size))
+            self._local(heterogeneous(4, 2, max(self._sizes)))
+        self._conclude()
+        return self.samples
+
+    def _hetero(self, name: str, work: Work) -> None:
+        plain = contiguous(work)
+        with side(max(work.source, plain.source)) as there, warm(max(work.into, plain.into)) as into:
+            key = f"hetero_over_contiguous_{name}_{work.bytes // MIB}mib"
+            self._pairs(key, there, lambda: pull(there.tcp, work, into), lambda: pull(there.tcp, plain, into))
+            sent, stand_for = descriptors(work)
+            self.samples.values[f"descriptors_per_request_{name}_{work.bytes // MIB}mib"] = sent
+            self.samples.values[f"runs_per_request_{name}_{work.bytes // MIB}mib"] = stand_for
+
+    def _local(self, work: Work) -> None:
+        with side(work.source) as there, warm(work.into) as into, warm(work.bytes) as source:
+            plain = copier(into, source, work.bytes)
+            self._pairs("local_over_memcpy", there, plain, lambda: pull(there.mapped, work, into))
+
+    def _mooncake(self, work: Work) -> None:
+        with side(work.source) as there, warm(work.into) as into, warm(work.into) as check:
+            if there.ports.mooncake is None:
+                self._progress.advance(self._task, self._rounds)
+                return
+            region = Span(there.ports.address, there.source.size)
+            peer = f"{LOCAL}:{there.ports.mooncake}"
+            theirs = MooncakeReader(lambda: make_engine(LOCAL), peer, {0: region}, [into])
+            self._same(work, [there.tcp, theirs, there.mapped], into, check)
+            costs = self._pairs(
+                f"tcp_over_mooncake_{work.bytes // MIB}mib",
+                there,
+                lambda: pull(theirs, work, into),
+                lambda: pull(there.tcp, work, into),
+            )
+            self.samples.pairs[f"cpu_over_mooncake_{work.bytes // MIB}mib"] = [b.cpu / a.cpu for a, b in costs]
+            theirs.close()
+
+    def _same(self, work: Work, readers: list[Reader], into: Span, check: Span) -> None:
+        """Every transport brings the same bytes; also warms each up."""
+        for at, reader in enumerate(readers):
+            ctypes.memset(into.address, 0, into.size)
+            pull(reader, work, into)
+            found = ctypes.string_at(into.address, into.size)
+            if at and found != ctypes.string_at(check.address, check.size):
+                raise RuntimeError(f"{type(reader).__name__} brought other bytes")
+            ctypes.memmove(check.address, into.address, into.size)
+
+    def _pairs(self, name: str, there: Side, a: Callable[[], None], b: Callable[[], None]) -> list[tuple[Cost, Cost]]:
+        """Ratios a ÷ b of the clock go to `name`; both costs of the pairs that count come back."""
+        a(), b()
+        kept = []
+        for _ in range(self._rounds):
+            before = self._calibrate()
+            costs = self._cost(there, a), self._cost(there, b)
+            if figures.steady(before, self._calibrate()):
+                kept.append(costs)
+            else:
+                self.samples.dropped += 1
+            self._progress.advance(self._task)
+        self.samples.pairs[name] = [one.wall / other.wall for one, other in kept]
+        return kept
+
+    def _calibrate(self) -> float:
+        times = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            self._tick()
+            times.append(time.perf_counter() - begun)
+        return min(times)
+
+    @staticmethod
+    def _cost(there: Side, work: Callable[[], None]) -> Cost:
+        cpu, begun = _cpu(there.process.pid), time.perf_counter()
+        work()
+        return Cost(time.perf_counter() - begun, _cpu(there.process.pid) - cpu)
+
+    def _conclude(self) -> None:
+        pairs = self.samples.pairs
+        for name in CASES:
+            self.samples.worse(
+                f"hetero_over_contiguous_{name}",
+                [key for key in pairs if key.startswith(f"hetero_over_contiguous_{name}_")],
+            )
+        for name, worst in (("tcp_over_mooncake", min), ("cpu_over_mooncake", max)):
+            kinds = [key for key in pairs if key.startswith(f"{name}_") and pairs[key]]
+            if kinds:
+                pairs[name] = worst((pairs[key] for key in kinds), key=lambda kept: figures.ratio(kept).median)
+            else:
+                self.samples.notes.append(f"{name}: Mooncake is not installed here (extra `mooncake`, libibverbs1)")
+        self.samples.notes.append("decode_tpot_inflation is not measured: no engine takes part yet")
+        self.samples.notes.append(f"{self.samples.dropped} pairs dropped because memcpy drifted")
+
+
+def _cpu(pid: int) -> float:
+    """Seconds of processors that this process and `pid` have used (clock_getcpuclockid(3))."""
+    return time.process_time() + time.clock_gettime((~pid << 3) | 2)

@@ -1,0 +1,115 @@
+"""What is pulled: one decode rank's share of a request, tokens first, from scattered blocks into scattered blocks."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from transfer.kv.boxes import Box, boxes, runs
+from transfer.kv.layout import nhd
+from transfer.kv.plan import plan_pull
+from transfer.kv.reader import Reader, Span
+from transfer.transports.deadline import Deadline
+
+HEADS, HEAD_BYTES, BLOCK, LAYERS = 8, 256, 128, 8
+MIB = 1 << 20
+
+
+class Read(NamedTuple):
+    """One layer from one prefill rank: boxes counted from the first byte of its cache, and of ours."""
+
+    at: int
+    size: int
+    boxes: tuple[Box, ...]
+
+
+class Work(NamedTuple):
+    """`source`: bytes that the prefill ranks' caches take; `into`: ours; `bytes`: what is moved."""
+
+    reads: tuple[Read, ...]
+    into: int
+    source: int
+    bytes: int
+
+
+def heterogeneous(prefill_tp: int, decode_tp: int, size: int) -> Work:
+    """Decode rank 0's part, about `size` bytes of it, as the planner and the layouts say."""
+    held = HEADS // decode_tp
+    blocks = max(1, size // (2 * BLOCK * held * HEAD_BYTES * LAYERS))
+    src, dst = (nhd(blocks, BLOCK, HEADS // tp, HEAD_BYTES) for tp in (prefill_tp, decode_tp))
+    pulls = plan_pull(prefill_tp, decode_tp, HEADS, blocks, 0)
+    ids = [random.Random(seed).sample(range(blocks), blocks) for seed in (1, 2)]
+    reads = []
+    for layer in range(LAYERS):
+        for at, pull in enumerate(pulls):
+            moved = [box._replace(dst=box.dst + layer * dst.extent) for box in boxes(pull, src, dst, *ids)]
+            reads.append(Read((at * LAYERS + layer) * src.extent, src.extent, tuple(moved)))
+    total = sum(box.bytes for read in reads for box in read.boxes)
+    return Work(tuple(reads), LAYERS * dst.extent, len(pulls) * LAYERS * src.extent, total)
+
+
+def contiguous(other: Work) -> Work:
+    """As many bytes in as many reads, each one piece on both sides."""
+    reads, at = [], 0
+    for read in other.reads:
+        length = sum(box.bytes for box in read.boxes)
+        reads.append(Read(at, length, (Box(at, 0, length, ()),)))
+        at += length
+    return Work(tuple(reads), at, at, at)
+
+
+def descriptors(work: Work) -> tuple[int, int]:
+    """Boxes that are sent, and the contiguous runs that they stand for."""
+    return sum(len(read.boxes) for read in work.reads), sum(len(runs(read.boxes)) for read in work.reads)
+
+
+def pull(reader: Reader, work: Work, into: Span) -> None:
+    """All reads, one after the other. Handle 0 is the whole of the source's memory."""
+    deadline = Deadline.after(120)
+    for read in work.reads:
+        shifted = [box._replace(src=box.src + read.at) for box in read.boxes]
+        reader.read(0, shifted, into, deadline, never)
+
+
+def never() -> bool:
+    return False
+
+
+@contextmanager
+def warm(size: int) -> Iterator[Span]:
+    """Memory that was touched before."""
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    held = ctypes.c_char.from_buffer(memory)
+    address = ctypes.addressof(held)
+    ctypes.memset(address, 1, size)
+    yield Span(address, size)
+    del held
+    memory.close()
+
+
+@contextmanager
+def shared(size: int) -> Iterator[int]:
+    """A descriptor of `size` random bytes, rounded up to whole pages."""
+    descriptor = os.memfd_create("kv")
+    try:
+        noise = random.Random(3).randbytes(MIB)
+        for at in range(0, size, MIB):
+            os.pwrite(descriptor, noise[(at // MIB) % 97 :] + noise[: (at // MIB) % 97], at)
+        os.ftruncate(descriptor, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def copier(into: Span, source: Span, size: int) -> Callable[[], None]:
+    """One thread's plain memcpy."""
+    return lambda: void(ctypes.memmove(into.address, source.address, size))
+
+
+def void(_: object) -> None:
+    return None
