@@ -7,7 +7,7 @@ ROUNDS := 20
 SEEDS := 500
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo test test-system campaign lint type check bench docs lock clean
+.PHONY: help doctor setup demo test test-system campaign lint type check bench verify-device docs lock clean
 
 help: ## this list
 	@echo "make TARGET:"
@@ -50,6 +50,10 @@ check: lint test ## what a change must pass
 
 bench: setup ## every benchmark, rendered to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
+
+verify-device: setup ## conformance, a restore and a canary on this machine's device: DRIVER=ascend or cuda
+	@test -n "$(DRIVER)" || { echo "say which: make verify-device DRIVER=ascend (or cuda)"; exit 2; }
+	$(BIN)/python -m native.verify $(DRIVER) --report .vnpu/verify-$(DRIVER).md $(ARGS)
 
 docs: setup ## whether the pages in docs/ are true, as far as a test can tell
 	$(PYTEST) -q tests/unit/test_docs.py tests/unit/test_config_docs.py

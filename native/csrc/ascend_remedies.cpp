@@ -12,6 +12,8 @@ constexpr const char* out_of_memory =
 constexpr const char* lost =
     "the device has failed for this process: end it and start again; if it fails again, reset the device "
     "(npu-smi set -t reset) and see /var/log/npu/slog";
+constexpr const char* unmapped =
+    "a kernel failed, most likely on memory that is not mapped; the process cannot use the device any more: end it";
 constexpr const char* streams =
     "the device's streams are used up: capture fewer graph sizes (cudagraph_capture_sizes) or use --enforce-eager, and "
     "put fewer engines on the device; docs/ascend.md has the budget";
@@ -61,8 +63,10 @@ constexpr Remedy table[] = {
     {507000, "ACL_ERROR_RT_INTERNAL_ERROR", lost},
     {507010, "ACL_ERROR_RT_LOST_HEARTBEAT", lost},
     {507013, "ACL_ERROR_RT_SYS_DMA", lost},
+    {507015, "ACL_ERROR_RT_AICORE_EXCEPTION", unmapped},
     {507022, "ACL_ERROR_RT_IPC_ERROR", handle},
     {507033, "ACL_ERROR_RT_DEV_SETUP_ERROR", "see that the driver and firmware fit this CANN: npu-smi info"},
+    {507035, "ACL_ERROR_RT_VECTOR_CORE_EXCEPTION", unmapped},
     {507052, "ACL_ERROR_RT_COPY_DATA", lost},
     {507053, "ACL_ERROR_RT_DEVICE_MEM_ERROR", lost},
     {507054, "ACL_ERROR_RT_HBM_MULTI_BIT_ECC_ERROR", lost},
