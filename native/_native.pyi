@@ -76,7 +76,7 @@ class Driver:
     def destroy(self, handle: int) -> None:
         """Forget a handle that is not mapped. Pages are free when every process has let go of them."""
     def wipe(self, handles: Sequence[int]) -> None:
-        """Make own chunks zero again, before another process gets them. Where one fails, those before it are zero."""
+        """Make own chunks zero again. Where one fails, those before it are zero already."""
     @property
     def sharing(self) -> str:
         """How chunks cross to another process: `descriptor` (host, cuda: SCM_RIGHTS) or `handle` (ascend: a number)."""
