@@ -35,7 +35,7 @@ class Script:
     """
 
     def __init__(self, setup: str, code: str, args: Sequence[object], env: Mapping[str, str]) -> None:
-        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         here.settimeout(60)
         text = "\n".join(textwrap.dedent(part) for part in (PROLOGUE, setup, code))
         command = [sys.executable, "-c", text, *map(str, args), str(there.fileno())]
@@ -53,6 +53,12 @@ class Script:
             _, errors = self.process.communicate(timeout=60)
             raise AssertionError(f"the script ended\n{errors}")
         return json.loads(text)
+
+    def take_descriptor(self) -> int:
+        """A descriptor that the script sends beside a line; nothing else may be on its way."""
+        data, fds, _, _ = socket.recv_fds(self._line, 256, 1)
+        assert fds, f"the script sent {data!r}"
+        return fds[0]
 
     def say(self, words: str, fd: int | None = None) -> None:
         socket.send_fds(self._line, [words.encode()], [] if fd is None else [fd])

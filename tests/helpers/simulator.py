@@ -50,18 +50,28 @@ class Simulator:
         self.path = library(vendor)
         self.lib = ctypes.CDLL(str(self.path))
         self.lib.simulator_calls.restype = ctypes.c_uint64
+        self.lib.simulator_failed.restype = ctypes.c_char_p
         self.lib.simulator_books.restype = ctypes.c_size_t
         self.lib.simulator_books.argtypes = [ctypes.c_char_p, ctypes.c_size_t]
         self.lib.simulator_fail.argtypes = [ctypes.c_char_p, ctypes.c_uint64, ctypes.c_int]
+        self.lib.simulator_fail_also.argtypes = self.lib.simulator_fail.argtypes
         self.lib.simulator_capacity.argtypes = [ctypes.c_uint64]
 
     def fail(self, nth: int, code: int, call: str = "") -> None:
         """The `nth` call from now (1: the next) of `call` (empty: of any) fails with `code` and without effect."""
         self.lib.simulator_fail(call.encode(), nth, code)
 
+    def fail_also(self, nth: int, code: int, call: str = "") -> None:
+        """The same, beside what is ordered already."""
+        self.lib.simulator_fail_also(call.encode(), nth, code)
+
     def forgive(self) -> None:
         """What `fail` ordered and did not happen yet will not happen."""
         self.lib.simulator_fail(b"", 0, 0)
+
+    def failed(self) -> str:
+        """The call that failed last by order; empty where none did since the last order."""
+        return bytes(self.lib.simulator_failed()).decode()
 
     def calls(self) -> int:
         """Calls so far that could have been ordered to fail."""

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <mutex>
+#include <vector>
 
 namespace simulator {
 
@@ -16,8 +17,9 @@ struct Order {
 
 std::mutex mutex;
 std::uint64_t calls = 0;
+std::string failed;
 
-Order from_environment() {
+std::vector<Order> from_environment() {
     const char* const text = std::getenv("SIMULATED_FAIL");
     if (text == nullptr || *text == 0) {
         return {};
@@ -26,13 +28,13 @@ Order from_environment() {
     const auto first = order.find(':');
     const auto second = order.find(':', first + 1);
     const std::string call = order.substr(0, first);
-    return {call == "*" ? "" : call, std::strtoull(order.c_str() + first + 1, nullptr, 10),
-            std::atoi(order.c_str() + second + 1)};
+    return {{call == "*" ? "" : call, std::strtoull(order.c_str() + first + 1, nullptr, 10),
+             std::atoi(order.c_str() + second + 1)}};
 }
 
-Order& order() {
-    static Order one = from_environment();
-    return one;
+std::vector<Order>& orders() {
+    static std::vector<Order> all = from_environment();
+    return all;
 }
 
 }  // namespace
@@ -40,20 +42,37 @@ Order& order() {
 bool ordered_to_fail(const char* call, int* code) {
     const std::lock_guard lock(mutex);
     calls += 1;
-    Order& now = order();
-    if (now.left == 0 || (!now.call.empty() && now.call != call)) {
-        return false;
+    bool fails = false;
+    for (Order& order : orders()) {
+        if (order.left == 0 || (!order.call.empty() && order.call != call)) {
+            continue;
+        }
+        order.left -= 1;
+        if (order.left == 0) {
+            *code = order.code;
+            failed = call;
+            fails = true;
+        }
     }
-    now.left -= 1;
-    *code = now.code;
-    return now.left == 0;
+    return fails;
 }
 
 }  // namespace simulator
 
 void simulator_fail(const char* call, std::uint64_t nth, int code) {
     const std::lock_guard lock(simulator::mutex);
-    simulator::order() = {call, nth, code};
+    simulator::orders() = {{call, nth, code}};
+    simulator::failed.clear();
+}
+
+void simulator_fail_also(const char* call, std::uint64_t nth, int code) {
+    const std::lock_guard lock(simulator::mutex);
+    simulator::orders().push_back({call, nth, code});
+}
+
+const char* simulator_failed() {
+    const std::lock_guard lock(simulator::mutex);
+    return simulator::failed.c_str();
 }
 
 std::uint64_t simulator_calls() {

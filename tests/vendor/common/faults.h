@@ -43,6 +43,10 @@ bool ordered_to_fail(const char* call, int* code);
 extern "C" {
 // The nth call from now (1: the next) of `call` ("": of any) fails with `code` and without effect; nth 0: none does.
 __attribute__((visibility("default"))) void simulator_fail(const char* call, std::uint64_t nth, int code);
+// The same, beside what is ordered already.
+__attribute__((visibility("default"))) void simulator_fail_also(const char* call, std::uint64_t nth, int code);
+// The call that failed last by order; "" where none did since the last order.
+__attribute__((visibility("default"))) const char* simulator_failed();
 // Calls that could have failed, since the library was opened.
 __attribute__((visibility("default"))) std::uint64_t simulator_calls();
 // Nothing queued on a stream is done while held, whoever waits.

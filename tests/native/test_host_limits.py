@@ -1,50 +1,18 @@
-"""Chunks across processes, and a system that refuses: descriptors sent, importers killed, limits of the kernel."""
+"""The host driver in a system that refuses: limits of the kernel, a user without privileges."""
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from native._native import Driver, DriverError
-from tests.helpers.drivers import DriverCase
-from tests.helpers.memory import read, write
+from tests.helpers.drivers import HOST, DriverCase
 
 CHUNK = 2 << 20
 ROOT = Path(__file__).parents[2]
-
-IMPORTER = """
-    import os, socket, sys
-    from native._native import DriverError, open_driver
-    from tests.helpers.memory import read, write
-
-    line = socket.socket(fileno=int(sys.argv[1]))
-    driver = open_driver("host")
-    while True:
-        command, fds, _, _ = socket.recv_fds(line, 64, 1)
-        if command == b"map":
-            handle = driver.import_handle(fds[0], CHUNK)
-            os.close(fds[0])
-            base = driver.reserve(CHUNK)
-            driver.map(base, handle)
-            line.send(read(base, 16))
-            write(base + CHUNK - 16, b"from the importer"[:16])
-        elif command == b"unmap":
-            driver.unmap(base)
-            driver.destroy(handle)
-            driver.release(base)
-            line.send(b"gone")
-        else:
-            break
-"""
 
 
 def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
@@ -56,80 +24,10 @@ def run_python(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return done
 
 
-@contextmanager
-def importer() -> Iterator[tuple[socket.socket, subprocess.Popen[bytes]]]:
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    here.settimeout(60)
-    script = f"CHUNK = {CHUNK}\n" + textwrap.dedent(IMPORTER)
-    process = subprocess.Popen([sys.executable, "-c", script, str(there.fileno())], pass_fds=[there.fileno()], cwd=ROOT)
-    there.close()
-    try:
-        yield here, process
-    finally:
-        here.close()
-        process.kill()
-        process.wait(60)
-
-
-@pytest.fixture
-def mapped(driver: Driver) -> Iterator[tuple[int, int]]:
-    """A chunk of ours, mapped here, and its one descriptor."""
-    handle = driver.create(CHUNK)
-    base = driver.reserve(CHUNK)
-    driver.map(base, handle)
-    fd = driver.export_handle(handle)
-    yield base, fd
-    os.close(fd)
-    driver.unmap(base)
-    driver.destroy(handle)
-    driver.release(base)
-
-
-def test_another_process_maps_the_same_pages(mapped: tuple[int, int]) -> None:
-    base, fd = mapped
-    write(base, b"from the owner!!")
-    with importer() as (line, _):
-        for _ in range(2):  # unmapped and sent again, by the same descriptor
-            socket.send_fds(line, [b"map"], [fd])
-            assert line.recv(64) == b"from the owner!!"
-            line.send(b"unmap")
-            assert line.recv(64) == b"gone"
-    assert read(base + CHUNK - 16, 16) == b"from the importe"
-
-
-def test_a_killed_importer_takes_nothing_with_it(mapped: tuple[int, int]) -> None:
-    base, fd = mapped
-    write(base, b"before the kill!")
-    with importer() as (line, process):
-        socket.send_fds(line, [b"map"], [fd])
-        assert line.recv(64) == b"before the kill!"
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(60) == -signal.SIGKILL
-    assert read(base, 16) == b"before the kill!"
-
-    with importer() as (line, _):  # and the chunk can be given to the next
-        socket.send_fds(line, [b"map"], [fd])
-        assert line.recv(64) == b"before the kill!"
-
-
-def test_pages_are_free_when_the_last_process_lets_go() -> None:
-    """On our tmpfs the kernel counts, so a destroyed chunk that an importer still holds is not given twice."""
-    driver = DriverCase("host", "host", "tmpfs").open(limit=2 * CHUNK)
-    handle = driver.create(CHUNK)
-    fd = driver.export_handle(handle)
-    with importer() as (line, process):
-        socket.send_fds(line, [b"map"], [fd])
-        line.recv(64)
-        os.close(fd)
-        driver.destroy(handle)
-        assert (driver.stats().own_bytes, driver.free_bytes()) == (0, CHUNK)
-        with pytest.raises(DriverError) as raised:
-            driver.create(2 * CHUNK)
-        assert raised.value.name == "ENOSPC"
-        process.kill()
-        process.wait(60)
-    assert driver.free_bytes() == 2 * CHUNK
-    driver.destroy(driver.create(2 * CHUNK))
+@pytest.fixture(params=HOST, ids=lambda case: case.id)
+def case(request: pytest.FixtureRequest) -> DriverCase:
+    kind: DriverCase = request.param
+    return kind
 
 
 def test_running_out_of_mappings_leaves_all_as_it_was(case: DriverCase) -> None:
