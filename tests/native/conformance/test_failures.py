@@ -18,7 +18,7 @@ from tests.helpers.window import Window
 
 CODES = {"ascend": 507899, "cuda": 999}
 FORGIVEN = {"ascend": {"aclrtGetDevice", "aclrtUnmapMem"}, "cuda": {"cuCtxPopCurrent_v2", "cuMemUnmap"}}
-"""Calls around the work itself, whose failure it survives; what was mapped for zeroing is taken away at a second try."""
+"""Calls around the work, whose failure it survives; what was mapped for zeroing is unmapped at a second try."""
 NAMES = {"ascend": "ACL_ERROR_RT_DRV_INTERNAL_ERROR", "cuda": "CUDA_ERROR_UNKNOWN"}
 
 
