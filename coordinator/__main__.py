@@ -22,6 +22,7 @@ import uvloop
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import Config, Defaults, load
 from coordinator.core.model import ModelId
+from coordinator.core.policies.registry import make
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
@@ -86,9 +87,16 @@ def scheduler(config: Config) -> Scheduler:
             keep_alive=model.keep_alive,
             min_residency=model.min_residency,
             max_wait=config.gateway.max_wait if model.max_wait is None else model.max_wait,
+            ttft_objective=model.ttft_objective,
         )
 
-    return Scheduler(of(config.defaults), {ModelId(name): of(model) for name, model in config.models.items()})
+    return Scheduler(
+        of(config.defaults),
+        {ModelId(name): of(model) for name, model in config.models.items()},
+        policy=make(config.policy.name, config.policy.options),
+        shadow=make(config.policy.shadow) if config.policy.shadow is not None else None,
+        predict=config.policy.predict,
+    )
 
 
 async def _serve(told: Settings, core: Scheduler, store: EtcdStore, *, embedded: bool) -> int:

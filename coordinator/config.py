@@ -17,7 +17,9 @@ import msgspec
 
 from coordinator import config_checks as checks
 from coordinator import document
+from coordinator.core.policies.registry import make
 from coordinator.document import Document, Struct
+from coordinator.errors import ConfigError
 from coordinator.sizes import parse_duration, parse_size
 
 
@@ -101,13 +103,14 @@ class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What holds for every model that does not say otherwise. `keep_alive` None: stays until its memory is
-    needed. `max_wait` None: the gateway's."""
+    needed. `max_wait` None: the gateway's. `ttft_objective` None: no wish."""
 
     keep_alive: Duration | None = Duration(300)
     min_residency: Duration = Duration(2)
     max_wait: Duration | None = None
     priority: Priority = 0
     pin: bool = False
+    ttft_objective: Duration | None = None
 
 
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -127,6 +130,17 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return tuple(str(device) for device in listed)
 
 
+class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who leaves when memory is needed: a policy's name and options. `shadow`: another one that is asked too; what it
+    would have done stands in every decision. `predict`: room left over beside a restore is used for who is likely to
+    come next."""
+
+    name: Literal["lru", "landlord", "cost_aware"] = "cost_aware"
+    options: dict[str, Any] = {}
+    shadow: Literal["lru", "landlord", "cost_aware"] | None = None
+    predict: bool = False
+
+
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How much the processes say in their log files."""
 
@@ -144,6 +158,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     gateway: Gateway = Gateway()
     admin: Admin = Admin()
     defaults: Defaults = Defaults()
+    policy: Policy = Policy()
     host_ram: Size | None = None
     log: Log = Log()
 
@@ -158,14 +173,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 _VERSION = "a later version of vNPU brings it; remove the key"
 LATER: Mapping[str, Mapping[str, str]] = {
-    "": {"policy": "the policy is least recently used; remove the key"},
+    "": {},
+    "policy": {},
     "devices": {},
     "gateway": {"api_keys": _VERSION},
     "admin": {"roles": _VERSION},
     "log": {},
-    "defaults": {"ttft_objective": _VERSION},
+    "defaults": {},
     "models": {
-        "ttft_objective": _VERSION,
         "kv_keep": "written KV blocks are always kept; remove the key",
         "aliases": _VERSION,
         "replicas": _VERSION,
@@ -190,6 +205,7 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     values: dict[str, object] = {**root.mapping(), "defaults": _section(root, "defaults", Defaults)}
     values["gateway"] = _section(root, "gateway", Gateway)
     values["admin"] = _with_key(_section(root, "admin", Admin), environ)
+    values["policy"] = _policy(root)
     values["log"] = _section(root, "log", Log)
     values["devices"] = devices = _devices(root)
     values["models"] = {
@@ -202,6 +218,17 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
 def _section(root: Document, name: str, type_: type[Struct]) -> Struct:
     return root.child(name).decode(type_, _hook, LATER[name])
+
+
+def _policy(root: Document) -> Policy:
+    policy = _section(root, "policy", Policy)
+    try:
+        make(policy.name, policy.options)
+    except ConfigError as error:
+        raise root.child("policy").error(
+            str(error), "docs/scheduling.md has each policy's options", "options"
+        ) from None
+    return policy
 
 
 def _with_key(admin: Admin, environ: Mapping[str, str]) -> Admin:

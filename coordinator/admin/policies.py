@@ -27,6 +27,7 @@ class Patch(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     keep_alive: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     min_residency: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     max_wait: Seconds | msgspec.UnsetType | None = msgspec.UNSET
+    ttft_objective: Seconds | msgspec.UnsetType | None = msgspec.UNSET
     drained: bool | msgspec.UnsetType = msgspec.UNSET
 
     def apply(self, policy: Policy) -> Policy:

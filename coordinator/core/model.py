@@ -263,6 +263,7 @@ class Policy(Value, frozen=True, kw_only=True):
     keep_alive: Seconds | None = None
     min_residency: Seconds | None = None
     max_wait: Seconds | None = None
+    ttft_objective: Seconds | None = None
     drained: bool = False
 
 
@@ -275,7 +276,8 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class Decision(Value, frozen=True, kw_only=True):
-    """`decisions/<n>`, a ring: what was decided, for whom, why, and every candidate's score."""
+    """`decisions/<n>`, a ring: what was decided, for whom, why, and every candidate's score. `policy`: who scored;
+    `shadow`: what the shadow policy would have done instead."""
 
     n: Count
     at: UnixTime
@@ -285,6 +287,10 @@ class Decision(Value, frozen=True, kw_only=True):
     devices: tuple[Name, ...]
     cause: Text
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(max_length=4096)] = ()
+    wanted: Text = ""
+    """Model for whose requests it was decided; empty: for nobody's."""
+    policy: Text = ""
+    shadow: Text = ""
 
 
 class Coordinator(Value, frozen=True, kw_only=True):

@@ -30,6 +30,16 @@ class Lead(msgspec.Struct, frozen=True):
     revision: int
 
 
+class Why(msgspec.Struct, frozen=True):
+    """What a decision keeps of its reasons; see `Decision`."""
+
+    cause: str
+    candidates: tuple[Candidate, ...] = ()
+    wanted: str = ""
+    policy: str = ""
+    shadow: str = ""
+
+
 class Orders:
     """Numbers and composes commands; knows which are unanswered."""
 
@@ -94,9 +104,7 @@ class Orders:
         self._busy.clear()
         self._rest.clear()
 
-    def grant(
-        self, lead: Lead, ledger: Ledger, engine: EngineEntry, order: Order, cause: str, candidates: Iterable[Candidate]
-    ) -> Grant | None:
+    def grant(self, lead: Lead, ledger: Ledger, engine: EngineEntry, order: Order, why: Why) -> Grant | None:
         """PROTOCOL rule 2; the caller has seen to rule 3. None: the engine or the epoch is not known."""
         if engine.spec is None or ledger.epoch is None:
             return None
@@ -112,7 +120,7 @@ class Orders:
             seats=_seats(ledger, engine.devices),
             bytes=allowance(ledger, engine) if order is Order.RESTORE else 0,
             limit_s=self._limit(engine, order),
-            decision=self._decision(order, engine.id, engine.devices, cause, candidates),
+            decision=self._decision(order, engine.id, engine.devices, why),
         )
         self._send(grant)
         return grant
@@ -131,7 +139,7 @@ class Orders:
             election_revision=lead.revision,
             seats=_seats(ledger, devices),
             limit_s=self._limits.reclaim_s,
-            decision=self._decision(Order.RECLAIM, holder.engine, devices, cause, ()),
+            decision=self._decision(Order.RECLAIM, holder.engine, devices, Why(cause)),
         )
         self._send(reclaim)
         return reclaim
@@ -148,9 +156,7 @@ class Orders:
             return self._limits.offload_s
         return self._limits.startup_s if engine.phase is Phase.STARTING else self._limits.restore_s
 
-    def _decision(
-        self, order: Order, engine: str, devices: tuple[DeviceId, ...], cause: str, candidates: Iterable[Candidate]
-    ) -> Decision:
+    def _decision(self, order: Order, engine: str, devices: tuple[DeviceId, ...], why: Why) -> Decision:
         """`at` stays 0: whoever carries it out stamps it."""
         return Decision(
             n=self.next_decision,
@@ -158,8 +164,11 @@ class Orders:
             order=order,
             engine=engine,
             devices=devices,
-            cause=cause[:_MOST_TEXT],
-            candidates=tuple(candidates)[:MOST_CANDIDATES],
+            cause=why.cause[:_MOST_TEXT],
+            candidates=why.candidates[:MOST_CANDIDATES],
+            wanted=why.wanted,
+            policy=why.policy,
+            shadow=why.shadow[:_MOST_TEXT],
         )
 
 

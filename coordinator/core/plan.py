@@ -13,6 +13,7 @@ import msgspec
 from coordinator.core.entries import EngineEntry
 from coordinator.core.model import DeviceId, Holder
 from coordinator.core.policy import Wanted
+from coordinator.core.room import choose, in_order
 from coordinator.core.victims import NEVER, Victim, World, victims
 from coordinator.core.words import names, size
 
@@ -27,16 +28,24 @@ class Verdict(IntEnum):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`victims` leave first, in this order; `pool` is everyone that was looked at. `until`: when a waiting plan should
+    """`victims` leave first, in this order; `pool` is everyone that was looked at, `missing`
+    the bytes that must be freed. `until`: when a waiting plan should
     be made anew though nothing happens. `holds`: it will be served in time, so those behind leave it its room."""
 
     verdict: Verdict
     engine: EngineEntry
     victims: tuple[Victim, ...] = ()
     pool: tuple[Victim, ...] = ()
+    missing: dict[DeviceId, int] = {}
     until: float = NEVER
     why: str = ""
     holds: bool = False
+
+    @property
+    def cost(self) -> float:
+        """What serving it here takes from others: seconds where the policy knows, else how many must leave."""
+        known = [victim.seconds for victim in self.victims if victim.seconds is not None]
+        return sum(known) if len(known) == len(self.victims) else float(len(self.victims))
 
 
 class Projection:
@@ -107,37 +116,14 @@ def _hopeless(world: World, engine: EngineEntry, pool: list[Victim]) -> str:
 def _make_room(
     engine: EngineEntry, missing: dict[DeviceId, int], free: list[Victim], pool: list[Victim], now: float
 ) -> Plan:
-    ready = _choose(missing, [victim for victim in free if victim.not_before <= now])
+    ready = choose(missing, [victim for victim in free if victim.not_before <= now])
     if ready is not None:
-        return Plan(Verdict.EVICT, engine, ready, tuple(pool), holds=True)
+        return Plan(Verdict.EVICT, engine, ready, tuple(pool), missing=missing, holds=True)
     until = min((victim.not_before for victim in free if victim.not_before > now), default=NEVER)
-    later = _choose(missing, sorted(free, key=lambda victim: (victim.not_before, victim.value, victim.holder)))
+    later = in_order(missing, sorted(free, key=lambda victim: (victim.not_before, victim.value, victim.holder)))
     if later is None:
-        return Plan(Verdict.WAIT, engine, (), tuple(pool), until, "what is ahead of it needs the room first")
+        return Plan(Verdict.WAIT, engine, pool=tuple(pool), until=until, why="what is ahead of it needs the room first")
     waits_for = names(victim.holder.engine for victim in later if victim.not_before > now)
-    return Plan(Verdict.WAIT, engine, later, tuple(pool), until, f"waits until {waits_for} may leave", holds=True)
-
-
-def _choose(missing: dict[DeviceId, int], free: list[Victim]) -> tuple[Victim, ...] | None:
-    """The first of `free` that make enough room on every device, without those that turn out not to be needed; None:
-    there are not enough."""
-    chosen: list[Victim] = []
-    for victim in free:
-        left = _left(missing, chosen)
-        if not left:
-            break
-        if left & victim.bytes.keys():
-            chosen.append(victim)
-    if _left(missing, chosen):
-        return None
-    for victim in reversed(tuple(chosen)):
-        without = [other for other in chosen if other is not victim]
-        if not _left(missing, without):
-            chosen = without
-    return tuple(chosen)
-
-
-def _left(missing: dict[DeviceId, int], chosen: list[Victim]) -> set[DeviceId]:
-    """Devices on which room is still missing."""
-    freed = {device: sum(victim.bytes.get(device, 0) for victim in chosen) for device in missing}
-    return {device for device, bytes_ in missing.items() if bytes_ > freed[device]}
+    return Plan(
+        Verdict.WAIT, engine, later, tuple(pool), until=until, why=f"waits until {waits_for} may leave", holds=True
+    )

@@ -17,15 +17,17 @@ from coordinator.core.attend import inside, wanted
 from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
-from coordinator.core.model import Candidate, DeviceId, Holder, Order, Phase
-from coordinator.core.orders import Lead, Orders
+from coordinator.core.foresight import next_needed
+from coordinator.core.model import DeviceId, Holder, Order, Phase
+from coordinator.core.orders import Lead, Orders, Why
 from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
 from coordinator.core.refusals import Refusals
+from coordinator.core.room import choose
 from coordinator.core.standing import COMING, Stand, Standing, answered, stand
 from coordinator.core.ties import Ties
-from coordinator.core.victims import Victim, World
-from coordinator.core.words import requests
+from coordinator.core.victims import Victim, World, rescored
+from coordinator.core.words import names, requests
 
 LOOKAHEAD = 64
 """How many of a queue are planned for in a round: those behind move up."""
@@ -74,6 +76,8 @@ class Round:
                 break
         for engine, at in self._owners(entries):
             self._idle(engine, at)
+        if self._world.predict and not self._commands:
+            self._foresee(entries)
         return self._commands
 
     # ---- what all of them use
@@ -101,12 +105,12 @@ class Round:
             for device in devices
         )
 
-    def _grant(self, engine: EngineEntry, order: Order, cause: str, candidates: Iterable[Candidate] = ()) -> bool:
+    def _grant(self, engine: EngineEntry, order: Order, why: Why) -> bool:
         """Send it if it may be sent now."""
         if not self._free(engine.devices):
             self._tie(engine.devices)
             return False
-        grant = self._desk.orders.grant(self._lead, self._ledger, engine, order, cause, candidates)
+        grant = self._desk.orders.grant(self._lead, self._ledger, engine, order, why)
         if grant is not None:
             self._commands.append(grant)
         return grant is not None
@@ -142,11 +146,11 @@ class Round:
         engine = self._ledger.registered(holder)
         devices = {*self._ledger.places(holder), *(engine.devices if engine is not None else ())}
         entries = [self._ledger.device(device) for device in sorted(devices)]
-        names = tuple(entry.id for entry in entries)
+        all_ = tuple(entry.id for entry in entries)
         if not all(self._reclaimable(entry, holder) for entry in entries):
-            self._tie(names)
+            self._tie(all_)
             return
-        reclaim = self._desk.orders.reclaim(self._lead, self._ledger, holder, names, cause)
+        reclaim = self._desk.orders.reclaim(self._lead, self._ledger, holder, all_, cause)
         if reclaim is not None:
             self._commands.append(reclaim)
 
@@ -163,12 +167,12 @@ class Round:
     def _tidy(self, engine: EngineEntry, at: Stand) -> None:
         if at.standing is Standing.PARTIAL:
             if self._now >= engine.retry_at:
-                self._grant(engine, Order.OFFLOAD, at.why)
+                self._grant(engine, Order.OFFLOAD, Why(at.why))
             self._alarm(engine.devices[0], engine.retry_at)
         by = self._desk.asks.sleeps(engine)
         if by is not None and at.orderable:
             if self._now >= engine.retry_at:
-                self._grant(engine, Order.OFFLOAD, f"asked for by {by}")
+                self._grant(engine, Order.OFFLOAD, Why(f"asked for by {by}"))
             self._alarm(engine.devices[0], engine.retry_at)
 
     def _idle(self, engine: EngineEntry, at: Stand) -> None:
@@ -184,8 +188,24 @@ class Round:
             due = max(rest, engine.resident_since + settings.min_residency, engine.retry_at)
             cause = f"idle for {self._now - engine.active_at:.1f} s, kept alive for {settings.keep_alive:g} s"
         if self._now >= due:
-            self._grant(engine, Order.OFFLOAD, cause)
+            self._grant(engine, Order.OFFLOAD, Why(cause))
         self._alarm(engine.devices[0], due)
+
+    def _foresee(self, entries: list[DeviceEntry]) -> None:
+        """Room that is left over beside a restore is used for who is likely to come next, if nobody waits."""
+        if next(self._desk.queue.in_order(entry.id for entry in entries), None) is not None:
+            return
+        for entry in entries:
+            if entry.seat is None or entry.seat.order is not Order.RESTORE or not self._free((entry.id,)):
+                continue
+            found = next_needed(self._world, entry.id, self._now)
+            if found is not None:
+                engine, likely = found
+                why = Why(
+                    f"predicted: needed soon with {likely:.0%}, and there is room", policy=self._world.policy.name
+                )
+                if self._grant(engine, Order.RESTORE, why):
+                    self._world.predictions.woke(engine.id)
 
     # ---- the queue
 
@@ -206,10 +226,10 @@ class Round:
         self._follow(waiter, best)
         return best.holds
 
-    def _preference(self, each: Plan) -> tuple[Verdict, bool, int, float, str]:
-        """Lowest first: what can be done, and now, at the cost of fewest others, soonest."""
+    def _preference(self, each: Plan) -> tuple[Verdict, bool, float, float, str]:
+        """Lowest first: what can be done, and now, at the least cost for others, soonest."""
         busy = not self._free(each.engine.devices)
-        return each.verdict, busy, len(each.victims), each.until, each.engine.id
+        return each.verdict, busy, each.cost, each.until, each.engine.id
 
     def _coming(self, engine: EngineEntry, at: Stand) -> bool:
         """Whether it is on its way, or its restore is asked of etcd: one restore per model."""
@@ -222,8 +242,13 @@ class Round:
         return [engine] if engine is not None else []
 
     def _plan(self, waiter: Waiter, engine: EngineEntry) -> Plan:
-        wanted_ = Wanted(engine.id, waiter.model, self._world.models.of(waiter.model), waiter.since)
-        return plan(self._world, wanted_, engine, self._projection, self._now)
+        return plan(self._world, self._wanted(waiter, engine), engine, self._projection, self._now)
+
+    def _wanted(self, waiter: Waiter, engine: EngineEntry) -> Wanted:
+        place = engine.devices[0]
+        around = self._world.arrivals.around(place, self._now)
+        residents = len(self._ledger.device(place).held)
+        return Wanted(engine.id, waiter.model, self._world.models.of(waiter.model), waiter.since, around, residents)
 
     def _unready(self, waiter: Waiter, stands: list[tuple[EngineEntry, Stand]]) -> None:
         """None of its engines can be restored now."""
@@ -262,10 +287,14 @@ class Round:
 
     def _follow(self, waiter: Waiter, best: Plan) -> None:
         if best.verdict is Verdict.GO:
-            self._grant(best.engine, Order.RESTORE, self._cause(waiter, best), _candidates(best))
+            if self._grant(best.engine, Order.RESTORE, self._why(waiter, best, self._cause(waiter, best))):
+                self._world.predictions.forget(best.engine.id)
+                for device in best.engine.devices:
+                    self._world.arrivals.restored(device, self._now)
         elif best.verdict is Verdict.EVICT:
+            shadow = self._shadow(waiter, best)
             for victim in best.victims:
-                self._evict(victim, waiter, best)
+                self._evict(victim, waiter, best, shadow)
         for device in best.engine.devices:
             self._alarm(device, best.until)
         if best.holds:
@@ -273,13 +302,31 @@ class Round:
         if best.verdict in (Verdict.GO, Verdict.EVICT):
             self._claim(best)
 
-    def _evict(self, victim: Victim, waiter: Waiter, best: Plan) -> None:
+    def _why(self, waiter: Waiter, best: Plan, cause: str, shadow: str = "") -> Why:
+        candidates = tuple(victim.candidate for victim in best.pool)
+        return Why(cause, candidates, waiter.model, self._world.policy.name, shadow)
+
+    def _shadow(self, waiter: Waiter, best: Plan) -> str:
+        """What the shadow policy would have done."""
+        policy = self._world.shadow
+        if policy is None:
+            return ""
+        ready = [v for v in best.pool if not v.pinned and v.not_before <= self._now]
+        free = [v for v in ready if not self._projection.doomed(v.holder)]
+        chosen = choose(best.missing, rescored(policy, free, self._wanted(waiter, best.engine), self._now)) or ()
+        same = {victim.holder for victim in chosen} == {victim.holder for victim in best.victims}
+        return f"{policy.name}: the same" if same else f"{policy.name}: {names(v.holder.engine for v in chosen)}"
+
+    def _evict(self, victim: Victim, waiter: Waiter, best: Plan, shadow: str) -> None:
         cause = f"room for {best.engine.id}: {self._cause(waiter, best)}; {victim.holder.engine}: {victim.why}"
         engine = self._ledger.registered(victim.holder)
         if victim.order is Order.RECLAIM or engine is None:
             self._reclaim(victim.holder, cause)
-        else:
-            self._grant(engine, Order.OFFLOAD, cause, _candidates(best))
+        elif self._grant(engine, Order.OFFLOAD, self._why(waiter, best, cause, shadow)) and victim.resident is not None:
+            self._world.predictions.left(engine)
+            for policy in (self._world.policy, self._world.shadow):
+                if policy is not None:
+                    policy.left(victim.resident, self._wanted(waiter, best.engine), self._now)
 
     def _claim(self, best: Plan) -> None:
         """The next operation on these devices is this one's, so that a group is not starved by a stream of short ones;
@@ -302,7 +349,3 @@ class Round:
         if by is not None and not count:
             return f"{by} asked {waited} ago{again}".replace("for ", "", 1)
         return f"{requests(count)} wait{'s' if count == 1 else ''} {waited}{again}"
-
-
-def _candidates(best: Plan) -> list[Candidate]:
-    return [victim.candidate for victim in best.pool]

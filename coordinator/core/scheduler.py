@@ -6,9 +6,11 @@ from collections.abc import Iterable, Mapping
 from typing import assert_never
 
 from coordinator.core.alarms import Alarms
+from coordinator.core.arrivals import Arrivals
 from coordinator.core.asks import Asks
 from coordinator.core.attend import Attendance
 from coordinator.core.commands import Command, Refuse
+from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand, Queue
 from coordinator.core.entries import EngineEntry
 from coordinator.core.events import (
@@ -25,13 +27,16 @@ from coordinator.core.events import (
     OrderAsked,
     PolicySeen,
     ResidencySeen,
+    SpecSeen,
     Tick,
 )
 from coordinator.core.ledger import Ledger
 from coordinator.core.listing import relisted
 from coordinator.core.model import DeviceId, ModelId, Order
 from coordinator.core.orders import Lead, Orders, effects_of
-from coordinator.core.policy import EvictionPolicy, LeastRecentlyUsed
+from coordinator.core.policies.registry import DEFAULT, make
+from coordinator.core.policy import EvictionPolicy
+from coordinator.core.predictions import Predictions
 from coordinator.core.refusals import Refusals
 from coordinator.core.round import Desk, Round
 from coordinator.core.routes import Routes
@@ -72,10 +77,17 @@ class Scheduler:
         *,
         limits: Limits | None = None,
         policy: EvictionPolicy | None = None,
+        shadow: EvictionPolicy | None = None,
+        predict: bool = False,
         next_decision: int = 0,
     ) -> None:
         self._limits = limits or Limits()
-        self._policy = policy or LeastRecentlyUsed()
+        self._policy = policy or make(DEFAULT)
+        self._shadow = shadow
+        self._predict = predict
+        self._predictions = Predictions()
+        self._arrivals = Arrivals()
+        self._costs = Costs()
         self._models = Models(defaults or Settings(), dict(models or {}))
         self._ledger = Ledger()
         self._demand = Demand()
@@ -117,6 +129,11 @@ class Scheduler:
         """How `model` is treated now: configured, and what `policy/<model>` overrides."""
         return self._models.of(model)
 
+    @property
+    def predictions(self) -> tuple[int, int]:
+        """Restores that nobody had asked for, and those of them that left again unused."""
+        return self._predictions.woken, self._predictions.regretted
+
     def view(self) -> State:
         """All that is known, as of the last event; immutable. Costs a walk over everything."""
         return snapshot(self._world, self._desk, self._routes, self._now, leading=self._lead is not None)
@@ -127,7 +144,18 @@ class Scheduler:
 
     @property
     def _world(self) -> World:
-        return World(self._ledger, self._demand, self._models, self._limits, self._policy)
+        return World(
+            self._ledger,
+            self._demand,
+            self._models,
+            self._limits,
+            self._policy,
+            self._arrivals,
+            self._costs,
+            self._predictions,
+            self._shadow,
+            self._predict,
+        )
 
     # ---- events
 
@@ -183,11 +211,27 @@ class Scheduler:
                     self._models.override(fact.model, fact.policy)
                 case DecisionSeen():
                     self._desk.orders.number_above(fact.n)
+                case SpecSeen() if fact.spec is None:
+                    self._costs.forget(fact.engine)
+                    self._predictions.forget(fact.engine)
                 case ResidencySeen() if fact.engine in self._ledger.engines:
-                    judge(self._ledger, self._ledger.engines[fact.engine], now, self._limits)
+                    self._answered(fact, now)
                 case _:
                     pass
         return models
+
+    def _answered(self, fact: ResidencySeen, now: float) -> None:
+        """An engine says what became of its order, and how long that took."""
+        engine = self._ledger.engines[fact.engine]
+        judged = engine.judged
+        judge(self._ledger, engine, now, self._limits)
+        if (
+            engine.judged != judged
+            and not engine.failures
+            and engine.ordered is not None
+            and fact.residency is not None
+        ):
+            self._costs.learn(engine.id, engine.ordered, fact.residency)
 
     def _count(self, demand: DemandSeen, now: float, *, posted: bool) -> ModelId:
         before = self._demand.waiting(demand.model)
@@ -244,6 +288,8 @@ class Scheduler:
             self._desk.asks.wake(event.model, event.by, engines)
             self._ledger.used(event.model, now)
         elif event.order is Order.OFFLOAD:
+            for engine in engines:
+                self._predictions.forget(engine.id)
             here = [engine for engine in engines if self._standing(engine, now) in _HERE]
             self._desk.asks.sleep(event.model, event.by, here)
         return {event.model}
@@ -256,6 +302,7 @@ class Scheduler:
     def _attend(self, model: ModelId, now: float) -> list[Command]:
         """Bring everything that is kept by model up to date."""
         asks = self._desk.asks
+        self._note_use(model, now)
         for engine in self._ledger.engines_of(model):
             standing = self._standing(engine, now)
             if standing is Standing.SERVING or self._models.of(model).drained:
@@ -267,6 +314,18 @@ class Scheduler:
         self._desk.alarms.set("model", model, until)
         said = (self._routes.update(self._world, model, now), self._refusal(model))
         return [command for command in said if command is not None]
+
+    def _note_use(self, model: ModelId, now: float) -> None:
+        engines = list(self._ledger.engines_of(model))
+        place = engines[0].devices[0] if engines else None
+        active = self._demand.waiting(model) > 0 or any(engine.working for engine in engines)
+        if active:
+            for engine in engines:
+                self._predictions.used(engine.id)
+        if engines or active:
+            self._arrivals.note(model, place, now, active=active)
+        else:
+            self._arrivals.forget(model)
 
     def _refusal(self, model: ModelId) -> Refuse | None:
         """What can be said without looking at devices: it is drained, or served."""

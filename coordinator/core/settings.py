@@ -23,6 +23,8 @@ class Settings(msgspec.Struct, frozen=True):
     `min_residency`: stays at least this long once resident, and a busy victim is only taken by demand that has waited
     this long. 0 allows thrash: then a model may leave before it has served anything.
     `max_wait`: how long a request may wait for it; the gateways and gates obey it, the scheduler only shows it.
+    `ttft_objective`: how soon a request's first token is wanted; None: no wish. Policies that know costs keep a model
+    longer the more its restore exceeds it.
     `drained`: serves what is in its engines, takes nothing new from gateways, then leaves.
     """
 
@@ -32,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
     min_residency: float = 2.0
     max_wait: float = 300.0
     drained: bool = False
+    ttft_objective: float | None = None
 
     def overridden(self, by: Policy | None) -> Settings:
         """These settings with every field that `by` sets."""
@@ -44,6 +47,7 @@ class Settings(msgspec.Struct, frozen=True):
             min_residency=self.min_residency if by.min_residency is None else by.min_residency,
             max_wait=self.max_wait if by.max_wait is None else by.max_wait,
             drained=by.drained,
+            ttft_objective=self.ttft_objective if by.ttft_objective is None else by.ttft_objective,
         )
 
 

@@ -6,24 +6,28 @@ from collections.abc import Iterable
 
 import msgspec
 
+from coordinator.core.arrivals import Arrivals
+from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand
 from coordinator.core.entries import EngineEntry, chargeable
 from coordinator.core.ledger import Ledger
 from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
 from coordinator.core.policy import EvictionPolicy, Resident, Wanted
+from coordinator.core.predictions import Predictions
 from coordinator.core.settings import Limits, Models, Settings
 from coordinator.core.standing import stand
 
 NEVER = float("inf")
 LOST_FIRST = -1e12
 """Score of lost owners: their pages serve nobody, so they go before any resident."""
+LOST_RANK = -1_000_000
 MOST_CANDIDATES = 256
 """A decision names at most so many; it is one value in etcd."""
 
 
 class Victim(msgspec.Struct, frozen=True):
     """An owner whose pages could be taken. `order`: how; `not_before`: monotonic time from which (inf: an event will
-    say); `pinned`: never."""
+    say); `pinned`: never. `rank` and `seconds` are the score's; `resident`: what the policy was told."""
 
     holder: Holder
     order: Order
@@ -32,6 +36,9 @@ class Victim(msgspec.Struct, frozen=True):
     not_before: float
     why: str
     pinned: bool = False
+    rank: int = 0
+    seconds: float | None = None
+    resident: Resident | None = None
 
     @property
     def candidate(self) -> Candidate:
@@ -46,6 +53,11 @@ class World(msgspec.Struct, frozen=True):
     models: Models
     limits: Limits
     policy: EvictionPolicy
+    arrivals: Arrivals
+    costs: Costs
+    predictions: Predictions
+    shadow: EvictionPolicy | None = None
+    predict: bool = False
 
     def busy(self, engine: EngineEntry) -> bool:
         """Whether it works, or is about to: requests for its model wait at a gateway."""
@@ -74,21 +86,29 @@ def _victim(world: World, wanted: Wanted, holder: Holder, now: float) -> Victim:
     at = stand(world.ledger, engine, now, world.limits)
     if not at.orderable:
         return Victim(holder, Order.OFFLOAD, taken, 0.0, at.until, at.why or f"it is {at.standing}")
-    score = world.policy.score(_resident(world, engine, engine.model, taken, now), wanted, now)
+    resident = _resident(world, engine, engine.model, taken, now)
+    score = world.policy.score(resident, wanted, now)
     not_before = max(score.not_before, engine.retry_at)
-    return Victim(holder, Order.OFFLOAD, taken, score.value, not_before, score.why)
+    victim = Victim(holder, Order.OFFLOAD, taken, score.value, not_before, score.why, resident=resident)
+    return msgspec.structs.replace(victim, rank=score.rank, seconds=score.seconds)
 
 
 def _resident(world: World, engine: EngineEntry, model: ModelId, taken: dict[DeviceId, int], now: float) -> Resident:
     busy = world.busy(engine)
+    bytes_ = sum(taken.values())
     return Resident(
         engine=engine.id,
         model=model,
         settings=world.settings(engine),
-        bytes=sum(taken.values()),
+        bytes=bytes_,
         busy=busy,
         resident_since=engine.resident_since,
         active_at=now if busy else engine.active_at,
+        restore_s=world.costs.restore_s(engine.id, bytes_),
+        offload_s=world.costs.offload_s(engine.id),
+        inside=engine.load.running + engine.load.waiting + world.demand.waiting(model),
+        habit=world.arrivals.of(model),
+        unasked=world.predictions.unused(engine.id),
     )
 
 
@@ -97,10 +117,25 @@ def _lost(world: World, holder: Holder, now: float) -> Victim:
     entries = [world.ledger.device(device) for device in world.ledger.places(holder)]
     taken = {entry.id: chargeable(entry.held.get(holder, Bytes())) for entry in entries}
     if any(entry.dying(holder) for entry in entries):
-        return Victim(holder, Order.RECLAIM, taken, LOST_FIRST, NEVER, "dead, its pages are on their way back")
+        return _first(holder, taken, NEVER, "dead, its pages are on their way back")
     since = max((entry.lost_at.get(holder, now) for entry in entries if holder in entry.held), default=now)
     why = f"lost: no lease for {now - since:.1f} s"
-    return Victim(holder, Order.RECLAIM, taken, LOST_FIRST, since + world.limits.lost_s, why)
+    return _first(holder, taken, since + world.limits.lost_s, why)
+
+
+def _first(holder: Holder, taken: dict[DeviceId, int], not_before: float, why: str) -> Victim:
+    return Victim(holder, Order.RECLAIM, taken, LOST_FIRST, not_before, why, rank=LOST_RANK, seconds=0.0)
+
+
+def rescored(policy: EvictionPolicy, pool: Iterable[Victim], wanted: Wanted, now: float) -> list[Victim]:
+    """`pool` as another policy sees it, lowest score first."""
+    found = []
+    for victim in pool:
+        if victim.resident is not None:
+            score = policy.score(victim.resident, wanted, now)
+            victim = msgspec.structs.replace(victim, value=score.value, rank=score.rank, seconds=score.seconds)
+        found.append(victim)
+    return sorted(found, key=lambda victim: (victim.value, victim.holder))
 
 
 def _freed(ledger: Ledger, device: DeviceId, holder: Holder) -> int:

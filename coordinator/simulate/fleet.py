@@ -22,6 +22,7 @@ class Duration(float):
     """Seconds, written `500ms`."""
 
 
+UNMAP_S = 0.005
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 
 
@@ -36,8 +37,8 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model with one engine on `devices`. `weights` and `kv` are bytes on each of them; `fixed` is what a restore or
-    an offload takes beside its bytes. `prefill` tokens a second, one prompt at a time; `decode` seconds a token, for
+    """One model with one engine on `devices`. `weights` and `kv` are bytes on each of them; `fixed` is what a restore
+    takes beside its bytes. `prefill` tokens a second, one prompt at a time; `decode` seconds a token, for
     all that run together. The others are settings, as in `vnpu.yaml`."""
 
     weights: Size
@@ -51,6 +52,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_wait: Duration = Duration(300)
     priority: Annotated[int, msgspec.Meta(ge=-1000, le=1000)] = 0
     pin: bool = False
+    ttft_objective: Duration | None = None
 
     @property
     def settings(self) -> Settings:
@@ -60,6 +62,7 @@ class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             keep_alive=self.keep_alive,
             min_residency=self.min_residency,
             max_wait=self.max_wait,
+            ttft_objective=self.ttft_objective,
         )
 
 
@@ -83,9 +86,9 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return of.fixed + max(self.pages(model, d) / self.device(d).restore for d in of.devices)
 
     def offload_s(self, model: str) -> float:
-        """Seconds of an offload: weights are clean, KV is saved."""
+        """Seconds of an offload: weights are clean and only unmapped, KV is saved."""
         of = self.models[model]
-        return of.fixed + max(of.kv / self.device(d).offload for d in of.devices)
+        return UNMAP_S + max(of.kv / self.device(d).offload for d in of.devices)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Fleet:

@@ -44,6 +44,7 @@ from coordinator.core.model import (
     Spec,
 )
 from coordinator.core.orders import effects_of
+from coordinator.core.policies.registry import make
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Limits, Settings
 from tests.helpers.sim.coordinator import round_trip
@@ -70,6 +71,9 @@ class Stage:
         limits: Limits | None = None,
         lead: bool = True,
         next_decision: int = 0,
+        policy: str = "lru",
+        shadow: str = "",
+        predict: bool = False,
     ) -> None:
         self.capacity, self.chunk = capacity, chunk
         self.scheduler = Scheduler(
@@ -77,6 +81,9 @@ class Stage:
             {**(models or {})},  # type: ignore[dict-item]
             limits=limits,
             next_decision=next_decision,
+            policy=make(policy),
+            shadow=make(shadow) if shadow else None,
+            predict=predict,
         )
         self.now = 100.0
         self.revision = 10

@@ -98,7 +98,7 @@ def test_imports_point_one_way(path: Path) -> None:
     assert wrong_directions(path) == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "coordinator/core").glob("*.py")), ids=module_of)
+@pytest.mark.parametrize("path", sorted((ROOT / "coordinator/core").rglob("*.py")), ids=module_of)
 def test_the_core_is_pure(path: Path) -> None:
     """Of the standard library only what has no effect; and no clock, chance or input by a built-in either."""
     assert impure(path, core=True) == []

@@ -97,10 +97,11 @@ def test_the_admin_key_may_come_from_the_environment_alone(load):
     ("text", "words"),
     [
         (GOOD + "gatway: {}", ["gatway", "did you mean `gateway`"]),
-        (GOOD + "policy: {name: lru}", ["policy", "not supported yet"]),
+        (GOOD + "policy: {name: mru}", ["policy.name", "write lru or landlord or cost_aware"]),
         (GOOD + "gateway: {api_keys: [x]}", ["gateway.api_keys", "not supported yet"]),
         (GOOD + "admin: {roles: {}}", ["admin.roles", "not supported yet"]),
-        (GOOD + "defaults: {ttft_objective: 1s}", ["defaults.ttft_objective", "not supported yet"]),
+        (GOOD + "policy: {name: lru, options: {x: 1}}", ["policy.options", "it has no options"]),
+        (GOOD + "policy: {options: {horizon: -1}}", ["policy.options", "horizon"]),
         (GOOD.replace("64MiB", "64MiB, load_from: peers"), ["models.a.load_from", "not supported yet"]),
         (GOOD.replace("64MiB", "64MiB, start: lazy"), ["models.a.start", "not supported yet"]),
         (GOOD.replace("64MiB", "64MiB, kv_cahe: 1"), ["models.a.kv_cahe", "did you mean `kv_cache`"]),

@@ -29,6 +29,7 @@ def keys_under(heading: str) -> list[str]:
         ("Admin", config.Admin.__struct_fields__),
         ("Defaults", config.Defaults.__struct_fields__),
         ("Model", set(config.Model.__struct_fields__) - set(config.Defaults.__struct_fields__)),
+        ("Policy", config.Policy.__struct_fields__),
         ("Log", config.Log.__struct_fields__),
     ],
 )
@@ -52,7 +53,7 @@ def test_the_example_decodes_and_shows_every_key(tmp_path):
     (tmp_path / "vnpu.yaml").write_text(shown)
     got = config.load(tmp_path / "vnpu.yaml", {"VNPU_ADMIN_KEY": "k"})
     assert (got.host_ram, got.models["qwen-a"].port, got.admin.api_key) == (8 << 30, 9001, "k")
-    structs = (config.Config, config.Device, config.Gateway, config.Admin, config.Model, config.Log)
+    structs = (config.Config, config.Device, config.Gateway, config.Admin, config.Model, config.Policy, config.Log)
     keys = {key for struct in structs for key in struct.__struct_fields__}
     assert [key for key in sorted(keys) if not re.search(rf"\b{key}:", shown)] == []
 
@@ -62,10 +63,11 @@ def test_the_example_gives_the_defaults_where_it_says_so(tmp_path):
     model_folder(tmp_path / "models" / "qwen-b")
     (tmp_path / "vnpu.yaml").write_text((ROOT / "vnpu.example.yaml").read_text())
     got = config.load(tmp_path / "vnpu.yaml", {})
-    assert (got.gateway, got.admin, got.defaults, got.log) == (
+    assert (got.gateway, got.admin, got.defaults, got.policy, got.log) == (
         config.Gateway(),
         config.Admin(),
         config.Defaults(),
+        config.Policy(),
         config.Log(),
     )
     assert got.models["qwen-b"].keep_alive is None

@@ -1,6 +1,6 @@
 """The whole system around the real scheduler: etcd, daemons, engines, coordinators, clients, faults, invariants.
 
-Everything random comes from one seeded generator, so a seed is a history.
+Everything random comes from one seeded generator, so a seed is a history; policies take turns with the seed.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from random import Random
 from coordinator.core.commands import Endpoint, Grant, Reclaim
 from coordinator.core.events import LeadershipLost
 from coordinator.core.model import Holder, Order, Phase, Policy
+from coordinator.core.policies.registry import POLICIES, make
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Limits, Settings
 from tests.helpers.sim.clockwork import Clockwork
@@ -47,6 +48,8 @@ class World:
         self.story: list[str] = []
         self.least: dict[str, list[float]] = {}
         """Minimum residencies that operators ever set: the leader sees a change of them late."""
+        self.unasked: dict[str, bool] = {}
+        """Engines whose last restore nobody had asked for."""
         self.nonces = 0
         nodes: dict[str, list[SimDevice]] = {}
         for id_, capacity in capacities.items():
@@ -64,7 +67,8 @@ class World:
     # ---- parts
 
     def _coordinator(self, id_: str) -> SimCoordinator:
-        scheduler = Scheduler(self.settings, self.models, limits=LIMITS)
+        policy = make(POLICIES[self.seed % len(POLICIES)])
+        scheduler = Scheduler(self.settings, self.models, limits=LIMITS, policy=policy, predict=self.seed % 2 == 0)
         return SimCoordinator(self.clockwork, self.etcd, id_, scheduler, self._admit, self._on_grant, self._ended)
 
     def spawn(self, kind: Kind) -> SimEngine:
@@ -244,6 +248,8 @@ class World:
             own = isinstance(command, Reclaim) and seat is not None and seat.holder == command.holder  # type: ignore[attr-defined]
             if not closed and not own:
                 raise Violated(f"granted on {at.device} over an unclosed seat {at.revision} (closed {device.closed})")
+        if command.decision.order is Order.RESTORE:
+            self.unasked[command.holder.engine] = command.decision.cause.startswith("predicted")
         if isinstance(command, Grant) and command.order is Order.OFFLOAD:
             self._check_victim(command)
 
@@ -252,6 +258,8 @@ class World:
         engine = self._process(grant.holder)
         if engine is None or engine.phase is not Phase.RESIDENT or engine.resident_at is None:
             return
+        if self.unasked.get(engine.holder.engine):
+            return  # nobody has wanted it yet: it has no minimum residency
         stayed = self.clockwork.now - engine.resident_at
         asked = grant.decision.cause.startswith("asked for by") or "drained" in grant.decision.cause
         least = self.models.get(engine.kind.model, self.settings).min_residency

@@ -8,18 +8,20 @@ import pytest
 
 from coordinator.core.commands import Grant
 from coordinator.core.model import Order, Phase
+from coordinator.core.policies.registry import POLICIES
 from coordinator.core.settings import Settings
 from tests.helpers.stage import Stage, grants, orders
 
 LEAST = 2.0
 RESTORE, OFFLOAD = Order.RESTORE, Order.OFFLOAD
+POLICY = pytest.mark.parametrize("policy", POLICIES)
 
 
 class Turns:
     """Models that are wanted all the time and fit only one by one; every operation takes half a second."""
 
-    def __init__(self, *models: str) -> None:
-        self.stage = Stage(settings=Settings(keep_alive=None, min_residency=LEAST))
+    def __init__(self, *models: str, policy: str = "lru") -> None:
+        self.stage = Stage(settings=Settings(keep_alive=None, min_residency=LEAST), policy=policy)
         self.begun: list[tuple[float, str]] = []
         self.pending: list[tuple[float, Grant, int]] = []
         for model in models:
@@ -51,33 +53,37 @@ class Turns:
         return [after - before for before, after in pairwise(times)]
 
 
-def test_a_hot_pair_that_does_not_fit_together_takes_turns() -> None:
-    turns = Turns("a", "b")
+@POLICY
+def test_a_hot_pair_that_does_not_fit_together_takes_turns(policy: str) -> None:
+    turns = Turns("a", "b", policy=policy)
     turns.run(200.0)
     names = [who for _, who in turns.begun]
     assert len(names) > 20
     assert all(before != after for before, after in pairwise(names))
 
 
+@POLICY
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_everyone_gets_a_turn_within_the_bound(count: int) -> None:
+def test_everyone_gets_a_turn_within_the_bound(count: int, policy: str) -> None:
     """(places ahead + 1) x (minimum residency + two operations)."""
     models = [f"m{number}" for number in range(count)]
-    turns = Turns(*models)
+    turns = Turns(*models, policy=policy)
     turns.run(300.0)
     for model in models:
         assert max(turns.gaps(model)) <= count * (LEAST + 2 * 0.5) + 0.1
 
 
-def test_nobody_is_made_to_leave_before_his_time() -> None:
-    turns = Turns("a", "b", "c")
+@POLICY
+def test_nobody_is_made_to_leave_before_his_time(policy: str) -> None:
+    turns = Turns("a", "b", "c", policy=policy)
     turns.run(200.0)
     times = [at for at, _ in turns.begun]
     assert all(after - before >= LEAST for before, after in pairwise(times))
 
 
-def test_a_third_is_not_starved_by_a_hot_pair() -> None:
-    turns = Turns("a", "b")
+@POLICY
+def test_a_third_is_not_starved_by_a_hot_pair(policy: str) -> None:
+    turns = Turns("a", "b", policy=policy)
     turns.run(150.0)
     turns.stage.engine("c", weights=60)
     asked = turns.stage.now

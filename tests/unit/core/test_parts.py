@@ -12,7 +12,8 @@ from coordinator.core.events import DemandSeen, DeviceSeen, SpecSeen
 from coordinator.core.ledger import Ledger, LedgerBroken
 from coordinator.core.model import Bytes, Phase, Policy
 from coordinator.core.model import Demand as Waiting
-from coordinator.core.policy import LeastRecentlyUsed, Resident, Score, Wanted
+from coordinator.core.policies.lru import LeastRecentlyUsed
+from coordinator.core.policy import Resident, Score, Wanted
 from coordinator.core.settings import Limits, Settings
 from coordinator.core.ties import Ties
 from coordinator.core.view import State
