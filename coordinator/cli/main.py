@@ -87,6 +87,23 @@ def _doctor(args: argparse.Namespace) -> int:
     return doctor(engine=args.engine, as_json=args.json)
 
 
+def _simulate(args: argparse.Namespace) -> int:
+    from coordinator.cli.simulate import Asked, policies, simulate
+
+    return simulate(
+        Asked(
+            trace=args.trace,
+            policies=policies(args.policy),
+            fleet=Path(args.fleet) if args.fleet else None,
+            requests=args.requests,
+            models=args.models,
+            as_json=args.json,
+            plot=Path(args.plot) if args.plot else None,
+            write=Path(args.write_trace) if args.write_trace else None,
+        )
+    )
+
+
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "up": _up,
     "daemon": _daemon,
@@ -95,6 +112,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "make-model": _make_model,
     "demo": _demo,
     "doctor": _doctor,
+    "simulate": _simulate,
 }
 
 if __name__ == "__main__":

@@ -100,6 +100,20 @@ examples:
   vnpu doctor --engine                        also load vLLM and generate one token (a minute)
   vnpu doctor --json
 """
+_SIMULATE = """\
+Replays a trace of requests in virtual time: the real scheduler, a fleet that never fails, one run a policy. Ends with a
+table: restore time that requests waited for, its ratio to the offline optimum (exact for up to 8 models, else a proven
+lower bound), time to first token when the model was there and when it was not, swaps, bytes, longest wait.
+
+A trace is JSON lines {"t": seconds, "model": name, "prompt_tokens": n, "output_tokens": n}, or one of the generators
+tail, bursts, diurnal, timers, chains with a seed. docs/scheduling.md has the formats of traces and fleets.
+"""
+_SIMULATE_EXAMPLES = """\
+examples:
+  vnpu simulate --trace chains:7
+  vnpu simulate --trace bursts:1 --policy lru,cost_aware,cost_aware+predict --plot bursts.svg
+  vnpu simulate --trace monday.jsonl --fleet fleet.yaml --json
+"""
 
 
 def build() -> argparse.ArgumentParser:
@@ -118,6 +132,7 @@ def build() -> argparse.ArgumentParser:
     _make_model(command("make-model", "make a small model offline", _MAKE_MODEL, _MAKE_MODEL_EXAMPLES))
     _demo(command("demo", "watch three engines share a device", _DEMO, _DEMO_EXAMPLES))
     _doctor(command("doctor", "check this machine", _DOCTOR, _DOCTOR_EXAMPLES))
+    _simulate(command("simulate", "replay a trace under several policies", _SIMULATE, _SIMULATE_EXAMPLES))
     return parser
 
 
@@ -176,6 +191,22 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 def _doctor(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", action="store_true", help="also load vLLM and generate one token")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def _simulate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", metavar="FILE|GENERATOR[:SEED]", required=True, help="what is asked, and when")
+    parser.add_argument(
+        "--policy",
+        metavar="A,B",
+        default="",
+        help="default: all there are; NAME+predict: with predictive wake",
+    )
+    parser.add_argument("--fleet", metavar="FILE", help="devices and models (default: made by the generator)")
+    parser.add_argument("--requests", type=int, default=200, help="how many a generator makes (default: 200)")
+    parser.add_argument("--models", type=int, default=8, help="how many a generator makes (default: 8)")
+    parser.add_argument("--write-trace", metavar="FILE", help="keep the generated trace")
+    parser.add_argument("--plot", metavar="FILE", help="draw the comparison as SVG")
+    parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 
 def _config(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ SOSP'25, reports 90 % of models behind 1.35 % of requests), model sizes of commo
 log-normal (BurstGPT, arXiv 2401.17644; Azure LLM inference traces, Splitwise, ISCA'24). Families:
 
 - `tail`: independent Poisson arrivals, popularity alone;
-- `bursts`: sessions of a user with one model, gaps gamma-distributed with a coefficient of variation above one (BurstGPT);
+- `bursts`: sessions of a user with one model; gamma-distributed gaps, coefficient of variation above one (BurstGPT);
 - `diurnal`: every model's rate follows its own day (Azure LLM traces; "Serverless in the Wild", ATC'20);
 - `timers`: about half of the models are called on a timer, with a little jitter (in "Serverless in the Wild" timers are
   the second most common trigger), the rest as in `tail`;

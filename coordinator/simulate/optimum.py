@@ -4,19 +4,22 @@
 is one of those that fit and hold the request's model; loading before it is asked for and leaving early never help.
 `bound` is a lower bound for any size: the Lagrangian dual of the interval formulation of caching (a model is kept from
 one of its requests to the next, or pays its restore again; kept models fit beside the one that is served). Every
-multiplier vector gives a bound (weak duality, Held, Wolfe and Crowder 1974); subgradient steps make it tight.
+multiplier vector gives a bound (weak duality); subgradient steps (Held, Wolfe and Crowder 1974) make it tight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
+from math import gcd
 
 import msgspec
 
 MOST_MODELS = 8
 MOST_STEPS = 400
-Step = Callable[[], None]
+MOST_UNITS = 1_000_000
+PATIENCE = 8
+"""Steps without progress, then they become half as long."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -112,26 +115,61 @@ def bound(problem: Problem, steps: int = MOST_STEPS) -> float:
     """Seconds that no schedule can undercut. Work: `steps` times requests."""
     order = problem.collapsed()
     intervals, compulsory = _intervals(problem, order)
-    rooms = {
-        device: [max(0, room - problem.bytes[model].get(device, 0)) for model in order]
-        for device, room in problem.capacity.items()
-    }
+    rooms = {device: _rooms(problem, order, device) for device in problem.capacity}
     scale = {device: float(max(1, room)) for device, room in problem.capacity.items()}
     prices = {device: [0.0] * len(order) for device in rooms}
-    best = 0.0
-    stride = 0.0
-    for step in range(steps):
+    top = max(0.0, furthest_first(problem) - compulsory)
+    best, eagerness, idle = 0.0, 1.0, 0
+    for _ in range(steps):
         value, slope = _dual(intervals, rooms, scale, prices)
+        idle = 0 if value > best + 1e-9 else idle + 1
         best = max(best, value)
         norm = sum(s * s for slopes in slope.values() for s in slopes)
-        if norm <= 1e-12:
+        if norm <= 1e-12 or best >= top:
             break
-        target = sum(i.cost for i in intervals)
-        stride = max(0.0, (min(target, best * 1.05 + 0.1) - value)) / norm * (1.0 - step / steps)
+        if idle >= PATIENCE:
+            eagerness, idle = eagerness / 2, 0
+        stride = eagerness * (top - value) / norm
         for device, slopes in slope.items():
-            held = prices[device]
-            prices[device] = [max(0.0, p + stride * s) for p, s in zip(held, slopes, strict=True)]
-    return compulsory + best
+            prices[device] = [max(0.0, p + stride * s) for p, s in zip(prices[device], slopes, strict=True)]
+    return compulsory + min(best, top)
+
+
+def _rooms(problem: Problem, order: Sequence[str], device: str) -> list[int]:
+    """What others can hold beside each request's model: no more than the fullest set of whole models that fits."""
+    sizes = {model: problem.bytes[model].get(device, 0) for model in set(order)}
+    unit = max(1, gcd(*sizes.values()))
+    rooms = {}
+    for model, size in sizes.items():
+        free = max(0, problem.capacity[device] - size) // unit
+        if free > MOST_UNITS:
+            rooms[model] = free * unit
+            continue
+        sums = 1  # bit n: some set holds n units
+        for other, held in sizes.items():
+            sums |= sums << held // unit if other != model else 0
+            sums &= (1 << free + 1) - 1
+        rooms[model] = (sums.bit_length() - 1) * unit
+    return [rooms[model] for model in order]
+
+
+def furthest_first(problem: Problem) -> float:
+    """Seconds of a good schedule that knows the future (Belady, by time to the next use): what a bound may reach."""
+    order = problem.collapsed()
+    coming: dict[str, list[int]] = {}
+    for at in reversed(range(len(order))):
+        coming.setdefault(order[at], []).append(at)
+    held: list[str] = []
+    paid = 0.0
+    for model in order:
+        coming[model].pop()
+        if model in held:
+            continue
+        paid += problem.cost[model]
+        while not problem.fits((*held, model)):
+            held.remove(max(held, key=lambda m: coming[m][-1] if coming[m] else len(order)))
+        held.append(model)
+    return paid
 
 
 def _intervals(problem: Problem, order: Sequence[str]) -> tuple[list[_Interval], float]:
