@@ -18,11 +18,14 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 
 from coordinator.cli.render import render
 from coordinator.cli.view import View, Wake, build, remember
+from coordinator.core.model import Decision, Spec
+from coordinator.core.why import why
 from coordinator.errors import ConfigError, VnpuError
-from coordinator.picture import Mirror
+from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
 from coordinator.supervise.child import first
 from coordinator.supervise.layout import RunDir
@@ -44,6 +47,7 @@ examples:
   vnpu-watch --etcd http://etcd:2379        any node, from anywhere
   vnpu-watch --once                         one look; for scripts: --once --json | jq .models
   vnpu-watch --json                         one JSON object a line, at each change
+  vnpu-watch why qwen-a                     the newest decisions about a model: cause, policy, every candidate
 """
 
 
@@ -52,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
+        asked(args.words)
         return asyncio.run(_watch(args, endpoints(args.etcd, RunDir(Path(args.run_dir)), os.environ)))
     except ConfigError as error:
         print(f"vnpu-watch: {error}", file=sys.stderr)
@@ -69,10 +74,20 @@ def endpoints(named: str | None, run_dir: RunDir, environ: Mapping[str, str]) ->
     return tuple(url.strip() for url in given.split(",") if url.strip()) or run_dir.read().etcd
 
 
+def asked(words: Sequence[str]) -> str:
+    """The model of `why MODEL`; empty: nothing was asked. Raises ConfigError for other words."""
+    if not words:
+        return ""
+    if len(words) != 2 or words[0] != "why":
+        raise ConfigError(f"{' '.join(words)!r} is nothing to ask", remedy="write vnpu-watch why MODEL")
+    return words[1]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vnpu-watch", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("words", nargs="*", metavar="why MODEL", help="say why MODEL came, left or stayed, and end")
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--etcd", metavar="URL[,URL]", help="etcd's endpoints")
@@ -94,7 +109,9 @@ async def _watch(args: argparse.Namespace, urls: Sequence[str]) -> int:
 async def _show(watcher: Watcher, args: argparse.Namespace, urls: Sequence[str]) -> None:
     await watcher.first_answer(urls)
     console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=PAPER)
-    if args.once:
+    if model := asked(args.words):
+        explain(watcher.picture, model, console, as_json=args.json)
+    elif args.once:
         _print(watcher.view(), console, as_json=args.json)
     elif args.json or not console.is_terminal:
         while True:
@@ -102,6 +119,28 @@ async def _show(watcher: Watcher, args: argparse.Namespace, urls: Sequence[str])
             await watcher.news()
     else:
         await _live(watcher, console)
+
+
+def explain(picture: Picture, model: str, console: Console, *, as_json: bool) -> None:
+    """Prints why. Raises VnpuError where nothing is known of `model`."""
+    engines = {id_ for id_, spec in picture.of(Spec).items() if spec.model == model}
+    told = why(model, engines, picture.of(Decision).values())
+    if not told and not engines:
+        models = sorted({spec.model for spec in picture.of(Spec).values()})
+        raise VnpuError(f"no engine of {model} is known", remedy=f"known are: {', '.join(models) or 'none'}")
+    if as_json:
+        print(msgspec.json.encode(told).decode(), flush=True)
+        return
+    if not told:
+        console.print(f"Nothing has been decided about {escape(model)} yet.")
+    for each in told:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.at))
+        console.print(f"[bold]{escape(each.what)}[/]  [dim]decision {each.n}, {at}[/]")
+        console.print(f"  because {escape(each.because)}", highlight=False)
+        for line in each.looked_at:
+            console.print(f"  looked at {escape(line)}", highlight=False)
+        if each.shadow:
+            console.print(f"  shadow policy {escape(each.shadow)}", highlight=False)
 
 
 def _print(view: View, console: Console, *, as_json: bool) -> None:
@@ -157,6 +196,10 @@ class Watcher:
         except TimeoutError:
             remedy = "is the node running? name another: --etcd URL"
             raise VnpuError(f"etcd at {', '.join(urls)} does not answer", remedy=remedy) from None
+
+    @property
+    def picture(self) -> Picture:
+        return self._mirror.picture
 
     def view(self) -> View:
         heard = self._mirror.heard

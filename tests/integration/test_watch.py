@@ -96,3 +96,37 @@ def test_no_node_and_no_etcd_are_told_apart(tmp_path: Path):
         command("--etcd", "http://127.0.0.1:9", "--once"), cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert (silent.returncode, "etcd at http://127.0.0.1:9 does not answer" in silent.stderr) == (1, True)
+
+
+async def _decided(etcd: RealEtcd) -> None:
+    spec = model.Spec(
+        holder=model.Holder("qwen-a", "n"),
+        model="qwen-a",
+        url="http://127.0.0.1:1",
+        devices=("local/0",),
+        pid=1,
+        boot_id="b",
+        footprint=model.Bytes(),
+    )
+    left, cause = model.Order.OFFLOAD, "room for qwen-b"
+    decision = model.Decision(
+        n=7, at=1.0, order=left, engine="qwen-a", devices=("local/0",), cause=cause, wanted="b"
+    )  # fmt: skip
+    store = etcd.client()
+    puts = [Put(keys.spec("qwen-a"), msgspec.json.encode(spec)), Put(keys.decision(7), msgspec.json.encode(decision))]
+    await store.txn([], puts)
+    await store.close()
+
+
+def test_why(etcd: RealEtcd):
+    asyncio.run(_decided(etcd))
+    said = subprocess.run(command("why", "qwen-a", "--etcd", etcd.url), cwd=ROOT, capture_output=True, text=True)
+    assert said.returncode == 0
+    assert "qwen-a left on local/0 to make room for b" in said.stdout
+    assert "because room for qwen-b" in said.stdout
+    as_json = subprocess.run(command("why", "qwen-a", "--json", "--etcd", etcd.url), cwd=ROOT, capture_output=True)
+    assert [told["n"] for told in json.loads(as_json.stdout)] == [7]
+    unknown = subprocess.run(command("why", "x", "--etcd", etcd.url), cwd=ROOT, capture_output=True, text=True)
+    assert (unknown.returncode, "known are: qwen-a" in unknown.stderr) == (1, True)
+    wrong = subprocess.run(command("what", "--etcd", etcd.url), cwd=ROOT, capture_output=True, text=True)
+    assert wrong.returncode == 2
