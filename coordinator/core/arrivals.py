@@ -84,8 +84,7 @@ class Arrivals:
                 return
             habit = self._habits[model] = Habit(now, float("-inf"), place)
         if habit.place != place:
-            habit.place = place
-            habit.turns.clear()
+            self._move(habit, place, now)
         if active and not habit.active:
             self._begin(model, habit, now)
         elif habit.active and not active:
@@ -100,6 +99,12 @@ class Arrivals:
     def forget(self, model: ModelId) -> None:
         """No engine has it and nobody asks for it."""
         self._habits.pop(model, None)
+
+    def _move(self, habit: Habit, place: DeviceId | None, now: float) -> None:
+        """It lives elsewhere now: turns were counted there."""
+        habit.place = place
+        habit.turn = self.around(place, now).turn if place is not None else 0
+        habit.turns.clear()
 
     def _begin(self, model: ModelId, habit: Habit, now: float) -> None:
         if now - habit.until < MERGE_S:

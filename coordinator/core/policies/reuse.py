@@ -33,7 +33,7 @@ def reuse(habit: Habit, around: Neighbourhood, residents: int, now: float, horiz
     by_time = _discounted(habit.gaps, age_s, stay_s, _prior(rate, around.gaps, age_s, stay_s))
     if habit.place != around.device:
         return by_time  # turns are counted by device: those of another one say nothing here
-    age_t = around.turn - habit.turn
+    age_t = max(0, around.turn - habit.turn)
     rate_t = habit.uses / max(1, around.turn)
     by_turn = _discounted(habit.turns, age_t, stay_t, _memoryless(min(1.0, rate_t), stay_t))
     return (1 - RECENCY) * (by_time + by_turn) / 2 + RECENCY * exp(-3.0 * age_t / stay_t)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from coordinator.core.arrivals import KEPT, POOLED, Arrivals
 from coordinator.core.model import DeviceId, ModelId, Phase
+from coordinator.core.policies.reuse import reuse
 from tests.helpers.stage import Stage
 
 A, B, PLACE = ModelId("a"), ModelId("b"), DeviceId("n/0")
@@ -43,6 +44,17 @@ def test_a_moment_between_gateway_and_engine_is_no_pause() -> None:
     habit = arrivals.of(A)
     assert habit is not None
     assert (habit.uses, habit.until) == (1, 3.0)
+
+
+def test_who_moves_counts_the_turns_of_its_new_place() -> None:
+    arrivals = Arrivals()
+    for n in range(10):
+        use(arrivals, A if n % 2 else B, 10.0 * n, 10.0 * n + 1)
+    arrivals.note(A, DeviceId("n/1"), 100.0, active=False)
+    habit = arrivals.of(A)
+    assert habit is not None
+    assert (habit.place, habit.turn, list(habit.turns)) == ("n/1", 0, [])
+    assert reuse(habit, arrivals.around(DeviceId("n/1"), 101.0), 1, 101.0, 0.5) <= 1.0
 
 
 def test_memory_is_bounded() -> None:
