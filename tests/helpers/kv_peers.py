@@ -150,6 +150,9 @@ class AnyTarget:
         with self.inner.target(into):
             return self.inner.read(handle, boxes, into, deadline, stop)
 
+    def abort(self) -> None:
+        self.inner.abort()
+
     def close(self) -> None:
         self.inner.close()
 

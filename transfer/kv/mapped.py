@@ -80,6 +80,9 @@ class MappedReader:
             moved += place(chunk, into, region, self._kernel)
         return moved
 
+    def abort(self) -> None:
+        """As `Reader.abort`: nothing is waited for."""
+
     def close(self) -> None:
         """As `Reader.close`; the mapping is its owner's."""
         self._regions = {}

@@ -143,6 +143,9 @@ class MooncakeReader:
             if self._engine is not None:
                 self._engine.unregister_memory(span.address)
 
+    def abort(self) -> None:
+        """As `Reader.abort`: a batch ends by itself."""
+
     def close(self) -> None:
         """As `Reader.close`."""
         if self._engine is not None:

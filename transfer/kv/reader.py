@@ -47,6 +47,9 @@ class Reader(Protocol):
             Stopped: `stop` said so.
         """
 
+    def abort(self) -> None:
+        """From any thread: a read that waits for its peer ends soon. What comes after it is as usual."""
+
     def close(self) -> None:
         """Let go of connections and mappings. Idempotent."""
 

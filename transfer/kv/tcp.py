@@ -166,6 +166,12 @@ class TcpReader:
             self.close()
             raise
 
+    def abort(self) -> None:
+        """As `Reader.abort`."""
+        channel = self._channel
+        if channel is not None:
+            channel.abort()
+
     def close(self) -> None:
         """As `Reader.close`."""
         if self._channel is not None:

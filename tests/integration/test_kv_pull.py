@@ -1,0 +1,171 @@
+"""Whole pulls between a prefill and a decode engine (without vLLM): real caches, threads and TCP."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from tests.helpers.kv_engines import LAYERS, Engines, engines
+from tests.helpers.wires import PATIENCE_S
+from transfer.kv.sink import Finished
+from transfer.kv.source import Outcome
+
+SRC, DST = [3, 1, 2, 9], [7, 0, 5, 11]
+TOKENS = 30
+
+
+def ended(each: Engines) -> list[Finished]:
+    return [rank.finished.get(timeout=PATIENCE_S) for rank in each.decode]
+
+
+def outcomes(each: Engines) -> set[Outcome]:
+    return {rank.released.get(timeout=PATIENCE_S).outcome for rank in each.prefill}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "kinds", "tokens"),
+    [
+        ((4, 2, 8), ("nhd-separate", "nhd-separate"), (8, 8)),
+        ((2, 4, 8), ("nhd-separate", "hnd-joint"), (8, 8)),
+        ((6, 4, 12), ("hnd-paired", "nhd-joint"), (8, 8)),
+        ((4, 2, 2), ("hnd-separate", "hnd-separate"), (8, 4)),
+        ((3, 2, 6), ("packed", "packed"), (8, 8)),
+        ((3, 2, 1), ("latent", "latent"), (8, 8)),
+    ],
+)
+def test_any_size_to_any_size(sizes: tuple[int, int, int], kinds: tuple[str, str], tokens: tuple[int, int]) -> None:
+    """Several requests at once; each arrives, and every offer ends as delivered."""
+    with engines(sizes, kinds, tokens) as each:
+        dst = list(range(1, 1 + -(-TOKENS // tokens[1])))
+        made = [(each.fill(TOKENS, blocks), blocks) for blocks in (SRC, [4, 5, 6, 7])]
+        for (request, content), blocks in made:
+            each.pull(request, TOKENS, blocks, dst)
+            verdicts = ended(each)
+            assert [(verdict.request, verdict.failed) for verdict in verdicts] == [(request, ())] * sizes[1]
+            assert all(each.holds(rank, content, TOKENS, dst) for rank in each.decode)
+            assert outcomes(each) == {Outcome.DELIVERED}
+        assert all(rank.desk.idle for rank in each.prefill)
+
+
+def test_swapped_heads_would_be_noticed() -> None:
+    """The negative control of `holds`."""
+    with engines((2, 1, 2), ("packed", "packed")) as each:
+        request, content = each.fill(TOKENS, SRC)
+        each.pull(request, TOKENS, SRC, DST)
+        assert ended(each)[0].failed == ()
+        assert each.holds(each.decode[0], content, TOKENS, DST)
+        assert not each.holds(each.decode[0], content[:, :, :, ::-1], TOKENS, DST)
+
+
+def test_a_prefill_rank_that_is_gone() -> None:
+    """Its part must be computed, and with it every block; the other rank hears that the pull has failed."""
+    with engines((2, 1, 4), ("hnd-separate", "hnd-separate")) as each:
+        request, _ = each.fill(TOKENS, SRC)
+        each.prefill[1].listener.stop()
+        each.pull(request, TOKENS, SRC, DST)
+        (verdict,) = ended(each)
+        assert verdict.failed == (0, 1, 2, 3)
+        assert "prefill rank 1" in verdict.reasons[0]
+        assert each.prefill[0].released.get(timeout=PATIENCE_S).outcome is Outcome.DELIVERED
+        assert each.prefill[1].desk.idle is False
+
+
+def test_blocks_that_were_freed_early_are_computed_again() -> None:
+    with engines((1, 2, 4), ("nhd-paired", "hnd-separate")) as each:
+        request, _ = each.fill(TOKENS, SRC)
+        each.prefill[0].desk.freed([SRC[2]])
+        each.pull(request, TOKENS, SRC, DST)
+        assert [(verdict.ready, verdict.failed) for verdict in ended(each)] == [((0, 1, 3), (2,))] * 2
+
+
+@pytest.mark.parametrize("what", ["unknown", "another epoch", "withdrawn"])
+def test_what_is_not_on_offer(what: str) -> None:
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        request, _ = each.fill(TOKENS, SRC)
+        if what == "unknown":
+            request = secrets.token_hex(16)
+        elif what == "another epoch":
+            each.epoch = secrets.token_hex(16)
+        else:
+            each.prefill[0].desk.withdraw(request)
+        each.pull(request, TOKENS, SRC, DST)
+        (verdict,) = ended(each)
+        assert verdict.failed == (0, 1, 2, 3)
+        assert verdict.reasons
+
+
+def test_sizes_that_cannot_be_end_as_any_failure() -> None:
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        request, _ = each.fill(TOKENS, SRC)
+        each.heads = 0
+        each.pull(request, TOKENS, SRC, DST)
+        assert "num_kv_heads" in ended(each)[0].reasons[0]
+        each.prefill_tp = 2
+        with pytest.raises(ValueError, match=r"prefill ranks \[1\]"):
+            each.pull(request, TOKENS, SRC, DST)
+
+
+@pytest.mark.parametrize("how", ["abort", "sleep"])
+def test_aborted_pulls_give_their_blocks_back(how: str) -> None:
+    """Whenever it comes: the verdict follows, and the prefill side is not left holding."""
+    with engines((2, 1, 8), ("nhd-separate", "nhd-separate")) as each:
+        puller = each.decode[0].puller
+        request, content = each.fill(TOKENS, SRC)
+        each.pull(request, TOKENS, SRC, DST)
+        if how == "abort":
+            puller.abort(request)
+        else:
+            assert puller.abort_all(PATIENCE_S)
+        (verdict,) = ended(each)
+        assert sorted(verdict.ready + verdict.failed) == [0, 1, 2, 3]
+        if not verdict.failed:
+            assert each.holds(each.decode[0], content, TOKENS, DST)
+        assert outcomes(each) <= {Outcome.FAILED, Outcome.DELIVERED}
+
+
+def test_sleep_of_the_prefill_side_waits_for_its_readers() -> None:
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        desk = each.prefill[0].desk
+        request, _ = each.fill(TOKENS, SRC)
+        desk.drain(5.0)
+        assert desk.idle
+        assert outcomes(each) == {Outcome.WITHDRAWN}
+        desk.resume()
+        again, content = each.fill(TOKENS, SRC)
+        each.pull(again, TOKENS, SRC, DST)
+        assert ended(each)[0].failed == ()
+        assert each.holds(each.decode[0], content, TOKENS, DST)
+        assert request != again
+
+
+def test_a_reader_that_hangs_is_broken_off() -> None:
+    """A server that takes the request and sends nothing: an abort need not wait for the read's deadline."""
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        desk = each.prefill[0].desk
+        request, _ = each.fill(TOKENS, SRC)
+        hanging = _hang(each)
+        each.pull(request, TOKENS, SRC, DST)
+        hanging()
+        each.decode[0].puller.abort(request)
+        assert len(ended(each)[0].failed) == LAYERS + 1
+        assert outcomes(each) == {Outcome.FAILED}
+        assert desk.idle
+
+
+def _hang(each: Engines) -> Callable[[], None]:
+    """From now on no bytes are sent; the function waits until somebody wants some."""
+    asked = threading.Event()
+    line = each.decode[0].puller._lines[0]
+    inner = line.peer.reader.read
+
+    def read(handle, boxes, into, deadline, stop):  # type: ignore[no-untyped-def]
+        channel = line.peer.reader._open(deadline)
+        asked.set()
+        channel.receive(deadline)  # nobody says anything
+        return inner(handle, boxes, into, deadline, stop)
+
+    line.peer.reader.read = read  # type: ignore[method-assign]
+    return lambda: None if asked.wait(PATIENCE_S) else pytest.fail("nobody read")
