@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from tests.helpers.kv_engines import LAYERS, Engines, engines
-from tests.helpers.wires import PATIENCE_S
+from tests.helpers.wires import PATIENCE_S, meanwhile
+from transfer.errors import PeerLost
+from transfer.kv.desk import Desk
+from transfer.kv.messages import Answer, Confirm, Done, Open, Opened, Say, Shape, Terms
 from transfer.kv.sink import Finished
-from transfer.kv.source import Outcome
+from transfer.kv.source import Outcome, Released, Source
+from transfer.transports.deadline import Deadline
 
 SRC, DST = [3, 1, 2, 9], [7, 0, 5, 11]
 TOKENS = 30
@@ -139,6 +145,50 @@ def test_sleep_of_the_prefill_side_waits_for_its_readers() -> None:
         assert ended(each)[0].failed == ()
         assert each.holds(each.decode[0], content, TOKENS, DST)
         assert request != again
+
+
+def test_drain_waits_for_a_reader_that_is_at_it() -> None:
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        desk = each.prefill[0].desk
+        request, _ = each.fill(TOKENS, SRC)
+        each.fill(TOKENS, [4, 5, 6, 7])
+        shape = Shape(1, 1, 4)
+        assert isinstance(desk.answer(Open(request, each.epoch, 0, shape)), Opened)
+        drained = meanwhile(lambda: (desk.drain(PATIENCE_S), desk.idle))
+        assert outcomes(each) == {Outcome.WITHDRAWN}  # the one that nobody reads: draining has begun
+        assert not desk.idle
+        desk.answer(Done(request, each.epoch, 0, shape, True))
+        assert drained() == (None, True)
+
+
+def test_leases_end_by_themselves() -> None:
+    released: queue.SimpleQueue[Released] = queue.SimpleQueue()
+    terms = Terms(first_s=0.1, beat_s=0.01, patience_s=0.02, lease_s=0.1)
+    with Desk(Source("a" * 32, 1, 0, 2, terms=terms), released.put) as desk:
+        for request in ("b" * 32, "c" * 32):
+            desk.offer(request, [1])
+            assert released.get(timeout=PATIENCE_S) == Released(request, Outcome.EXPIRED)
+
+
+def test_words_that_are_lost_are_said_again() -> None:
+    """The first attempts of each kind of word fail: the pull is whole nevertheless."""
+    with engines((1, 1, 2), ("packed", "packed")) as each:
+        request, content = each.fill(TOKENS, SRC)
+        line = each.decode[0].puller._lines[0]
+        lost: set[type] = set()
+
+        def ask(say: Say, deadline: Deadline) -> Answer:
+            if type(say) not in lost:
+                lost.add(type(say))
+                raise PeerLost("lost on the way")
+            return line.peer.ask(say, deadline)
+
+        each.decode[0].puller._lines[0] = replace(line, peer=replace(line.peer, ask=ask))
+        each.pull(request, TOKENS, SRC, DST)
+        assert ended(each)[0].failed == ()
+        assert each.holds(each.decode[0], content, TOKENS, DST)
+        assert outcomes(each) == {Outcome.DELIVERED}
+        assert lost == {Open, Confirm, Done}
 
 
 def test_a_reader_that_hangs_is_broken_off() -> None:
