@@ -122,6 +122,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     engine_args: dict[str, Any] = {}
     port: Port | None = None
     restart: Literal["always", "never"] = "always"
+    load_from: Literal["disk", "auto", "peers"] = "disk"
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -185,7 +186,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
         "aliases": _VERSION,
         "replicas": _VERSION,
         "roles": _VERSION,
-        "load_from": "weights are read from `path`; remove the key",
         "start": "every model is started eagerly; remove the key",
         "stop_after": _VERSION,
         "sharded_linear": _VERSION,

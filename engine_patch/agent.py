@@ -21,12 +21,14 @@ from coordinator.store.base import Store
 from coordinator.store.follow import follow
 from coordinator.store.session import open_session
 from engine_patch import actions, events, lifecycle, pulse, report, vitals
+from engine_patch.desk import Answer, Find, Publish, open_desk
 from engine_patch.engine import Engine
 from engine_patch.errands import Errands, StepFailed
 from engine_patch.plan import Plan, first_spec
 from engine_patch.postbox import Postbox
 from engine_patch.publisher import Publisher
 from engine_patch.report import Report
+from engine_patch.seeds import Seeds
 from engine_patch.settings import Settings
 from engine_patch.view import View
 from native.client import Client
@@ -69,6 +71,9 @@ class Agent:
         self._errands: Errands
         self._load = Load()
         self._spec: Spec
+        self._seeds = Seeds()
+        self.desk = ""
+        """Socket at which this engine's workers ask."""
 
     @property
     def estimate(self) -> Bytes:
@@ -85,7 +90,7 @@ class Agent:
         Raises:
             ExceptionGroup: of one ConfigError where the engine cannot join.
         """
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as self._tasks, open_desk(self._answer) as self.desk:
             self._tasks.create_task(self._follow())
             socket = await self._discover()
             self._put_spec(first_spec(self._plan, self._settings, self._holder, self._devices()))
@@ -170,10 +175,17 @@ class Agent:
     async def _follow_once(self) -> None:
         async with aclosing(follow(self._store, keys.ROOT)) as news:
             async for one in news:
+                self._seeds.apply(one)
                 if self._view.apply(one):
                     self._seen.set()
                     self._inbox.put_nowait(events.EpochSeen(self._view.epoch))
                     self._inbox.put_nowait(events.TokensSeen(self._view.tokens))
+
+    def _answer(self, request: Publish | Find) -> Answer:
+        if isinstance(request, Find):
+            return Answer(self._seeds.find(fingerprint=request.fingerprint, family=request.family))
+        self._publisher.put(keys.seed(self._holder.engine, request.fingerprint), request.seed)
+        return Answer()
 
     async def _hold_lease(self) -> None:
         while True:

@@ -51,7 +51,7 @@ def weights(folder: Path, float_size: int) -> Weights:
         ConfigError: there are no safetensors files, or one is damaged.
     """
     total = largest = 0
-    for file in _files(folder):
+    for file in weight_files(folder):
         for tensor in _tensors(file):
             size = _size(tensor, float_size)
             total, largest = total + size, max(largest, size)
@@ -79,8 +79,9 @@ def _size(tensor: _Tensor, float_size: int) -> int:
     return count * float_size
 
 
-def _files(folder: Path) -> list[Path]:
-    """The index's files where there is one: a folder may hold a second, consolidated copy."""
+def weight_files(folder: Path) -> list[Path]:
+    """The checkpoint's safetensors files: those of the index where there is one, for a folder may hold a second,
+    consolidated copy."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -89,6 +90,19 @@ def _files(folder: Path) -> list[Path]:
             raise ConfigError(f"{index}: {error}", remedy="fetch the model again") from error
         return [folder / name for name in sorted(set(named))]
     return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
+
+
+def tensor_places(file: Path) -> tuple[int, list[tuple[int, int]]]:
+    """Where a file's tensors lie: the offset of the first, and offset from there and size of each, in bytes.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    tensors = _tensors(file)
+    with file.open("rb") as stream:
+        (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
+    places = [(low, high - low) for low, high in (tensor.data_offsets for tensor in tensors)]
+    return _LENGTH.size + length, sorted(places)
 
 
 def _tensors(file: Path) -> list[_Tensor]:

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import threading
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +27,7 @@ from native import _native
 from native.client import Client, DaemonRefused
 from native.listener import Listener
 from native.protocol import Code, Kind
+from transfer.netloader.guard import Guard
 
 log = logging.getLogger("vllm.vnpu.memory")
 
@@ -80,6 +82,9 @@ class Hands:
         self._master: Mapping | None = None
         self._buffer: Mapping | None = None
         self._saved: list[tuple[int, int, int]] = []
+        self.readers = Guard()
+        """Other engines read these weights (Netloader) inside it, where `at` says."""
+        self._read_pages = True
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
         self.digest = ""
@@ -163,6 +168,28 @@ class Hands:
         self._client.report_host(self._buffer.size)
         return self.digest
 
+    def at(self, address: int) -> int:
+        """Where what belongs at `address` can be read now: there, or in the host master. Good within `readers`.
+        Neighbours in the weights' region are neighbours in the master.
+
+        From the first offload on it is the master, also while the pages are filled again, until the master is let go
+        of (`spare`): so a restore need not wait for readers.
+        """
+        index, within = divmod(address - self.weights.base, self.weights.chunk)
+        place = bisect_left(self._weight_chunks, index)
+        if self._read_pages or self._weight_chunks[place : place + 1] != (index,):
+            return address
+        if self._master is None:
+            raise MemoryFault(f"{address:#x} has no host master", remedy="report this")
+        return self._master.address + place * self.weights.chunk + within
+
+    def _read_from(self, *, pages: bool) -> None:
+        """Readers who are inside finish with the other place, or are cut off."""
+        if not self.readers.close():
+            raise MemoryFault("a client of these weights does not let go", remedy="report this")
+        self._read_pages = pages
+        self.readers.open()
+
     def _clear_holes(self) -> None:
         """Zero what no live block covers, so that equal models have equal images."""
         base, chunk = self.weights.base, self.weights.chunk
@@ -209,6 +236,7 @@ class Hands:
             master = self._master
             if not self.resident or not self.settled or master is None or digest != self.digest:
                 return
+            self._read_from(pages=True)
             self._master = None
             log.info("the host master is let go of: the node's memory for masters is short")
             close_master(self._client, digest, master, CALL_S)
@@ -232,6 +260,7 @@ class Hands:
             with watch.step("save_kv"):
                 saved = self._save(keep)
             with watch.step("unmap"):
+                self._read_from(pages=False)
                 self.drop()
         return saved, tuple(watch.steps)
 

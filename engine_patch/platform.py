@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from vllm.platforms.cpu import CpuPlatform
 
 from coordinator.errors import ConfigError
 from engine_patch import estimate, family, settings, start, versions
+from engine_patch.checkpoint import folder
+from engine_patch.loader_options import FORMAT, read
 from engine_patch.plan import Plan
 
 WORKER = "engine_patch.worker.VnpuCPUWorker"
@@ -62,6 +63,8 @@ def _refuse_what_cannot_work(config: Any, devices: int) -> None:
     for wrong, what, remedy in refusals:
         if wrong:
             raise ConfigError(what, remedy=remedy)
+    if config.load_config.load_format == FORMAT:
+        read(config.load_config.model_loader_extra_config or {})
 
 
 def _plan(config: Any) -> Plan:
@@ -74,20 +77,10 @@ def _plan(config: Any) -> Plan:
         url=_url_from(sys.argv[1:]),
         pid=os.getpid(),
         boot_id=family.boot_id(),
-        weights=estimate.weights(_folder(model), torch.empty(0, dtype=model.dtype).element_size()),
+        weights=estimate.weights(folder(model), torch.empty(0, dtype=model.dtype).element_size()),
         kv=config.cache_config.kv_cache_memory_bytes,
         versions={"vllm": versions.installed() or "", "torch": str(torch.__version__), "vnpu": versions.own()},
     )
-
-
-def _folder(model: Any) -> Path:
-    """Where the checkpoint lies; a model that is only named is fetched as vLLM would."""
-    if Path(model.model).is_dir():
-        return Path(model.model)
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.safetensors", "*.safetensors.index.json"]
-    return Path(snapshot_download(model.model, revision=model.revision, allow_patterns=patterns))
 
 
 def _url_from(arguments: list[str]) -> str:

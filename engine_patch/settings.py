@@ -36,8 +36,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
     """What the API server hands down to its workers: who the engine is, where its daemon listens, the driver of each
-    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, and the
-    address of the agent's postbox."""
+    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, the
+    address of the agent's postbox, and where it answers questions about other engines (`engine_patch.desk`)."""
 
     engine: str
     nonce: str
@@ -47,6 +47,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     kv: int
     cpus: tuple[int, ...] = ()
     postbox: str = ""
+    desk: str = ""
 
 
 def hand_down(birth: Birth, environ: MutableMapping[str, str] = os.environ) -> None:

@@ -76,6 +76,7 @@ class AgentThread:
                 kv=need.kv,
                 cpus=tuple(sorted(os.sched_getaffinity(0))),
                 postbox=self._agent.postbox.address,
+                desk=self._agent.desk,
             )
         )
         atexit.register(self._at_exit)

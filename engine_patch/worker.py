@@ -25,6 +25,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from coordinator.core.model import Bytes, Order
 from engine_patch import modules, postbox, report, settings
 from engine_patch.copier import Copier
+from engine_patch.exchange import Exchange
 from engine_patch.gating import Gates
 from engine_patch.kv_layout import books, scheduled_blocks
 from engine_patch.memory import Hands, Stopwatch, denied
@@ -64,11 +65,13 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             super().init_device()
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
+        self._exchange = Exchange(self.rank, self.vllm_config, self._hands)
         packed = modules.Packed(self._hands.weights.arena)
         with self._start.step("load"), self._hands.allocating(self._hands.weights), packed.noting():
             super().load_model(*args, **kwargs)
         self._hands.trim(self._hands.weights)
         self._owners, self._gates = self._order(packed)
+        self._exchange.loaded(self.model_runner.get_model())
 
     def _order(self, packed: modules.Packed) -> tuple[Owners | None, Gates | None]:
         """In which order weights come back, and the gates of who waits for them; none where graphs are compiled."""
@@ -106,6 +109,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             self._gates.pass_first(self._hands.settled)
         for offset, length in self._books.use(scheduled_blocks(scheduler_output)):
             ctypes.memset(self._kv_at + offset, 0, length)
+        self._exchange.stepped()
         return super().execute_model(scheduler_output)
 
     # ---- called by the agent

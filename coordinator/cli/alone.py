@@ -62,7 +62,14 @@ def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
     port = port or model.port or free_port(_ports(config))
     command = engine_command(config, name, endpoints(config, asked, os.environ), port, cores, sys.executable)
-    return _run(command, asked)
+    return _run(_with_key(command, asked), asked)
+
+
+def _with_key(command: Command, asked: Asked) -> Command:
+    """An engine beside a running node streams weights with that node's engines."""
+    if programs.TRANSFER_KEY in os.environ or not asked.run_dir.transfer_key.exists():
+        return command
+    return msgspec.structs.replace(command, env={**command.env, programs.TRANSFER_KEY: str(asked.run_dir.transfer_key)})
 
 
 def endpoints(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -111,6 +111,8 @@ def _wake(model: ModelView) -> str:
 
 def _notes(model: ModelView) -> Text:
     words = [word for word, said in (("pinned", model.pinned), ("drained", model.drained)) if said]
+    if model.stream is not None:
+        words.append(f"{model.stream.have * 100 // max(1, model.stream.total)} % streamed from {model.stream.source}")
     return Text.assemble((" ".join(words), "magenta"), " " if words and model.error else "", (model.error, "red"))
 
 

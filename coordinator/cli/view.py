@@ -17,6 +17,7 @@ from coordinator.core.model import (
     Policy,
     Residency,
     Seat,
+    Seed,
     Spec,
 )
 from coordinator.picture import Picture
@@ -58,6 +59,14 @@ class Wake(msgspec.Struct, frozen=True):
     bytes: int
 
 
+class Stream(msgspec.Struct, frozen=True):
+    """Weights on their way from another engine: bytes of all ranks, and where they come from."""
+
+    have: int
+    total: int
+    source: str
+
+
 class ModelView(msgspec.Struct, frozen=True):
     """One engine. `waiting` counts requests that wait for it, at gateways and at its own gate."""
 
@@ -72,6 +81,7 @@ class ModelView(msgspec.Struct, frozen=True):
     drained: bool = False
     wake: Wake | None = None
     error: str = ""
+    stream: Stream | None = None
 
 
 class View(msgspec.Struct, frozen=True):
@@ -146,7 +156,17 @@ def _model(picture: Picture, engine: str, spec: Spec, wakes: Mapping[str, Wake])
         drained=policy.drained,
         wake=wakes.get(engine),
         error=residency.error if residency else "",
+        stream=_stream(picture, engine),
     )
+
+
+def _stream(picture: Picture, engine: str) -> Stream | None:
+    """None: it is not fetching its weights just now. A seed's id is `<engine>/<fingerprint>`."""
+    mine = [seed for name, seed in picture.of(Seed).items() if name.rpartition("/")[0] == engine]
+    if not any(seed.source and not seed.whole for seed in mine):
+        return None
+    sources = sorted({seed.source for seed in mine if seed.source})
+    return Stream(sum(seed.have for seed in mine), sum(seed.total for seed in mine), ", ".join(sources))
 
 
 def _demand(picture: Picture, model: str) -> int:

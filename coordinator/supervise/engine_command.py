@@ -12,6 +12,7 @@ from coordinator.config import Config, Model
 
 MODULE = "vllm.entrypoints.openai.api_server"
 GATE = "engine_patch.gate.Gate"
+NETLOADER = "vnpu_netloader"
 THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 
 
@@ -49,6 +50,9 @@ def _flags(name: str, model: Model, port: int) -> list[str]:
         "--kv-cache-memory-bytes": str(int(model.kv_cache)),
         "--middleware": GATE,
     }
+    if model.load_from != "disk":
+        flags["--load-format"] = NETLOADER
+        flags["--model-loader-extra-config"] = json.dumps({"LOAD_FROM": model.load_from})
     if len(model.devices) > 1:
         flags["--tensor-parallel-size"] = str(len(model.devices))
     return [word for pair in flags.items() for word in pair]

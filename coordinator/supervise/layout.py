@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -67,6 +68,7 @@ class RunDir:
         self.etcd = self.root / "etcd"
         self.daemon = self.root / "daemon"
         self.config = self.root / "config.json"
+        self.transfer_key = self.root / "transfer.key"
 
     def log(self, name: str) -> Path:
         return self.logs / f"{quote(name, safe='')}.log"
@@ -118,8 +120,17 @@ class RunDir:
             raise ConfigError(f"{self.root} has no room: {show_size(free)} are free", remedy=remedy)
         self._turn_logs()
         self.daemon.mkdir(mode=0o700, exist_ok=True)
+        self._make_key()
         self.clear()
         stack.callback(self.clear)
+
+    def _make_key(self) -> None:
+        """What the engines of this node prove to each other before they stream weights. It outlives a run, so that it
+        can be copied to other nodes."""
+        with suppress(FileExistsError):
+            descriptor = os.open(self.transfer_key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
 
     def _turn_logs(self) -> None:
         """A run begins with empty logs; those of the run before stay beside them as `.log.1`."""

@@ -206,7 +206,8 @@ class Node:
         return keeper
 
     async def _spawn(self, program: Program) -> Running:
-        env = programs.environment(program, {**self._environ, "VLLM_RPC_BASE_PATH": self._sockets})
+        key = {programs.TRANSFER_KEY: str(self._run_dir.transfer_key)}
+        env = programs.environment(program, {**key, **self._environ, "VLLM_RPC_BASE_PATH": self._sockets})
         return await Child.spawn(program.argv, env, self._run_dir.log(program.name), self._guard)
 
     async def _until_ready(self, program: Program, child: Running) -> None:

@@ -10,6 +10,7 @@ from coordinator.supervise.engine_command import engine_command
 from coordinator.supervise.keeper import Kind, Program
 from coordinator.supervise.layout import RunDir
 
+TRANSFER_KEY = "VNPU_TRANSFER_KEY_FILE"
 CORE_GIVE_UP = 3
 ENGINE_STOP_S = 30.0
 ENGINE_GIVE_UP = 5

@@ -1,17 +1,25 @@
-"""One real vLLM engine on one device, shared by all tests of this module, in this order: the last one breaks it."""
+"""One real vLLM engine on one device, shared by all tests of this module, in this order: the last one breaks it. Two
+more are started on another node in turn, and take their weights from it or fail to."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from coordinator.cli.make_model import Recipe, make_model
-from coordinator.core.model import Order, Phase
+from coordinator.core.model import Order, Phase, Seed
 from coordinator.embedded import find_binary
+from coordinator.store import keys
+from coordinator.store.codec import decode
+from coordinator.store.follow import follow
 from coordinator.weights import weight_bytes
 from engine_patch.memory import RESERVED
 from tests.helpers.daemon import DaemonProcess
@@ -20,8 +28,14 @@ from tests.helpers.eventually import eventually
 from tests.helpers.lab import Lab
 from tests.helpers.processes import alive
 from tests.helpers.puppet import Puppet
-from tests.helpers.vllm_engine import VllmEngine, resident_bytes
+from tests.helpers.vllm_engine import PATIENCE_S, VllmEngine, resident_bytes
 from tests.helpers.vllm_probe import SPOILT_LAYER_RAN
+from tests.helpers.weights import Rank, dialler
+from transfer.netloader.client import Client
+from transfer.netloader.identity import Identity
+from transfer.netloader.manifest import Extent
+from transfer.netloader.plan import Peer
+from transfer.transports.trust import KEY_FILE, Trust
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200), pytest.mark.asyncio(loop_scope="module")]
 
@@ -35,6 +49,33 @@ FILLS = (0xA5, 0x7F, 0xFF)
 class RealLab(Lab):
     engine: VllmEngine
     model: Path
+    key: Path
+    probes: Sequence[str]
+
+    @asynccontextmanager
+    async def elsewhere(self, name: str, **options: object) -> AsyncIterator[VllmEngine]:
+        """Another engine of the same model, on the device of another node, that streams its weights."""
+        folder = self.folder / name
+        folder.mkdir()
+        extra = ["--load-format", "vnpu_netloader", "--model-loader-extra-config", json.dumps(options)]
+        with DaemonProcess(folder, self.etcd.url, node=name, devices=[f"0:host:{CAPACITY}"]) as daemon:
+            await daemon.ready(self.store)
+            async with await VllmEngine.start(
+                folder, self.etcd.url, name, self.model, node=name, kv=KV, more=[*self.probes, *extra],
+                environment={KEY_FILE: str(self.key), "VLLM_CPU_OMP_THREADS_BIND": "1"},
+            ) as engine:  # fmt: skip
+                yield engine
+
+    async def seed(self, engine: VllmEngine, holds: Callable[[Seed], bool]) -> Seed:
+        """Until what this engine serves is so."""
+        prefix = keys.seed(engine.engine, "")
+        async with asyncio.timeout(self.patience), aclosing(follow(self.store, prefix)) as news:
+            async for _ in news:
+                for kv in (await self.store.list(prefix)).kvs:
+                    if holds(seed := decode(Seed, kv.value)):
+                        return seed
+        raise AssertionError("the watch ended")
+
     answers: dict[str, list[int]]
 
     async def offload_overwrite_restore(self, fill: int) -> None:
@@ -77,9 +118,13 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealLab
                 "--middleware", "tests.helpers.vllm_probe.ProbeGate",
                 "--worker-extension-cls", "tests.helpers.vllm_probe.Probe",
             ]  # fmt: skip
+            one.probes, one.key = probes, folder / "key"
+            one.key.write_text("0123456789abcdef" * 4)
+            one.key.chmod(0o600)
             async with await VllmEngine.start(
-                folder, etcd.url, "real", model, node=daemon.node, kv=KV, more=probes
-            ) as one.engine:
+                folder, etcd.url, "real", model, node=daemon.node, kv=KV, more=probes,
+                environment={KEY_FILE: str(one.key)},
+            ) as one.engine:  # fmt: skip
                 await one.order(one.engine, Order.RESTORE)
                 await one.spec(one.engine, lambda spec: spec.measured)
                 one.answers = {prompt: await one.engine.complete(prompt) for prompt in PROMPTS}
@@ -152,6 +197,74 @@ async def test_many_requests_wait_at_the_gate_of_a_sleeping_engine(lab: RealLab)
     await lab.order(lab.engine, Order.RESTORE)
     # Which tokens is another question: a batch rounds otherwise than a request alone.
     assert [len(await one) for one in asking] == [8] * 16
+
+
+async def test_weights_are_served_awake_asleep_and_across_switches(lab: RealLab):
+    """A client in this process: whatever the pages hold meanwhile, what it gets is the same to the last bit."""
+    seed = await lab.seed(lab.engine, lambda seed: seed.whole)
+    offer = await lab.engine.probe("offer")
+    who, what = msgspec.convert(offer["identity"], Identity), msgspec.convert(offer["extents"], tuple[Extent, ...])
+    trust = Trust(lab.key.read_bytes())
+
+    def fetch() -> tuple[bytes, ...]:
+        rank = Rank([extent.length for extent in what])
+        peer = Peer(name="real", host=seed.host, port=seed.port)
+        me = Peer(name="me", host="", port=0, ticket=(1.0, "me"), whole=False)
+        Client(me, who, rank.addresses, lambda: [peer], dialler(trust)).run(PATIENCE_S)
+        return rank.content
+
+    awake = await asyncio.to_thread(fetch)
+    assert sum(map(len, awake)) == seed.total
+    await lab.order(lab.engine, Order.OFFLOAD)
+    await lab.overwrite(0xA5)
+    assert await asyncio.to_thread(fetch) == awake
+    await lab.order(lab.engine, Order.RESTORE)
+    async with asyncio.TaskGroup() as tasks:
+        fetching = tasks.create_task(asyncio.to_thread(lambda: [fetch() == awake for _ in range(3)]))
+        for fill in FILLS:
+            await lab.offload_overwrite_restore(fill)
+    assert fetching.result() == [True] * 3
+
+
+async def test_an_engine_on_another_node_streams_its_weights_from_one_that_serves(lab: RealLab):
+    """Found by etcd alone; equal to the last bit, and a source itself. The other one answers all the while."""
+    await lab.seed(lab.engine, lambda seed: seed.whole)
+    answers = 0
+    async with lab.elsewhere("second") as second:
+
+        async def keep_asking() -> None:
+            nonlocal answers
+            while True:
+                assert await lab.engine.complete(PROMPTS[0]) == lab.answers[PROMPTS[0]]
+                answers += 1
+
+        asking = asyncio.create_task(keep_asking())
+        await lab.order(second, Order.RESTORE)
+        await lab.spec(second, lambda spec: spec.measured)
+        asking.cancel()
+        await asyncio.wait([asking])
+        assert asking.cancelled(), asking.exception()
+        assert answers > 0
+        assert "bytes streamed in" in second.log.read_text()
+        assert await second.probe("digest") == await lab.engine.probe("digest")
+        for prompt in PROMPTS:
+            assert await second.complete(prompt) == lab.answers[prompt]
+        assert (await lab.seed(second, lambda seed: seed.whole)).total > 0
+
+
+async def test_an_engine_whose_source_fails_loads_from_disk_and_nothing_of_the_attempt_is_left(lab: RealLab):
+    """The model was built already when the source turned out to be none."""
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        source = [{"device_id": 0, "sources": [f"127.0.0.1:{deaf.getsockname()[1]}"]}]
+        async with lab.elsewhere("third", SOURCE=source, LIMIT_S=1) as third:
+            await lab.order(third, Order.RESTORE)
+            await lab.spec(third, lambda spec: spec.measured)
+            log = third.log.read_text()
+            assert "weights come from disk: " in log
+            assert "bytes streamed in" not in log
+            assert await third.probe("digest") == await lab.engine.probe("digest")
+            assert await third.complete(PROMPTS[0]) == lab.answers[PROMPTS[0]]
+            await lab.seed(third, lambda seed: seed.whole)
 
 
 async def test_every_layer_has_a_stage_of_its_own_and_what_all_share_comes_first(lab: RealLab):

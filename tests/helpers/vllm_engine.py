@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,7 +31,16 @@ class VllmEngine:
 
     @classmethod
     async def start(
-        cls, folder: Path, etcd: str, engine: str, model: Path, *, node: str, kv: int, more: Sequence[str] = ()
+        cls,
+        folder: Path,
+        etcd: str,
+        engine: str,
+        model: Path,
+        *,
+        node: str,
+        kv: int,
+        more: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> VllmEngine:
         port = free_port()
         environ = {
@@ -43,6 +52,7 @@ class VllmEngine:
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "0",
+            **(environment or {}),
         }
         command = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),

@@ -10,6 +10,8 @@ import logging
 from threading import Event
 from typing import Any
 
+import msgspec
+
 from engine_patch.gate import Gate
 
 log = logging.getLogger("vllm.probe")
@@ -37,6 +39,7 @@ class Probe:
     """Mixed into the worker."""
 
     _hands: Any
+    _exchange: Any
     model_runner: Any
 
     def probe_digest(self) -> str:
@@ -63,6 +66,11 @@ class Probe:
     def probe_stages(self) -> list[int]:
         """Bytes of the weights that come back in each stage."""
         return [len(units) * self._hands._unit for units in self._hands._stages]
+
+    def probe_offer(self) -> Any:
+        """What Netloader serves: identity and extents."""
+        manifest = self._exchange._streaming._shelf.take(30).manifest
+        return msgspec.to_builtins({"identity": manifest.identity, "extents": manifest.extents})
 
     def probe_skip(self) -> None:
         """From now on a restore leaves out a piece of the last decoder layer, and says when that layer ran."""

@@ -103,7 +103,7 @@ class Engine:
         self.rank = rank
         self.directory = directory
         self._guard = guard
-        self.shelf = Shelf(Source(rank.manifest(), lambda: rank.addresses, guard=guard) if whole else None)
+        self.shelf = Shelf(Source(rank.manifest(), rank.addresses, guard=guard) if whole else None)
         self._listener = Listener(
             LOCAL, 0, TRUST, wire.SERVICE, serve(Server(self.shelf).serve), pace=pace,
             max_message=wire.MAX_MESSAGE,
@@ -116,7 +116,7 @@ class Engine:
         """As a starter; it serves as soon as it knows what will come."""
 
         def began(whole: Manifest, work: Work) -> None:
-            self.shelf.put(Source(whole, lambda: self.rank.addresses, work, self._guard))
+            self.shelf.put(Source(whole, self.rank.addresses, work, self._guard))
             self.directory.put(self.peer)
 
         client = Client(self.peer, self.rank.identity, self.rank.addresses, self.directory, connect or dialler(), began)

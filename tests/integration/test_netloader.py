@@ -211,7 +211,7 @@ def _fails(channel: Channel) -> None:
 def test_a_source_that_has_not_got_it_itself_says_later(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(server, "LATER_S", 0.01)
     rank = Rank(seed=1)
-    source = Source(rank.manifest(), lambda: rank.addresses, Work(rank.manifest().grid.blocks, 8))
+    source = Source(rank.manifest(), rank.addresses, Work(rank.manifest().grid.blocks, 8))
     [error] = _pulled(source)
     assert isinstance(error, Denied)
     assert (error.code, error.passing) == (wire.Code.LATER, True)
@@ -243,7 +243,7 @@ def _pulled(source: Source | Shelf, rank: Rank | None = None) -> list[TransferEr
 @pytest.mark.parametrize(("field", "value"), [("model", "another revision"), ("tp_rank", 1), ("isa", ("avx2",))])
 def test_another_identity_is_named_field_by_field(field: str, value: object):
     source = Rank(seed=1)
-    [error] = _pulled(Source(source.manifest(), lambda: source.addresses), Rank(**{field: value}))  # type: ignore[arg-type]
+    [error] = _pulled(Source(source.manifest(), source.addresses), Rank(**{field: value}))  # type: ignore[arg-type]
     assert isinstance(error, Denied)
     assert str(error).startswith(f"mismatch: {field}: ")
 
@@ -313,7 +313,7 @@ class Flipping:
 
 def _flipped(rank: Rank, at: int, bit: int, *, sending: bool) -> tuple[Pull, Rank, Work, int]:
     target = Rank((900, 64, 7000))
-    source = Source(rank.manifest(), lambda: rank.addresses)
+    source = Source(rank.manifest(), rank.addresses)
     work = Work(rank.manifest().grid.blocks, 1)
     a, b = socket.socketpair()
     flipping = Flipping(a, at, bit, sending=sending)
@@ -465,7 +465,7 @@ def test_a_wrong_key():
 def test_memory_that_goes_is_refused_and_comes_back():
     guard = Guard()
     rank = Rank(seed=1)
-    source = Source(rank.manifest(), lambda: rank.addresses, guard=guard)
+    source = Source(rank.manifest(), rank.addresses, guard=guard)
     assert _pulled(source) == []
     assert guard.close()
     [error] = _pulled(source)
@@ -481,23 +481,29 @@ def test_memory_that_goes_is_refused_and_comes_back():
 def test_a_source_switched_in_mid_stream_is_never_torn():
     """Its memory is overwritten while it is away, and comes back elsewhere: whatever arrived is right."""
     guard, rank = Guard(), Rank(MANY, seed=1)
-    master, places = Rank(MANY, seed=1), [rank.addresses]
+    master, away = Rank(MANY, seed=1), threading.Event()
     switched = threading.Event()
 
     def switch() -> None:
         guard.close()
         for address, held in zip(rank.addresses, rank.held, strict=True):
             ctypes.memset(address, 0xA5, len(held))
-        places[0] = master.addresses
+        away.set()
         guard.open()
         switched.set()
+
+    def locate(address: int) -> int:
+        if not away.is_set():
+            return address
+        extent = max(n for n, base in enumerate(rank.addresses) if base <= address < base + MANY[n])
+        return master.addresses[extent] + address - rank.addresses[extent]
 
     def begin(channel: Channel) -> None:
         threading.Thread(target=switch, daemon=True).start()
 
     with Town(MANY) as town:
         source = town.source("A", guard=guard, serve=before_block(10, begin))
-        source.shelf.put(Source(rank.manifest(), lambda: places[0], guard=guard))
+        source.shelf.put(Source(rank.manifest(), rank.addresses, guard=guard, locate=locate))
         starter = town.starter()
         starter.fetch()
         assert switched.wait(30)
@@ -508,7 +514,7 @@ def test_a_client_that_takes_nothing_does_not_hold_up_a_switch():
     guard, inside = Guard(), threading.Event()
     with two_ends() as (one, other):
         rank = Rank((8 * BLOCK,), seed=1)
-        source = Source(rank.manifest(), lambda: rank.addresses, guard=guard)
+        source = Source(rank.manifest(), rank.addresses, guard=guard)
         served = meanwhile(lambda: Server(Shelf(source)).serve(other))
         one.configure(max_message=wire.MAX_MESSAGE)
         one.send(wire.encode(wire.Ask(rank.identity)), soon())
@@ -542,6 +548,19 @@ def _later(guard: Guard) -> None:
         guard.open()
 
     threading.Thread(target=switch, daemon=True).start()
+
+
+def test_a_source_is_read_under_its_limit():
+    asked: list[int] = []
+
+    class Counting:
+        def wait(self, size: int) -> None:
+            asked.append(size)
+
+    with Town() as town:
+        town.source(pace=Counting())
+        town.starter().fetch()
+    assert sum(asked) == sum(town.lengths)
 
 
 def test_a_guard_waits_for_who_is_inside():

@@ -102,7 +102,7 @@ def test_the_admin_key_may_come_from_the_environment_alone(load):
         (GOOD + "admin: {roles: {}}", ["admin.roles", "not supported yet"]),
         (GOOD + "policy: {name: lru, options: {x: 1}}", ["policy.options", "it has no options"]),
         (GOOD + "policy: {options: {horizon: -1}}", ["policy.options", "horizon"]),
-        (GOOD.replace("64MiB", "64MiB, load_from: peers"), ["models.a.load_from", "not supported yet"]),
+        (GOOD.replace("64MiB", "64MiB, load_from: net"), ["models.a.load_from"]),
         (GOOD.replace("64MiB", "64MiB, start: lazy"), ["models.a.start", "not supported yet"]),
         (GOOD.replace("64MiB", "64MiB, kv_cahe: 1"), ["models.a.kv_cahe", "did you mean `kv_cache`"]),
         (GOOD.replace("64MiB", "64 bananas"), ["models.a.kv_cache", "64 bananas", "write bytes or a unit"]),

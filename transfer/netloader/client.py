@@ -87,6 +87,11 @@ class Client:
         self._failures: dict[str, int] = {}
         self._resting: dict[str, float] = {}
 
+    @property
+    def sources(self) -> str:
+        """Whom it fetches from just now, for people."""
+        return ", ".join(sorted(pull.peer.name for pull in list(self._pulls)))
+
     def run(self, limit_s: float) -> Streamed:
         """Fetch everything.
 

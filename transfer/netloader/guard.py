@@ -50,6 +50,18 @@ class Guard:
                 self._inside.remove(abort)
                 self._changed.notify_all()
 
+    @contextmanager
+    def waiting(self, timeout_s: float = 60.0) -> Iterator[None]:
+        """`reading` for who can wait until it is open, and does not take long.
+
+        Raises:
+            Switching: it did not open in time.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._open, timeout_s)
+        with self.reading(lambda: None):
+            yield
+
     def close(self, grace_s: float = GRACE_S, limit_s: float = 30.0) -> bool:
         """Let nobody in and wait until all are out; after `grace_s` break those inside. True: the memory may go.
         False: a reader does not even let go of a broken connection."""
@@ -66,3 +78,4 @@ class Guard:
         with self._changed:
             self._open = True
             self.generation += 1
+            self._changed.notify_all()

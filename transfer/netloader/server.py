@@ -76,6 +76,7 @@ class _Reads:
         if not self._source.presence.await_block(number, LATER_S):
             _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
             return False
+        self._channel.pace(self._grid.block(number).length)
         try:
             with self._source.reading(self._channel.abort):
                 self._channel.send_data(

@@ -18,21 +18,28 @@ class Presence(Protocol):
     def await_block(self, number: int, timeout_s: float) -> bool: ...
 
 
-Places = Callable[[], Sequence[int]]
-"""Address of each extent, in the manifest's order, as long as the guard lets one in. Asked anew for each block: while
-an engine sleeps its weights lie in the host master."""
+Locate = Callable[[int], int]
+"""Where what belongs at an address can be read now, as long as the guard lets one in: while an engine sleeps its
+weights lie in the host master."""
 
 
 class Source:
     """Read by many threads; changes nothing."""
 
     def __init__(
-        self, manifest: Manifest, places: Places, presence: Presence | None = None, guard: Guard | None = None
+        self,
+        manifest: Manifest,
+        addresses: Sequence[int],
+        presence: Presence | None = None,
+        guard: Guard | None = None,
+        locate: Locate | None = None,
     ) -> None:
-        """`presence` None: all of it is there. `guard` None: it never goes away."""
+        """`addresses`: where each extent belongs. `presence` None: all of it is there. `guard` and `locate` None: it
+        never goes away."""
         self.manifest = manifest
         self.presence: Presence = presence or Whole()
-        self._places = places
+        self._addresses = addresses
+        self._locate = locate
         self._guard = guard or Guard()
 
     def reading(self, abort: Callable[[], None]) -> AbstractContextManager[int]:
@@ -42,7 +49,8 @@ class Source:
     def address(self, number: int) -> int:
         """Where block `number` lies; only within `reading`."""
         block = self.manifest.grid.block(number)
-        return self._places()[block.extent] + block.offset
+        address = self._addresses[block.extent] + block.offset
+        return self._locate(address) if self._locate else address
 
 
 def block_sums(extents: Sequence[Extent], addresses: Sequence[int]) -> list[int]:

@@ -24,6 +24,7 @@ class Work:
     def __init__(self, blocks: int, run: int) -> None:
         """`run`: blocks in one claim."""
         self._changed = threading.Condition()
+        self.blocks = blocks
         self._open = deque(Run(at, min(run, blocks - at)) for at in range(0, blocks, run))
         self._landed = bytearray(blocks)
         self._missing = blocks
@@ -82,6 +83,14 @@ class Work:
     def wake(self) -> None:
         """Whoever waits for something to claim looks up."""
         with self._changed:
+            self._changed.notify_all()
+
+    def forget(self) -> None:
+        """Nothing is there any more, for whoever asks: the memory is about to hold something else."""
+        with self._changed:
+            self._landed = bytearray(self.blocks)
+            self._missing = self.blocks
+            self._ended = True
             self._changed.notify_all()
 
     def end(self) -> None:

@@ -69,7 +69,7 @@ class Channel:
         return self._sock
 
     def configure(self, *, max_message: int = MAX_MESSAGE, pace: Pace | None = None) -> None:
-        """`max_message`: bytes of a MESSAGE that are accepted; `pace`: the limit its DATA is sent under."""
+        """`max_message`: bytes of a MESSAGE that are accepted; `pace`: the limit that `pace` waits for."""
         self._max_message = max_message
         self._pace = pace
 
@@ -83,6 +83,12 @@ class Channel:
         """
         header = frame.encode(Header(Kind.MESSAGE, tag, len(body), position, frame.checksum(body)))
         self.send_raw(header + body, deadline)
+
+    def pace(self, size: int) -> None:
+        """Wait until the rate limit lets `size` bytes of DATA through. Apart from `send_data`, so that nobody waits
+        here while holding what others need."""
+        if self._pace is not None:
+            self._pace.wait(size)
 
     def send_data(
         self, address: int, length: int, sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
@@ -99,8 +105,6 @@ class Channel:
     ) -> None:
         """DATA gathered from several places, `(address, bytes)` each; else as `send_data`."""
         length = builtins.sum(size for _, size in rows)
-        if self._pace is not None:
-            self._pace.wait(length)
         header = frame.encode(Header(Kind.DATA, tag, length, position, sum))
         parts = [memoryview(header), *(view(address, size) for address, size in rows)]
         if isinstance(self._sock, ssl.SSLSocket):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import msgspec
 import pytest
 from rich.console import Console
 
 from coordinator.cli.render import bar, render
-from coordinator.cli.view import Wake, build, remember
+from coordinator.cli.view import Stream, Wake, build, remember
 from coordinator.core import model
 from coordinator.core.model import Bytes, Holder, Order, Phase
 from coordinator.picture import Picture
@@ -194,3 +196,22 @@ def test_on_a_narrow_terminal_the_bar_gives_way_to_the_names(picture):
         console.print(render(build(picture, {}, 0.0), width=80))
     assert "local/0" in captured.get()
     assert "664 MiB" in captured.get()
+
+
+def test_weights_on_their_way_from_another_engine_are_shown():
+    picture = Picture()
+    loading = model.Seed(host="h", port=1, family="f", total=400, have=100, source="b at h:2")
+    second = msgspec.structs.replace(loading, rank=1, have=300)
+    found = {
+        keys.spec("org/a"): spec(A),
+        keys.spec("b"): spec(B),
+        keys.seed("org/a", "x0"): loading,
+        keys.seed("org/a", "x1"): second,
+        keys.seed("b", "x0"): model.Seed(host="h", port=2, family="f", total=400, have=400),
+    }
+    picture.list(Listing([kv(key, value, n) for n, (key, value) in enumerate(found.items(), 1)], 9))
+    view = build(picture, {}, 0.0)
+    assert [one.stream for one in view.models] == [None, Stream(400, 800, "b at h:2")]
+    console = Console(record=True, width=160, file=io.StringIO())
+    console.print(render(view))
+    assert "50 % streamed from b at h:2" in console.export_text()

@@ -44,6 +44,13 @@ def test_it_is_the_ordinary_server_with_our_flags_and_environment():
     }
 
 
+@pytest.mark.parametrize("source", ["auto", "peers"])
+def test_weights_from_other_engines(source: str):
+    argv = command(load_from=source).argv
+    assert argv[argv.index("--load-format") + 1] == "vnpu_netloader"
+    assert argv[argv.index("--model-loader-extra-config") + 1] == f'{{"LOAD_FROM": "{source}"}}'
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -32,7 +32,7 @@ def test_the_run_file_comes_back_and_goes_with_its_run(tmp_path: Path):
         folder.write(run_file(os.getpid()))
         assert folder.read() == run_file(os.getpid())
         folder.socket.touch()
-    assert sorted(path.name for path in folder.root.iterdir()) == ["daemon", "lock", "logs"]
+    assert sorted(path.name for path in folder.root.iterdir()) == ["daemon", "lock", "logs", "transfer.key"]
     with pytest.raises(NotRunning, match="no node is running"):
         folder.read()
 
@@ -114,3 +114,13 @@ def test_a_run_begins_with_empty_logs_and_keeps_those_before(tmp_path: Path):
     with folder.held():
         assert folder.last_words("a") == ""
         assert "ValueError" in (folder.logs / "a.log.1").read_text()
+
+
+def test_the_transfer_key_is_private_and_outlives_a_run(tmp_path: Path):
+    folder = RunDir(tmp_path / "run")
+    with folder.held():
+        key = folder.transfer_key.read_bytes()
+        assert folder.transfer_key.stat().st_mode & 0o777 == 0o600
+    with folder.held():
+        assert folder.transfer_key.read_bytes() == key
+    assert len(key) == 64

@@ -137,3 +137,20 @@ def test_a_closed_channel_has_no_peer():
     channel.close()
     channel.close()
     assert channel.peer == "gone"
+
+
+def test_the_limit_is_asked_before_and_not_within_a_send():
+    asked: list[int] = []
+
+    class Counting:
+        def wait(self, size: int) -> None:
+            asked.append(size)
+
+    memory = Memory(b"abc")
+    with two_ends() as (one, other):
+        one.pace(1)
+        one.configure(pace=Counting())
+        one.pace(3)
+        one.send_data(memory.address, 3, memory.sum, soon())
+        other.into(other.head(soon()), memory.address, soon())
+    assert asked == [3]

@@ -1,0 +1,1 @@
+"""How fast do weights come from another engine?"""

@@ -1,0 +1,10 @@
+"""Floors and aims of `weight_stream`."""
+
+from __future__ import annotations
+
+from benchmarks.figures import Goal
+
+GOALS = {
+    "tcp_over_raw": Goal(0.80, 0.93, at_least=True),
+    "four_over_one": Goal(2.0, 1.3, at_least=False),
+}

@@ -1,0 +1,98 @@
+"""What the worker does for Netloader: opens the rank's `Streaming` and tells it what was loaded. An
+engine without a transfer key, or whose weights cannot be streamed, goes on without, and says why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+
+from coordinator.errors import ConfigError
+from engine_patch import settings
+from engine_patch.checkpoint import folder
+from engine_patch.desk import Desk
+from engine_patch.inventory import identity, laid_out
+from engine_patch.loader import Bound, bind
+from engine_patch.loader_options import FORMAT, Options, read
+from engine_patch.memory import Hands
+from engine_patch.settings import Birth
+from engine_patch.streaming import Streaming
+from engine_patch.tensors import Unstreamable, table
+from transfer.errors import TransferError
+from transfer.netloader.identity import Identity
+from transfer.transports.trust import KEY_FILE, Trust, trust_from
+
+log = logging.getLogger("vllm.vnpu.netloader")
+
+
+class Exchange:
+    """Made before the model is loaded. Nothing here ends an engine but an option that cannot be used."""
+
+    def __init__(self, rank: int, vllm_config: Any, hands: Hands) -> None:
+        """Raises ConfigError where `--model-loader-extra-config` cannot be used."""
+        birth = settings.inherited()
+        load = vllm_config.load_config
+        options = read(load.model_loader_extra_config or {}) if load.load_format == FORMAT else Options()
+        self._arena = hands.weights.arena
+        self._streaming: Streaming | None = None
+        self._identity: Identity | None = None
+        why = ""
+        try:
+            trust = trust_from()
+            if trust is None:
+                why = f"{KEY_FILE} is not set"
+            else:
+                self._identity = identity(vllm_config, rank, folder(vllm_config.model_config), options.model)
+                self._streaming = _open(rank, birth, options, trust, hands)
+        except (TransferError, ConfigError) as error:
+            why = str(error)
+        if why:
+            log.info("weights are neither served nor fetched: %s", why)
+        bind(Bound(self._streaming, self._identity, self._arena, why))
+
+    def loaded(self, model: torch.nn.Module) -> None:
+        """The model is complete: others may have it."""
+        if self._streaming is None or self._identity is None:
+            return
+        try:
+            found = table(model, self._arena)
+        except Unstreamable as why:
+            log.info("weights are not served: %s", why)
+            return
+        self._streaming.serve(laid_out(self._identity, found), found)
+
+    def stepped(self) -> None:
+        """The engine computes for a request."""
+        if self._streaming is not None:
+            self._streaming.stepped()
+
+
+def _open(rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands) -> Streaming:
+    host = options.listen_host or own_address(settings.endpoints())
+    bound = os.sched_getaffinity(0)
+    free = set(birth.cpus) - bound or set(birth.cpus)
+    return Streaming(
+        birth.engine, rank, options, Desk(birth.desk), trust, host, tuple(sorted(free)), hands.readers, hands.at
+    )
+
+
+def own_address(endpoints: Sequence[str]) -> str:
+    """The address of this machine from which etcd is reached: the others of the cluster reach it there.
+
+    Raises:
+        TransferError: none is reached.
+    """
+    url = urlsplit(endpoints[0] if "://" in endpoints[0] else f"http://{endpoints[0]}")
+    try:
+        [(family, kind, *_, address), *_] = socket.getaddrinfo(url.hostname, url.port or 2379, type=socket.SOCK_DGRAM)
+        with socket.socket(family, kind) as probe:
+            probe.connect(address)  # UDP: nothing is sent
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise TransferError(f"{endpoints[0]}: {error}", remedy="give LISTEN_HOST") from error

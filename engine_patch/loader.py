@@ -1,0 +1,144 @@
+"""`--load-format vnpu_netloader`: weights from a running engine of the same model, from disk where that fails.
+
+The model is built as vLLM builds it, with whatever its memory holds in the place of weights, and laid out for its
+kernels; then the bytes of a peer that has the same layout take their place. Public interface:
+`vllm.model_executor.model_loader.register_model_loader` (vLLM 0.32.0).
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import logging
+from typing import Any, NamedTuple
+
+import torch
+from vllm.model_executor.model_loader import register_model_loader
+from vllm.model_executor.model_loader.base_loader import BaseModelLoader
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+from vllm.model_executor.model_loader.utils import process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from coordinator.errors import ConfigError
+from engine_patch.inventory import laid_out
+from engine_patch.loader_options import FORMAT, Options, read
+from engine_patch.streaming import Streaming
+from engine_patch.tensors import Unstreamable, table
+from native._native import Arena
+from transfer.errors import TransferError
+from transfer.netloader.identity import Identity
+
+log = logging.getLogger("vllm.vnpu.netloader")
+
+
+class Bound(NamedTuple):
+    """What the worker hands to the loader, which vLLM makes. `streaming` None: and `why`."""
+
+    streaming: Streaming | None
+    identity: Identity | None
+    arena: Arena
+    why: str = ""
+
+
+_bound: Bound | None = None
+
+
+def bind(bound: Bound) -> None:
+    """For the loader that vLLM makes next in this process; registers the format."""
+    global _bound
+    if _bound is None:
+        register_model_loader(FORMAT)(NetLoader)
+    _bound = bound
+
+
+class NotStreamed(Exception):
+    """Why disk must do."""
+
+
+class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
+    """See the module."""
+
+    def __init__(self, load_config: Any) -> None:
+        """Raises ConfigError where the extra configuration cannot be used."""
+        super().__init__(load_config)
+        self._options: Options = read(load_config.model_loader_extra_config or {})
+        plain = copy.copy(load_config)
+        plain.load_format, plain.model_loader_extra_config = "auto", {}
+        self._disk = DefaultModelLoader(plain)
+
+    def download_model(self, model_config: Any) -> None:
+        if self._options.load_from != "peers":
+            self._disk.download_model(model_config)
+
+    def load_weights(self, model: Any, model_config: Any) -> None:
+        self._disk.load_weights(model, model_config)
+
+    def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
+        """From a peer, or else from disk, with nothing of the first attempt left.
+
+        Raises:
+            ConfigError: `load_from` is peers and no peer gave the weights.
+        """
+        registered = _Registered(vllm_config)
+        try:
+            return self._from_peers(vllm_config, model_config, prefix)
+        except NotStreamed as why:
+            if self._options.load_from == "peers":
+                raise ConfigError(
+                    f"no peer gave the weights: {why}", remedy="start another engine of this model, or load_from: auto"
+                ) from why
+            log.info("weights come from disk: %s", why)
+        registered.restore()
+        gc.collect()
+        return self._disk.load_model(vllm_config, model_config, prefix)
+
+    def _from_peers(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+        if self._options.load_from == "disk":
+            raise NotStreamed("load_from is disk")
+        if _bound is None or _bound.streaming is None or _bound.identity is None:
+            raise NotStreamed(_bound.why if _bound else "this worker is not vNPU's")
+        if vllm_config.speculative_config is not None:
+            raise NotStreamed("a draft model is loaded beside it")
+        try:
+            if not _bound.streaming.known(_bound.identity.family):
+                raise NotStreamed("no running engine has them")
+            model = self._build(vllm_config, model_config, prefix)
+            found = table(model, _bound.arena)
+            streamed = _bound.streaming.fetch(laid_out(_bound.identity, found), found)
+        except (TransferError, Unstreamable) as error:
+            raise NotStreamed(str(error)) from None  # the traceback would keep the model alive
+        log.info("%d bytes streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds, streamed.blocks)
+        return model
+
+    def _build(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+        """The model laid out for its kernels, without weights."""
+        device = torch.device(self.load_config.device or vllm_config.device_config.device)
+        with set_default_torch_dtype(model_config.dtype), device:
+            model = self.create_model(vllm_config, model_config, prefix)
+            _make_distinct(model)
+            process_weights_after_loading(model, model_config, device)
+        gc.collect()
+        return model.eval()
+
+
+def _make_distinct(model: torch.nn.Module) -> None:
+    """vLLM ties the output head to the embedding where it finds them equal after loading
+    (`maybe_retie_word_embeddings`): what a checkpoint keeps apart must not look equal here."""
+    for n, parameter in enumerate(model.parameters()):
+        if parameter.numel() and parameter.is_contiguous():
+            parameter.data.view(-1)[0] = n % 100
+
+
+class _Registered:
+    """What building a model leaves in vLLM's configuration: a second build would find its own names taken
+    ("Duplicate layer name")."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        self._compilation = vllm_config.compilation_config
+        self._layers = dict(self._compilation.static_forward_context)
+        self._experts = list(self._compilation.static_all_moe_layers)
+
+    def restore(self) -> None:
+        self._compilation.static_forward_context.clear()
+        self._compilation.static_forward_context.update(self._layers)
+        self._compilation.static_all_moe_layers[:] = self._experts

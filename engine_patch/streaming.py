@@ -1,0 +1,277 @@
+"""One rank's part in Netloader: fetches its weights when it starts, and serves them ever after.
+
+Lives in the worker process, on side threads next to the model runner. It serves from the device pages while they are
+there and from the host master while the engine sleeps; a switch lets a block that is on its way out first.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from coordinator.core.model import Seed
+from engine_patch.desk import Desk
+from engine_patch.loader_options import Options
+from engine_patch.tensors import Table
+from native import _native
+from transfer.errors import TransferError
+from transfer.netloader import wire
+from transfer.netloader.client import Client, Streamed
+from transfer.netloader.guard import Guard
+from transfer.netloader.identity import Identity
+from transfer.netloader.manifest import Grid, Manifest, manifest
+from transfer.netloader.plan import Peer
+from transfer.netloader.server import Server
+from transfer.netloader.shelf import Shelf
+from transfer.netloader.source import Locate, Source
+from transfer.netloader.work import Work
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
+from transfer.transports.dial import dial
+from transfer.transports.listener import Listener
+from transfer.transports.pace import SharedPace
+from transfer.transports.trust import Trust
+
+log = logging.getLogger("vllm.vnpu.netloader")
+
+TELL_S = 0.5
+"""Progress and clients are told so often at most."""
+BUSY_S = 0.25
+"""An engine whose last step is longer ago has no request that a stream could slow down."""
+
+
+class Streaming:
+    """See the module. `fetch` and `serve` are called by the worker's one thread, in this order."""
+
+    def __init__(
+        self,
+        engine: str,
+        rank: int,
+        options: Options,
+        desk: Desk,
+        trust: Trust,
+        host: str,
+        cpus: Sequence[int] = (),
+        guard: Guard | None = None,
+        locate: Locate | None = None,
+    ) -> None:
+        """Listen. `host`: the address that others reach; `cpus`: processors the threads run on; `guard` and `locate`
+        as in `Source`.
+
+        A port that is taken costs the serving, not the engine.
+        """
+        self.options = options
+        self._engine = engine
+        self._rank = rank
+        self._desk = desk
+        self._trust = trust
+        self._host = host
+        self._cpus = tuple(cpus)
+        self._shelf = Shelf()
+        self._guard = guard or Guard()
+        self._locate = locate
+        self._pace = SharedPace(self._limit)
+        self._stepped = 0.0
+        self._addresses: tuple[int, ...] = ()
+        self._fetching: Client | None = None
+        self._work: Work | None = None
+        self._fingerprint = ""
+        self._seed: Seed | None = None
+        self._told: Seed | None = None
+        self._tell = threading.Event()
+        self._closed = False
+        self._listener = self._listen()
+        threading.Thread(target=self._keep_telling, name="vnpu-seed", daemon=True).start()
+
+    def _listen(self) -> Listener | None:
+        port = self.options.listen_port + self._rank if self.options.listen_port else 0
+        serve = Server(self._shelf).serve
+        try:
+            listener = Listener(
+                self._host, port, self._trust, wire.SERVICE, serve,
+                pace=self._pace, max_message=wire.MAX_MESSAGE, cpus=self._cpus,
+            )  # fmt: skip
+        except TransferError as error:
+            log.warning("rank %d serves no weights: %s", self._rank, error)
+            return None
+        if self.options.output_prefix:
+            write_address(Path(f"{self.options.output_prefix}{self._rank}.txt"), self._host, listener.port)
+        return listener
+
+    def _limit(self) -> float:
+        """Bytes a second that clients get together."""
+        return self.options.rate_limit if time.monotonic() - self._stepped < BUSY_S else 0.0
+
+    def stepped(self) -> None:
+        """The engine has computed a step: it has requests."""
+        self._stepped = time.monotonic()
+
+    # ---- fetching
+
+    def known(self, family: str) -> bool:
+        """Whether anybody has, or will have, weights of this family."""
+        if self.options.source:
+            return bool(self.options.sources(self._rank))
+        return any(one.engine != self._engine and one.seed.port for one in self._desk.find(family=family))
+
+    def fetch(self, identity: Identity, table: Table) -> Streamed:
+        """Everything in `table`, from whoever has it; passes on what it has meanwhile.
+
+        Raises:
+            TransferError: why not. The memory holds nothing of use then, and nobody reads it any more.
+        """
+        since = time.time()
+        self._begin(identity, table, since)
+        me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False)
+        client = Client(
+            me, identity, table.addresses, lambda: self._peers(identity.fingerprint), self._dial, self._began
+        )
+        self._fetching = client
+        try:
+            streamed = client.run(self.options.limit_s)
+        except TransferError:
+            self._give_up()
+            raise
+        finally:
+            self._fetching = None
+        self._publish(have=streamed.manifest.size, source="")
+        return streamed
+
+    def _begin(self, identity: Identity, table: Table, since: float) -> None:
+        self._addresses = table.addresses
+        self._fingerprint = identity.fingerprint
+        self._seed = Seed(
+            host=self._host,
+            port=self._listener.port if self._listener else 0,
+            family=identity.family,
+            rank=self._rank,
+            since=since,
+            total=Grid(table.extents).size,
+        )
+        self._tell.set()
+
+    def _peers(self, fingerprint: str) -> list[Peer]:
+        static = self.options.sources(self._rank)
+        if static:
+            return [Peer(name=f"{host}:{port}", host=host, port=port) for host, port in static]
+        try:
+            found = self._desk.find(fingerprint=fingerprint)
+        except TransferError as error:
+            log.warning("the directory cannot be read: %s", error)
+            return []
+        return [
+            Peer(
+                name=f"{one.engine} at {one.seed.host}:{one.seed.port}",
+                host=one.seed.host,
+                port=one.seed.port,
+                ticket=(one.seed.since, one.engine),
+                whole=one.seed.whole,
+                load=one.load,
+            )
+            for one in found
+            if one.engine != self._engine and one.seed.port
+        ]
+
+    def _dial(self, peer: Peer, deadline: Deadline) -> Channel:
+        if self._cpus:
+            os.sched_setaffinity(0, self._cpus)  # of the thread that receives
+        return dial(peer.host, peer.port, self._trust, wire.SERVICE, deadline)
+
+    def _began(self, whole: Manifest, work: Work) -> None:
+        self._work = work
+        self._shelf.put(Source(whole, self._addresses, work, self._guard, self._locate))
+
+    def _give_up(self) -> None:
+        """What is there is overwritten from disk next."""
+        self._shelf.put(None)
+        if self._work is not None:
+            self._work.forget()
+        self._guard.close()
+        self._guard.open()
+        self._work = None
+        self._publish(port=0, have=0, source="")
+
+    # ---- serving
+
+    def serve(self, identity: Identity, table: Table) -> None:
+        """All of it is here now. Sums are made on a side thread where they did not come with the weights."""
+        if self._work is not None and self._fingerprint == identity.fingerprint and self._addresses == table.addresses:
+            return
+        self._begin(identity, table, 0.0)
+        threading.Thread(target=self._sum_up, args=(identity, table), name="vnpu-sums", daemon=True).start()
+
+    def _sum_up(self, identity: Identity, table: Table) -> None:
+        if self._cpus:
+            os.sched_setaffinity(0, self._cpus)
+        grid = Grid(table.extents)
+        sums = [self._sum(grid, table, number) for number in range(grid.blocks)]
+        whole = manifest(identity, table.extents, sums)
+        self._shelf.put(Source(whole, table.addresses, None, self._guard, self._locate))
+        self._publish(have=whole.size)
+        log.info("rank %d serves %d bytes at %s:%d", self._rank, whole.size, self._host, self._port)
+
+    def _sum(self, grid: Grid, table: Table, number: int) -> int:
+        block = grid.block(number)
+        with self._guard.waiting():
+            address = table.addresses[block.extent] + block.offset
+            return _native.crc32c(self._locate(address) if self._locate else address, block.length)
+
+    def close(self) -> None:
+        """Serve nobody any more; for tests: an engine serves until its process ends."""
+        self._closed = True
+        self._tell.set()
+        self._shelf.close()
+        self._pace.end()
+        if self._listener is not None:
+            self._listener.stop()
+
+    # ---- telling
+
+    @property
+    def _port(self) -> int:
+        return self._listener.port if self._listener else 0
+
+    def _publish(self, **changes: object) -> None:
+        if self._seed is not None:
+            self._seed = msgspec.structs.replace(self._seed, **changes)
+            self._tell.set()
+
+    def _keep_telling(self) -> None:
+        while not self._closed:
+            self._tell.wait(TELL_S)
+            self._tell.clear()
+            seed = self._now()
+            if seed is None or seed == self._told:
+                continue
+            try:
+                self._desk.publish(self._fingerprint, seed)
+                self._told = seed
+            except TransferError as error:
+                log.warning("what rank %d serves cannot be told: %s", self._rank, error)
+
+    def _now(self) -> Seed | None:
+        """The seed as of now."""
+        seed, client, work = self._seed, self._fetching, self._work
+        if seed is None:
+            return None
+        if client is not None and work is not None:
+            seed = msgspec.structs.replace(
+                seed, have=min(work.landed * seed.total // max(1, work.blocks), seed.total - 1), source=client.sources
+            )
+        return msgspec.structs.replace(seed, streams=self._listener.clients if self._listener else 0)
+
+
+def write_address(file: Path, host: str, port: int) -> None:
+    """OUTPUT_PREFIX: `host:port` in one line. A disk that is full is told, and ends nothing."""
+    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        file.write_text(text)
+    except OSError as error:
+        log.warning("OUTPUT_PREFIX: %s was not written: %s", file, error)
+        file.unlink(missing_ok=True)

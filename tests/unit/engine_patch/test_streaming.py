@@ -1,0 +1,199 @@
+"""One rank's part in Netloader, with memory in the place of a model and a dictionary in the place of etcd."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coordinator.core.model import Seed
+from engine_patch.desk import Desk
+from engine_patch.loader_options import Options, RankSources
+from engine_patch.seeds import Found
+from engine_patch.streaming import Streaming, write_address
+from engine_patch.tensors import Table
+from tests.helpers.eventually import eventually
+from tests.helpers.weights import BLOCK, LOCAL, Rank
+from tests.helpers.wires import TRUST
+from transfer.errors import TransferError
+from transfer.netloader import client
+from transfer.netloader.guard import Guard
+
+LENGTHS = (9 * BLOCK + 1, 64)
+
+
+class Board(Desk):
+    """A desk that all engines share."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.seeds: dict[tuple[str, str], Seed] = {}
+        self.history: list[tuple[str, Seed]] = []
+
+    def of(self, engine: str) -> Desk:
+        board = self
+
+        class Mine(Desk):
+            def __init__(self) -> None: ...
+
+            def find(self, *, fingerprint: str = "", family: str = "") -> tuple[Found, ...]:
+                with board._lock:
+                    return tuple(
+                        Found(name, key, seed)
+                        for (name, key), seed in board.seeds.items()
+                        if key == fingerprint or seed.family == family
+                    )
+
+            def publish(self, fingerprint: str, seed: Seed) -> None:
+                with board._lock:
+                    board.seeds[engine, fingerprint] = seed
+                    board.history.append((engine, seed))
+
+        return Mine()
+
+    def seed(self, engine: str) -> Seed | None:
+        with self._lock:
+            return next((seed for (name, _), seed in self.seeds.items() if name == engine), None)
+
+
+class Town(ExitStack):
+    def __init__(self) -> None:
+        super().__init__()
+        self.board = Board()
+
+    def engine(self, name: str, options: Options = Options(), **more: Any) -> Streaming:  # noqa: B008
+        streaming = Streaming(name, 0, options, self.board.of(name), TRUST, LOCAL, **more)
+        self.callback(streaming.close)
+        return streaming
+
+    async def whole(self, name: str, rank: Rank, **more: Any) -> Streaming:
+        streaming = self.engine(name, **more)
+        streaming.serve(rank.identity, table(rank))
+        await eventually(lambda: (seed := self.board.seed(name)) is not None and seed.whole)
+        return streaming
+
+
+def table(rank: Rank) -> Table:
+    return Table(rank.extents, tuple(rank.addresses))
+
+
+@pytest.fixture
+def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
+    monkeypatch.setattr(client, "EMPTY_S", 0.3)
+    with Town() as town:
+        yield town
+
+
+async def test_what_was_loaded_is_served_and_found(town: Town):
+    source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    await town.whole("a", source)
+    fetching = town.engine("b")
+    assert fetching.known(source.identity.family)
+    assert not fetching.known("another")
+    streamed = fetching.fetch(starter.identity, table(starter))
+    assert starter.content == source.content
+    assert len(streamed.blocks) == 1
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
+
+
+async def test_who_was_fetched_to_is_a_source_in_turn(town: Town):
+    source, second, third = Rank(LENGTHS, seed=1), Rank(LENGTHS), Rank(LENGTHS)
+    first = await town.whole("a", source)
+    middle = town.engine("b")
+    middle.fetch(second.identity, table(second))
+    middle.serve(second.identity, table(second))
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
+    first.close()
+    del town.board.seeds["a", source.identity.fingerprint]
+    town.engine("c").fetch(third.identity, table(third))
+    assert third.content == source.content
+
+
+async def test_a_starter_is_in_the_directory_before_it_has_anything(town: Town):
+    source = Rank(LENGTHS, seed=1)
+    await town.whole("a", source)
+    starter = Rank(LENGTHS)
+    town.engine("b").fetch(starter.identity, table(starter))
+    seeds = [seed for engine, seed in town.board.history if engine == "b"]
+    assert all(seed.total == sum(LENGTHS) for seed in seeds)
+    assert all(seed.since > 0 for seed in seeds)
+
+
+async def test_a_failure_leaves_nothing_to_serve(town: Town):
+    starter = Rank(LENGTHS)
+    streaming = town.engine("b")
+    with pytest.raises(TransferError, match="no source is left"):
+        streaming.fetch(starter.identity, table(starter))
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port == 0)
+    # From disk then; and now it serves.
+    loaded = Rank(LENGTHS, seed=1)
+    streaming.serve(loaded.identity, table(loaded))
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole and seed.port > 0)
+    third = Rank(LENGTHS)
+    town.engine("c").fetch(third.identity, table(third))
+    assert third.content == loaded.content
+
+
+async def test_while_the_engine_sleeps_its_master_is_read(town: Town):
+    pages, master, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    guard, asleep, arena = Guard(), threading.Event(), pages.addresses[0]
+
+    def locate(address: int) -> int:
+        inside = asleep.is_set() and arena <= address < arena + LENGTHS[0]
+        return master.addresses[0] + address - arena if inside else address
+
+    await town.whole("a", pages, guard=guard, locate=locate)
+    assert guard.close()
+    pages.held[0][:] = b"\xa5" * LENGTHS[0]
+    asleep.set()
+    guard.open()
+    town.engine("b").fetch(starter.identity, table(starter))
+    assert starter.content == master.content
+
+
+async def test_sources_that_were_named_are_asked_and_nobody_else(town: Town):
+    source, other, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS, seed=2), Rank(LENGTHS)
+    named = await town.whole("a", source)
+    await town.whole("z", other)
+    options = Options(source=(RankSources(0, (f"{LOCAL}:{named._port}",)),))
+    streamed = town.engine("b", options).fetch(starter.identity, table(starter))
+    assert starter.content == source.content
+    assert list(streamed.blocks) == [f"{LOCAL}:{named._port}"]
+    assert not town.engine("c", Options(source=(RankSources(7, ("h:1",)),))).known(source.identity.family)
+
+
+async def test_a_taken_port_costs_the_serving_alone(town: Town, caplog: pytest.LogCaptureFixture):
+    source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    first = await town.whole("a", source)
+    streaming = town.engine("b", Options(listen_port=first._port))
+    assert "serves no weights" in caplog.text
+    streaming.fetch(starter.identity, table(starter))
+    assert starter.content == source.content
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port == 0)
+
+
+def test_the_limit_holds_while_the_engine_has_requests(town: Town):
+    streaming = town.engine("a", Options(rate_limit=5.0))
+    assert streaming._limit() == 0
+    streaming.stepped()
+    assert streaming._limit() == 5.0
+
+
+def test_addresses_are_written_for_upstreams_scripts(town: Town, tmp_path: Path):
+    streaming = town.engine("a", Options(output_prefix=f"{tmp_path}/seed"))
+    assert (tmp_path / "seed0.txt").read_text() == f"{LOCAL}:{streaming._port}"
+    write_address(tmp_path / "six", "fd00::7", 1)
+    assert (tmp_path / "six").read_text() == "[fd00::7]:1"
+
+
+def test_a_full_disk_is_told_and_ends_nothing(town: Town, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "seed0.txt").symlink_to("/dev/full")
+    streaming = town.engine("a", Options(output_prefix=f"{tmp_path}/seed"))
+    assert "OUTPUT_PREFIX" in caplog.text
+    assert "No space left" in caplog.text
+    assert streaming._port
+    assert not (tmp_path / "seed0.txt").exists()
