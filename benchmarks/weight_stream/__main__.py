@@ -21,7 +21,8 @@ QUICK_SIZE, QUICK_CHAIN_SIZE = 256 << 20, 64 << 20
 
 def measure(*, quick: bool, progress: Progress) -> Samples:
     samples = Samples()
-    rate = checked_over_raw(3 if quick else 20, QUICK_SIZE if quick else SIZE, samples, progress)
+    pairs, size = (3, QUICK_SIZE) if quick else (20, SIZE)
+    rate = checked_over_raw(pairs, size, samples, progress, judged=not quick)
     samples.values["raw_GBps"] = rate / 1e9
     chains(1 if quick else 5, 4 if quick else 8, QUICK_CHAIN_SIZE if quick else CHAIN_SIZE, rate, samples, progress)
     return samples
