@@ -37,6 +37,8 @@ campaign: setup ## hours: the protocol in large; property tests and simulations,
 	        tests/native/conformance/test_random_life.py -m "not engine and not system and not campaign" \
 	        --hypothesis-profile=campaign --hypothesis-seed=$$seed \
 	        --timeout=7200 $(ARGS) || exit 1; \
+	    SEQUENCES=$(SEEDS) FIRST_SEED=$$seed $(PYTEST) -q tests/integration/daemon/test_sequences.py \
+	        --timeout=7200 $(ARGS) || exit 1; \
 	done
 
 lint: setup ## formatting, lint and types

@@ -199,7 +199,7 @@ class _Gauges(Collector):
             "vnpu_ledger_drift_bytes", "Measured use of a device minus what its owners are charged", labels=["device"]
         )
         for name, device in self._devices.items():
-            family.add_metric((name,), device.capacity - device.free_measured - device.charged)
+            family.add_metric((name,), device.drift + device.capacity - device.free_measured - device.charged)
         return family
 
     def _seats(self, view: State) -> Iterator[GaugeMetricFamily]:

@@ -98,6 +98,7 @@ class Server:
         self._listener = _listen(path)
         self._inode = path.stat().st_ino
         self._open = 0
+        self._accepted: set[socket.socket] = set()
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -113,9 +114,12 @@ class Server:
                         log.warning("accept: %s; trying again", error.strerror)
                         await asyncio.sleep(_PAUSE_WITHOUT_DESCRIPTORS)
                         continue
+                    self._accepted.add(sock)
                     group.create_task(self._serve(sock))
         finally:
             self.close()
+            for sock in self._accepted:  # whose task was cancelled before it began
+                sock.close()
 
     def close(self) -> None:
         """Stop listening and remove the file, where it is still ours; idempotent."""
@@ -134,6 +138,7 @@ class Server:
             log.info("connection ended: %s", str(error) or type(error).__name__)
         finally:
             self._open -= 1
+            self._accepted.discard(sock)
             connection.close()
 
     async def _greet(self, connection: Connection) -> None:

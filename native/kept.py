@@ -30,6 +30,8 @@ class Kept:
         self._generation = 0
         self._chunks: dict[str, dict[int, int]] = {}
         self._masters: dict[str, int] = {}
+        self._answered: tuple[int, set[protocol.Request]] = (0, set())
+        """Offered to the daemon of that generation and taken or refused: not offered to it again."""
 
     def put_chunk(self, device: str, chunk: int, descriptor: int) -> None:
         """Until `drop_chunks`: this process holds that chunk."""
@@ -59,16 +61,20 @@ class Kept:
         """Called with each daemon that welcomed this process: where it is another start than the last time, it gets
         everything. What it refuses stays with this process, as if it had not been offered.
 
-        Raises whatever `send` raises; the next call begins anew (handing back is idempotent).
+        Raises whatever `send` raises; the next call goes on from there.
         """
         with self._turn:
             if generation == self._generation:
                 return
+            if self._answered[0] != generation:
+                self._answered = (generation, set())
             if self._generation:
                 for request, beside in self._returns():
-                    reply = send(request, beside)
-                    if isinstance(reply, protocol.Refused):
-                        log.warning("%s was refused: %s", type(request).__name__, reply.message)
+                    if request not in self._answered[1]:
+                        reply = send(request, beside)
+                        self._answered[1].add(request)
+                        if isinstance(reply, protocol.Refused):
+                            log.warning("%s was refused: %s", type(request).__name__, reply.message)
             self._generation = generation
 
     def close(self) -> None:

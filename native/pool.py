@@ -176,9 +176,9 @@ class Pool:
         """The process is proven dead: all it held is back, but for the chunks `keep`. Returns how many bytes."""
         return self._drop(owner, [chunk for chunk in self._held.get(owner, ()) if chunk not in keep])
 
-    def held(self, chunk: int) -> bool:
-        """Whether somebody holds this chunk."""
-        return chunk in self._owner
+    def owner_of(self, chunk: int) -> Owner | None:
+        """Who holds this chunk."""
+        return self._owner.get(chunk)
 
     def holds(self, owner: Owner, chunks: Iterable[int]) -> bool:
         """Whether all these chunks are the owner's."""

@@ -214,6 +214,9 @@ class Device(Value, frozen=True, kw_only=True):
     owners: Annotated[tuple[Owner, ...], msgspec.Meta(max_length=4096)] = ()
     host_ram: HostRam = HostRam()
     free_measured: ByteCount = 0
+    drift: ByteCount = 0
+    """Bytes that were configured and that somebody else takes, as measured for more than 5 s: overhead that `capacity`
+    does not hold any more."""
 
     @property
     def charged(self) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from native._native import Driver, DriverError, open_driver
 from native.daemon.options import DeviceOption
 from native.fences import Fences
-from native.files import files, identify, runs
+from native.files import FileId, files, identify, runs
 from native.frames import close_all
 from native.journal import DeviceLedger, Held, KeptView
 from native.pool import Extent, NotYours, Owner, Pool
@@ -89,6 +89,11 @@ class Device:
     def adopt(self, owner: Owner, held: tuple[Extent, ...]) -> None:
         """Pages that a living process kept over a restart of the daemon."""
         self.pool.adopt(owner, held)
+
+    @property
+    def files(self) -> Mapping[int, FileId]:
+        """Where chunks lie: those that the daemon has and those that are missed; empty where memory is no file."""
+        return self._files
 
     def take_back(self, owner: Owner, beside: Mapping[int, int]) -> None:
         """Descriptors (the caller's to close) of chunks that the owner held before this start: taken as this daemon's
@@ -174,7 +179,7 @@ class Device:
             Held(owner.process, owner.holder, identities[owner.process], self.pool.extents_of(owner))
             for owner in self.pool.owners
         )
-        held = {c: f for c, f in self._files.items() if self.pool.held(c)}
+        held = {c: f for c, f in self._files.items() if self.pool.owner_of(c) is not None}
         self._files = {c: f for c, f in self._files.items() if c in held or c in self._descriptors}
         return DeviceLedger(self.fences.record, tuple(owners), runs(held), views)
 

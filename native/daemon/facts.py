@@ -17,6 +17,7 @@ def facts(node: Node) -> str:
     """See the module; the fields of `Stats` in docs/memory.md."""
     members = [
         {"engine": m.holder.engine, "nonce": m.holder.nonce, "role": m.role, "rank": m.rank, "pid": m.identity.pid}
+        | {"mapped": node.measure.held.get(m.number, 0)}
         for m in node.engines
     ]
     told = {
@@ -29,6 +30,7 @@ def facts(node: Node) -> str:
         "processes": members,
         "masters": node.masters.digests,
         "host_ram": {**msgspec.to_builtins(node.host_ram()), **node.masters.facts()},
+        "samples": node.measure.samples,
         "views": [
             {"id": view.id, "device": view.device, "owner": view.owner, "chunks": len(view.chunks), "to": view.to}
             | {"holders": sorted(view.holders), "revoked": view.revoked}
@@ -44,6 +46,6 @@ def _device(node: Node, device: Device) -> Mapping[str, object]:
         **msgspec.to_builtins(node.state(device)),
         "pool": {"free": pool.free, "charged": pool.charged, "missing": pool.debt, "foreign": pool.foreign},
         "fences": {"agreed": device.fences.agreed, "regressed": device.fences.regressed},
-        "drift": device.drift(),
+        "drift_now": device.drift(),
         "backing": device.driver.backing,
     }

@@ -30,6 +30,7 @@ from native.daemon.engines import Engines, Member
 from native.daemon.facts import facts
 from native.daemon.keeper import Keeper
 from native.daemon.masters import Masters
+from native.daemon.measure import Measure
 from native.daemon.notices import Notices
 from native.daemon.options import Options
 from native.daemon.publisher import Publisher
@@ -45,7 +46,6 @@ from native.protocol import Kind
 log = logging.getLogger(__name__)
 
 RETRY_PAUSE = 1.0
-SAMPLE_PERIOD = 5.0
 
 
 class Node:
@@ -62,6 +62,7 @@ class Node:
         self.view = NodeView(options.node, [device.id for device in options.devices])
         self.engines = Engines(self._on_death)
         self.masters = Masters(options.host_ram, lambda: self.view.digests, options.pages, self._resident)
+        self.measure = Measure(self, options.sample)
         self.views = Views()
         self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)
@@ -106,7 +107,7 @@ class Node:
                     self._follow,
                     self._revoke,
                     self._tick,
-                    self._sample,
+                    self.measure.run,
                     self.clearing.run,
                 ):
                     group.create_task(work(), name=work.__qualname__)
@@ -221,17 +222,6 @@ class Node:
                 self.settle()
                 await asyncio.sleep(RETRY_PAUSE)
 
-    async def _sample(self) -> None:
-        """The ledger says what should be, the driver what is (DESIGN §4)."""
-        before: set[str] = set()
-        while True:
-            await asyncio.sleep(SAMPLE_PERIOD)
-            drifts = {name: drift for name, device in self.devices.items() if (drift := device.drift())}
-            for name in before & drifts.keys():
-                log.warning("device %s: the ledger calls %d MiB free that are not there", name, drifts[name] >> 20)
-            before = set(drifts)
-            self.keeper.mark()
-
     def _snapshot(self) -> Ledger:
         """The ledger as it is now; what it shows to etcd is drawn at the same moment."""
         identities = {member.number: member.identity for member in (*self.engines, *self._remains.values())}
@@ -260,9 +250,11 @@ class Node:
     def state(self, device: Device) -> model.Device:
         record = device.fences.record
         members = {member.number: member for member in self.engines}
+        drift = min(self.measure.drift.get(device.option.id, 0), device.pool.capacity - device.pool.charged)
         return model.Device(
             driver=device.option.driver,
-            capacity=device.pool.capacity,
+            capacity=device.pool.capacity - drift,
+            drift=drift,
             chunk=device.pool.chunk,
             epoch=record.epoch or "none",
             closed=record.closed,

@@ -45,6 +45,9 @@ class Options(msgspec.Struct, frozen=True):
     view_grace: float = 5.0
     """Seconds that whoever has a view open has to let go, where its owner unmaps or is dead."""
     log_level: str = "INFO"
+
+    sample: float = 5.0
+    """Seconds between two measurements of what the ledger says."""
     pages: str = "auto"
     """Where host pages come from, as `native.open_driver` takes it."""
 
@@ -70,6 +73,7 @@ def parse(arguments: list[str] | None = None, environ: Mapping[str, str] = os.en
         hello_timeout=got.hello_timeout,
         view_grace=got.view_grace,
         log_level=level.upper(),
+        sample=got.sample,
         pages="auto" if got.pages is None else str(got.pages.absolute()),
     )
 
@@ -118,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         help="how long a process may take to let go of viewed pages that change hands (5); then it is killed",
+    )
+    parser.add_argument(
+        "--sample",
+        default=5.0,
+        type=float,
+        metavar="SECONDS",
+        help="how often memory is measured against the ledger (5)",
     )
     return parser
 

@@ -75,6 +75,8 @@ class EngineSession(Calls):
                 return await self._take_back(request, beside)
             case protocol.Listen():
                 return await self._listen(request)
+            case protocol.HandBackMaster():  # whatever its role: it is the process that holds
+                return await self._host.handle(request, self._caller(), beside)
             case protocol.OfferView() | protocol.OpenView() | protocol.CloseView() | protocol.RevokeView():
                 return await self._views.handle(request, self._caller("worker"))
             case _:
@@ -198,7 +200,7 @@ class EngineSession(Calls):
         return Answer(protocol.Done())
 
     async def _take_back(self, request: protocol.HandBackChunks, beside: Sequence[int]) -> Answer:
-        owner, device = self._caller("worker").owner, self.device(request.device)
+        owner, device = self._caller().owner, self.device(request.device)
         if len(beside) != len(request.chunks):
             raise Denied(Code.BAD_REQUEST, f"{len(request.chunks)} chunks came with {len(beside)} descriptors")
         try:

@@ -84,6 +84,15 @@ class Views:
         """Chunks of this owner that other processes may have mapped."""
         return frozenset(chunk for view in self.of(owner) if view.holders for chunk in view.chunks)
 
+    def viewers(self, device: str) -> dict[int, frozenset[int]]:
+        """By chunk of the device: which processes may have it mapped."""
+        found: dict[int, frozenset[int]] = {}
+        for view in self._views.values():
+            if view.device == device and view.holders:
+                for chunk in view.chunks:
+                    found[chunk] = found.get(chunk, frozenset()) | view.holders
+        return found
+
     def revoke(self, view: View) -> frozenset[int]:
         """Nobody opens it any more; returns who has it open."""
         view.revoked = True

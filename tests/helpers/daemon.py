@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import json
 import os
 import resource
 import signal
@@ -17,6 +18,7 @@ from types import TracebackType
 from coordinator.store import keys
 from coordinator.store.base import Store
 from coordinator.store.follow import follow
+from native.client import read_stats
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +121,17 @@ class DaemonProcess:
             while words not in self.said():  # noqa: ASYNC110 (a file says nothing when it grows)
                 await asyncio.sleep(0.05)
 
+    async def until_sampled(self) -> None:
+        """Until it has measured once more."""
+
+        def samples() -> int:
+            return int(json.loads(read_stats(str(self.socket)))["samples"])
+
+        before = await asyncio.to_thread(samples)
+        async with asyncio.timeout(PATIENCE_S):
+            while await asyncio.to_thread(samples) == before:  # noqa: ASYNC110 (it says so only when asked)
+                await asyncio.sleep(0.05)
+
     def open_descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
 
@@ -126,7 +139,8 @@ class DaemonProcess:
         """SIGTERM to the daemon itself: what it runs under may not pass it on."""
         pid = self.pid
         if self.under:
-            pid = int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            pid = int(children[0]) if children else pid
         os.kill(pid, signal.SIGTERM)
 
     def _limit(self) -> None:

@@ -130,20 +130,23 @@ class Puppet:
 
 
 def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
+    hands = _Hands(path, engine, nonce, role, int(rank))
+    for line in sys.stdin:
+        sys.stdout.write(json.dumps(_answer(hands, line)) + "\n")
+        sys.stdout.flush()
+
+
+def _answer(hands: _Hands, line: str) -> tuple[str, object]:
     from native._native import DriverError
     from native.client import DaemonError, DaemonRefused
 
-    hands = _Hands(path, engine, nonce, role, int(rank))
-    for line in sys.stdin:
-        do, *args = json.loads(line)
-        try:
-            answer: tuple[str, object] = ("done", getattr(hands, do)(*args))
-        except DaemonRefused as refused:
-            answer = ("refused", (refused.code.value, str(refused)))
-        except (DaemonError, DriverError) as error:
-            answer = ("failed", str(error))
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    do, *args = json.loads(line)
+    try:
+        return "done", getattr(hands, do)(*args)
+    except DaemonRefused as refused:
+        return "refused", (refused.code.value, str(refused))
+    except (DaemonError, DriverError) as error:
+        return "failed", str(error)
 
 
 class _Hands:
@@ -226,6 +229,12 @@ class _Hands:
         """What `RegionHands` can do."""
         return getattr(self.region, do)(*args)
 
+    def unmap_without_unmapping(self, device: str, chunks: list[int]) -> None:
+        self.client.unmap(device, chunks)
+
+    def close_without_unmapping(self, view: int) -> None:
+        self.client.close_view(view)
+
     def fills(self) -> dict[int, int | None]:
         return {chunk: _fill(content) for chunk, content in self.mapped.items()}
 
@@ -261,6 +270,18 @@ class _Hands:
         """Open it, and hand it back to a restarted daemon."""
         opened = self.client.open_master(digest)
         assert opened is not None
+        self.client.kept.put_master(digest, opened[0])
+
+    def make_or_open_master(self, digest: str, size: int) -> None:
+        """As an engine at the end of its start-up."""
+        opened = self.client.open_master(digest)
+        if opened is None:
+            self.create_master(size)
+            self.write_master(digest)
+            self.seal_master(digest)
+            opened = self.client.open_master(digest)
+        assert opened is not None
+        assert os.pread(opened[0], len(digest), 0).decode() == digest
         self.client.kept.put_master(digest, opened[0])
 
     def keep_instead(self, device: str, chunk: int, path: str, size: int) -> None:

@@ -149,3 +149,29 @@ async def test_a_restarted_daemon_calls_views_in(own_daemon: DaemonProcess, lead
         await a.offload()
         assert set(await b.worker.call("heard")) == {view, of_dead}  # type: ignore[call-overload]
         await b.restore(32, 2)
+
+
+@pytest.mark.parametrize("daemon_options", [{"more": ("--sample", "0.3")}])
+async def test_who_has_pages_mapped_that_it_gave_back_is_ended(own_daemon: DaemonProcess, leader: Leader) -> None:
+    """It could write to what is another's by now. Those who only see their own and what they view are left alone."""
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+        view = await offered(b, 7)
+        await a.restore(4, 1)
+        await a.worker.call("open_view", view)
+        await own_daemon.until_sampled()
+        await own_daemon.until_sampled()
+        fence = await a.begin()
+        await a.worker.call("unmap_without_unmapping", a.device, a.chunks)
+        assert await a.worker.ended() == SIGKILLED
+        assert "4 chunks mapped that it gave back" in own_daemon.said()
+        await leader.closed(a.device, fence)
+        assert b.worker.alive
+
+
+@pytest.mark.parametrize("daemon_options", [{"more": ("--sample", "0.3")}])
+async def test_who_closes_a_view_and_goes_on_looking_is_ended(own_daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+        view = await offered(a, 7)
+        await b.worker.call("open_view", view)
+        await b.worker.call("close_without_unmapping", view)
+        assert await b.worker.ended() == SIGKILLED

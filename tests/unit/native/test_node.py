@@ -17,10 +17,12 @@ from coordinator.core.model import Order
 from coordinator.store import keys
 from coordinator.store.memory import MemoryEtcd
 from native import protocol
+from native.client import ANSWER_MARGIN
 from native.daemon import calls, keeper, publisher
 from native.daemon.node import Node
 from native.daemon.options import DeviceOption, Options
 from native.daemon.session import EngineSession
+from native.fences import Holder
 from native.journal import Ledger
 from native.processes import Identity, boot_id, reopen, start_time
 from native.protocol import Code, Done, Enter, Hello, Kind, Leave, Map, Mapped, Opened, Refused
@@ -243,3 +245,40 @@ async def test_facts_are_told(tmp_path: Path) -> None:
         facts = json.loads(reply.json)
         assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0, "foreign": 0}
         assert [one["pid"] for one in facts["processes"]] == [at.process.pid]
+
+
+async def test_drift_that_stands_is_taken_off_the_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its first sight it is an operation under way; when it passes, the capacity is what was configured."""
+    async with place(tmp_path) as at:
+        drift = CHUNK
+        monkeypatch.setattr(at.node.devices["0"], "drift", lambda: drift)
+        at.node.measure.sample_drift()
+        assert at.node.measure.drift == {}
+        at.node.measure.sample_drift()
+        at.node.settle()
+        await at.leader.until(at.device, lambda state: (state.capacity, state.drift) == (8 * MIB - CHUNK, CHUNK))
+        drift = 0
+        at.node.measure.sample_drift()
+        at.node.settle()
+        await at.leader.until(at.device, lambda state: (state.capacity, state.drift) == (8 * MIB, 0))
+
+
+async def test_a_worker_is_not_told_of_an_operation_that_ended_while_the_disk_was_slow(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        at.disk.free.clear()
+        at.node.devices["0"].fences.observe(at.node.view.of("0"))
+        at.node.generation += 1  # something to write
+        at.node.settle()
+        waiting = asyncio.create_task(at.worker.handle(protocol.AwaitOpen(at.device, 0.5)))
+        await asyncio.sleep(0.1)
+        assert at.node.devices["0"].fences.leave(Holder("a", at.spec.holder.nonce), fence.epoch, fence.revision) is None
+        at.disk.free.set()
+        refused = (await waiting).reply
+        assert isinstance(refused, Refused)
+        assert refused.code is Code.TIMEOUT
+
+
+def test_the_journals_time_limit_lies_under_the_clients() -> None:
+    assert calls.PERSIST_TIMEOUT < ANSWER_MARGIN
