@@ -88,6 +88,7 @@ def conformance(driver: str) -> Section:
     if not SUITE.exists():
         return Section("Conformance", failure=f"{SUITE} is not there: run this in a checkout")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", "-rfE", str(SUITE)]
+    command += [f"--ignore={SUITE / 'test_failures.py'}"]  # no device fails to order
     try:
         done = subprocess.run(
             command, env={**os.environ, "VNPU_VERIFY_DRIVER": driver}, cwd=SUITE.parents[2], capture_output=True,
