@@ -7,7 +7,6 @@ model that was woken so and is not used has no minimum residency. What it costs 
 
 from __future__ import annotations
 
-from coordinator.core.attend import wanted
 from coordinator.core.entries import EngineEntry
 from coordinator.core.model import DeviceId, EngineId
 from coordinator.core.plan import Projection, Verdict, plan
@@ -43,7 +42,7 @@ def _candidate(world: World, id_: EngineId, device: DeviceId, now: float) -> tup
 
 
 def _likely(world: World, engine: EngineEntry, device: DeviceId, now: float) -> float:
-    if engine.model is None or world.models.of(engine.model).drained or wanted(world, engine.model):
+    if engine.model is None or world.models.of(engine.model).drained:
         return 0.0
     habit = world.arrivals.of(engine.model)
     if habit is None or stand(world.ledger, engine, now, world.limits).standing is not Standing.ASLEEP:
