@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.helpers.kv import Cache, pulls
-from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mooncake_peer, tcp_peer
+from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mooncake_peer, refuse, tcp_peer
 from tests.helpers.memory import buffer, read, write
 from tests.helpers.wires import TRUST, meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
@@ -22,7 +22,7 @@ from transfer.kv.messages import Confirm, Refused
 from transfer.kv.mooncake import LONG, STAGE, Engine, pieces
 from transfer.kv.plan import plan_pull
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped
-from transfer.kv.tcp import SERVICE, TcpReader
+from transfer.kv.tcp import SERVICE, KvServer, TcpReader
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
@@ -189,6 +189,22 @@ def test_many_readers_of_one_server() -> None:
         for step, result in results:
             rows = range(0, SIZE // 64 // step * 64 * step, 64 * step)
             assert result() == b"".join(NOISE[at : at + 64] for at in rows)
+
+
+def test_bytes_are_sent_under_the_rate_limit() -> None:
+    waited: list[int] = []
+
+    class Pace:
+        def wait(self, size: int) -> None:
+            waited.append(size)
+
+    with target() as source, target() as into:
+        server = KvServer({HANDLE: source}, refuse)
+        with Listener("127.0.0.1", 0, TRUST, SERVICE, server.serve, pace=Pace()) as listener:
+            reader = TcpReader(lambda deadline: dial("127.0.0.1", listener.port, TRUST, SERVICE, deadline))
+            reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never)
+            reader.close()
+    assert sum(waited) == SIZE
 
 
 def test_the_session_goes_over_the_same_service() -> None:

@@ -113,6 +113,7 @@ class KvServer:
         position = 0
         for chunk in split(boxes, CHUNK):
             size = sum(box.bytes for box in chunk)
+            channel.pace(size)
             rows = _at(region, long_rows(chunk, ROW, dst=False))
             if rows is None:
                 place(gathering(chunk), stage.span(size), region, "memcpy")
