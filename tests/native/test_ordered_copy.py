@@ -9,6 +9,7 @@ import pytest
 
 import native._native as module
 from native._native import Arena, Driver, DriverError, OrderedCopy, serve_device
+from tests.helpers.drivers import DriverCase
 from tests.helpers.memory import read, write
 
 Pieces = list[tuple[int, int, int]]
@@ -51,6 +52,20 @@ def test_what_goes_out_comes_back(driver: Driver, mapped: tuple[int, int, int]) 
     assert OrderedCopy(driver, pieces(host, base, size, 3), "d2h").wait(None, 60)
 
     assert read(host, size // 3 * 3) == pattern(size)[: size // 3 * 3]
+
+
+def test_nothing_is_told_before_it_is_there(case: DriverCase, driver: Driver, mapped: tuple[int, int, int]) -> None:
+    """On the simulators, whose streams can be held."""
+    simulator = case.simulator()
+    if simulator is None:
+        return
+    base, host, size = mapped
+    with simulator.held():
+        copy = OrderedCopy(driver, pieces(base, host, size, 2), "h2d")
+        assert not copy.wait(1, 0.01)
+        assert (copy.entries_done, copy.bytes_done, copy.done) == (0, 0, False)
+    assert copy.wait(None, 60)
+    assert copy.entries_done == 2
 
 
 def test_an_empty_copy_is_done(driver: Driver, mapped: tuple[int, int, int]) -> None:
