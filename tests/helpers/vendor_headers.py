@@ -9,6 +9,7 @@ contract tests read.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import subprocess
@@ -37,15 +38,21 @@ class Wheel:
 
     @property
     def folder(self) -> Path:
-        return CACHE / f"{self.name}-{self.version}"
+        kept = hashlib.sha256(repr((self.inside, self.endings)).encode()).hexdigest()[:8]
+        return CACHE / f"{self.name}-{self.version}-{kept}"
 
 
 TORCH_NPU = Wheel(
     "torch-npu",
     "2.10.0.post4",
     "7d88428d9bb8473919a38947617fcc481cb6e28927a8aa30e486a9bc42f30d90",
-    ("torch_npu/include/third_party/acl/inc/acl/", "torch_npu/include/third_party/hccl/inc/"),
-    (".h",),
+    (
+        "torch_npu/include/third_party/acl/inc/acl/",
+        "torch_npu/include/third_party/hccl/inc/",
+        "torch_npu/include/torch_npu/csrc/npu/NPUPluggableAllocator.h",
+        "torch_npu/npu/memory.py",
+    ),
+    (".h", ".py"),
 )
 CUDA_RUNTIME = Wheel(
     "nvidia-cuda-runtime-cu12",
@@ -119,8 +126,13 @@ def acl_include() -> Path:
 
 
 def hccl_include() -> Path:
-    """What `#include "hccl/hccl.h"` is found under; it wants `acl_include()` too."""
-    return unpacked(TORCH_NPU) / "torch_npu/include/third_party/hccl/inc"
+    """What `#include "third_party/hccl/inc/hccl/hccl.h"` is found under; it wants `acl_include()` too."""
+    return unpacked(TORCH_NPU) / "torch_npu/include"
+
+
+def torch_npu() -> Path:
+    """The folder `torch_npu` with what is kept of the wheel: headers, and `npu/memory.py`."""
+    return unpacked(TORCH_NPU) / "torch_npu"
 
 
 def cuda_include() -> Path:

@@ -299,6 +299,23 @@ def test_a_vendor_s_error_is_told_with_call_code_name_and_remedy(
     assert refused("create", chunk).code == 424242  # a number that nobody knows
 
 
+def test_what_could_not_be_created_is_not_charged(case: DriverCase, simulator: Simulator, chunk: int) -> None:
+    """The room that a create took is given back when it fails, whichever of its calls did."""
+    limited = case.open(limit=chunk)
+    calls = simulator.calls()
+    limited.destroy(limited.create(chunk))
+    for nth in range(1, simulator.calls() - calls + 1):
+        simulator.fail(nth, CODES[case.name])
+        handle = 0
+        try:
+            handle = limited.create(chunk)
+        except DriverError:
+            pass
+        simulator.forgive()
+        limited.destroy(handle or limited.create(chunk))
+        assert limited.free_bytes() == chunk
+
+
 def test_streams_run_out_with_the_vendor_s_error(
     driver: Driver, case: DriverCase, simulator: Simulator, refused: Callable[..., DriverError]
 ) -> None:
