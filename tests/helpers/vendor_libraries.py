@@ -15,7 +15,7 @@ from tests.helpers.vendor_headers import CACHE, ROOT, acl_include, compiler, cud
 
 SOURCES = ROOT / "tests" / "vendor"
 FLAGS = (
-    "-O1",
+    "-O0",
     "-Wall",
     "-Wextra",
     "-Werror",
