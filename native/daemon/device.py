@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from native._native import Driver, DriverError, open_driver
+from native.daemon.counters import Counters
 from native.daemon.options import DeviceOption
 from native.fences import Fences
 from native.files import FileId, files, identify, runs
@@ -66,6 +67,7 @@ class Device:
         self._changed = changed
         self.fences = Fences(ledger.record)
         self.pool = Pool(option.capacity, option.chunk, generation)
+        self.counters = Counters()
         self.short = asyncio.Event()
         """Set when the pool is short of chunks."""
         self.short.set()
@@ -233,9 +235,11 @@ class Device:
                 self._files[chunk] = named[0]
 
     async def _create(self) -> tuple[int, int]:
+        began = time.monotonic()
         self._coming = self.pool.chunk
         try:
             handle = await asyncio.to_thread(self.driver.create, self.pool.chunk)
+            self.counters.took("populate", time.monotonic() - began, self.pool.chunk)
             return handle, self.driver.export_handle(handle)
         finally:
             self._coming = 0

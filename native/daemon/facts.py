@@ -30,6 +30,7 @@ def facts(node: Node) -> str:
         "processes": members,
         "masters": node.masters.digests,
         "host_ram": {**msgspec.to_builtins(node.host_ram()), **node.masters.facts()},
+        "calls": node.counters.facts(),
         "samples": node.measure.samples,
         "views": [
             {"id": view.id, "device": view.device, "owner": view.owner, "chunks": len(view.chunks), "to": view.to}
@@ -48,4 +49,5 @@ def _device(node: Node, device: Device) -> Mapping[str, object]:
         "fences": {"agreed": device.fences.agreed, "regressed": device.fences.regressed},
         "drift_now": device.drift(),
         "backing": device.driver.backing,
+        "steps": device.counters.facts(),
     }

@@ -25,6 +25,7 @@ from coordinator.store.follow import follow
 from native.connections import Server
 from native.daemon.bell import Bell
 from native.daemon.clearing import Clearing
+from native.daemon.counters import Counters
 from native.daemon.device import Device
 from native.daemon.engines import Engines, Member
 from native.daemon.facts import facts
@@ -63,6 +64,7 @@ class Node:
         self.engines = Engines(self._on_death)
         self.masters = Masters(options.host_ram, lambda: self.view.digests, options.pages, self._resident)
         self.measure = Measure(self, options.sample)
+        self.counters = Counters()
         self.views = Views()
         self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)

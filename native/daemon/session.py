@@ -42,12 +42,15 @@ class EngineSession(Calls):
         self._role = ""
 
     async def handle(self, request: protocol.Request, beside: Sequence[int] = ()) -> Answer:
+        began = self.node.now()
         try:
             return await self._dispatch(request, beside)
         except Denied as denied:
             return Answer(Refused(denied.code, str(denied)), last=denied.code is Code.FORBIDDEN)
         except TimeoutError:
             return Answer(Refused(Code.FAILED, "the ledger could not be written in time; see the daemon's log"))
+        finally:
+            self.node.counters.took(type(request).__name__, self.node.now() - began)
 
     def closed(self) -> None:
         """The process may live on and come back; only what nobody else can use goes."""

@@ -245,6 +245,10 @@ async def test_facts_are_told(tmp_path: Path) -> None:
         facts = json.loads(reply.json)
         assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0, "foreign": 0}
         assert [one["pid"] for one in facts["processes"]] == [at.process.pid]
+        assert {name: one["count"] for name, one in facts["calls"].items()} == {"Hello": 2, "Enter": 1, "Map": 1}
+        assert 0 < facts["calls"]["Map"]["longest"] <= facts["calls"]["Map"]["seconds"]
+        populated = facts["devices"]["0"]["steps"]["populate"]
+        assert (populated["count"], populated["bytes"]) == (4, 8 * MIB)
 
 
 async def test_drift_that_stands_is_taken_off_the_capacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
