@@ -18,6 +18,7 @@ import msgspec
 from coordinator import config as configuration
 from coordinator.config import Config
 from coordinator.errors import ConfigError
+from coordinator.store.access import credentials_apart
 from coordinator.supervise import programs
 from coordinator.supervise.engine_command import Command, cores_by_model, engine_command
 from coordinator.supervise.keeper import Program
@@ -41,17 +42,18 @@ class Asked(msgspec.Struct, frozen=True):
 
 def daemon(asked: Asked) -> int:
     config = configuration.load(asked.file, os.environ)
-    etcd = endpoints(config, asked, os.environ)
+    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
     if not (asked.show or asked.as_json):
         asked.run_dir.daemon.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return _become(programs.daemon(config, etcd, asked.run_dir, sys.executable), asked)
+    return _become(programs.daemon(config, etcd, asked.run_dir, sys.executable), secrets, asked)
 
 
 def coordinator(asked: Asked, identifier: str | None) -> int:
     config = configuration.load(asked.file, os.environ)
-    etcd = endpoints(config, asked, os.environ)
+    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
     identifier = identifier or f"{config.node}-{os.getpid()}"
-    return _become(programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable), asked)
+    program = programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable)
+    return _become(program, secrets, asked)
 
 
 def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
@@ -61,8 +63,9 @@ def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     model = config.models[name]
     cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
     port = port or model.port or free_port(_ports(config))
-    command = engine_command(config, name, endpoints(config, asked, os.environ), port, cores, sys.executable)
-    return _run(_with_key(command, asked), asked)
+    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
+    command = _with_key(engine_command(config, name, etcd, port, cores, sys.executable), asked)
+    return _run(command.argv, {**command.env, **secrets}, asked)
 
 
 def _with_key(command: Command, asked: Asked) -> Command:
@@ -100,12 +103,13 @@ def _known(config: Config) -> str:
     return f"known: {', '.join(config.models)}"
 
 
-def _become(program: Program, asked: Asked) -> int:
-    return _run(Command(program.argv, program.env), asked)
+def _become(program: Program, secrets: Mapping[str, str], asked: Asked) -> int:
+    return _run(program.argv, {**program.env, **secrets}, asked)
 
 
-def _run(command: Command, asked: Asked) -> int:
+def _run(argv: tuple[str, ...], env: dict[str, str], asked: Asked) -> int:
     """Shows it and returns, or becomes it and does not."""
+    command = Command(argv, env)
     if asked.as_json:
         print(msgspec.json.format(msgspec.json.encode(command)).decode())
     elif asked.show:

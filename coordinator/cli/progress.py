@@ -15,6 +15,7 @@ from rich.table import Table
 
 from coordinator.picture import Picture
 from coordinator.sizes import show_duration
+from coordinator.store.access import credentials_apart
 from coordinator.supervise import readiness
 from coordinator.supervise.keeper import Keeper, Kind, State
 from coordinator.supervise.layout import Process, RunFile
@@ -79,7 +80,7 @@ class Progress:
         lines = {
             "gateway": f"{run.gateway}/v1",
             "admin": run.admin,
-            "etcd": ",".join(run.etcd),
+            "etcd": ",".join(credentials_apart(run.etcd)[0]),
             "try": f"curl {run.gateway}/v1/models",
             "watch": _watch_command(Path(run.socket).parent),
             "stop": "Ctrl-C",

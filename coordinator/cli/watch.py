@@ -27,6 +27,7 @@ from coordinator.core.why import why
 from coordinator.errors import ConfigError, VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
+from coordinator.store.access import credentials_apart
 from coordinator.supervise.child import first
 from coordinator.supervise.layout import RunDir
 
@@ -195,7 +196,8 @@ class Watcher:
                 await self._mirror.until(lambda picture: True)
         except TimeoutError:
             remedy = "is the node running? name another: --etcd URL"
-            raise VnpuError(f"etcd at {', '.join(urls)} does not answer", remedy=remedy) from None
+            shown = ", ".join(credentials_apart(urls)[0])
+            raise VnpuError(f"etcd at {shown} does not answer", remedy=remedy) from None
 
     @property
     def picture(self) -> Picture:

@@ -69,6 +69,16 @@ def access_from(
     return Access(tuple(_endpoint(url) for url in urls), user, password, tls)
 
 
+def credentials_apart(endpoints: Sequence[str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The endpoints without user and password, and these as environment variables: everybody on a machine may read
+    command lines, and screens are no place for them. Raises `ConfigError` as `access_from`."""
+    urls = [_split(endpoint) for endpoint in endpoints]
+    named = next((url for url in urls if url.username), None)
+    bare = (_endpoint(url).url if url.username else given for url, given in zip(urls, endpoints, strict=True))
+    said = {"VNPU_ETCD_USER": named and named.username, "VNPU_ETCD_PASSWORD": named and named.password}
+    return tuple(bare), {name: _part(text) for name, text in said.items() if text}
+
+
 def _split(endpoint: str) -> SplitResult:
     text = endpoint if "://" in endpoint else f"http://{endpoint}"
     shown = text.rpartition("@")[2]  # never echo a password

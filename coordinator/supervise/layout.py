@@ -74,8 +74,10 @@ class RunDir:
         return self.logs / f"{quote(name, safe='')}.log"
 
     def write(self, run: RunFile) -> None:
-        """In one step: a reader sees the old file or the new one."""
+        """In one step: a reader sees the old file or the new one. 0600: the endpoints may hold etcd's password."""
         new = self.run_file.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
         new.write_bytes(msgspec.json.format(msgspec.json.encode(run)) + b"\n")
         new.replace(self.run_file)
 

@@ -20,6 +20,7 @@ from coordinator.embedded import EmbeddedEtcd, find_binary
 from coordinator.errors import VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
+from coordinator.store.access import credentials_apart
 from coordinator.store.etcd import EtcdStore
 from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
@@ -75,10 +76,11 @@ class Node:
         self._file = file.absolute()
         self._run_dir = run_dir
         self._display = display
-        self._environ = environ
+        self._endpoints: tuple[str, ...] = config.endpoints
+        self._urls, secrets = credentials_apart(config.endpoints)
+        self._environ = {**environ, **secrets}
         self._python = python
         self._names = [name for name in config.models if name not in without]
-        self._urls: tuple[str, ...] = config.endpoints
         self._identifier = f"{config.node}-{os.getpid()}"
         self._keepers: list[Keeper] = []
         self._core_lost = asyncio.Event()
@@ -137,7 +139,7 @@ class Node:
             return await EtcdChild.spawn(etcd, self._guard)
 
         await self._keep(programs.etcd(), spawn).ready_once.wait()
-        self._urls = (etcd.url,)
+        self._endpoints = self._urls = (etcd.url,)
 
     async def _with_store(self, store: EtcdStore) -> None:
         await self._store_answers()
@@ -256,7 +258,7 @@ class Node:
             pid=os.getpid(),
             ready=self._engines_settled,
             node=self._config.node,
-            etcd=self._urls,
+            etcd=self._endpoints,
             gateway=self._coordinator.gateway_url,
             admin=self._coordinator.admin_url,
             socket=str(self._run_dir.socket),

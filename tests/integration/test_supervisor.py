@@ -289,6 +289,15 @@ def test_an_etcd_that_does_not_answer_is_named(start, folder):
     assert "etcd at http://127.0.0.1:9 does not answer" in up.said
 
 
+def test_the_password_of_an_etcd_is_not_shown(start, folder):
+    text = (folder / "vnpu.yaml").read_text()
+    (folder / "vnpu.yaml").write_text(text + "etcd: [http://root:sesame@127.0.0.1:9]\n")
+    up = start()
+    assert up.end() == 1
+    assert "etcd at http://127.0.0.1:9 does not answer" in up.said
+    assert "sesame" not in up.said
+
+
 def test_an_etcd_that_loses_data_is_refused(start, folder, tmp_path_factory):
     with running_etcd(tmp_path_factory.mktemp("own")) as etcd:
         text = (folder / "vnpu.yaml").read_text()

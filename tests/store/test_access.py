@@ -12,7 +12,7 @@ import pytest
 
 from coordinator.errors import ConfigError, StoreError, StoreUnavailable
 from coordinator.store import connect
-from coordinator.store.access import access_from
+from coordinator.store.access import access_from, credentials_apart
 from coordinator.store.base import Put
 from coordinator.store.transport import Refused
 from tests.helpers.certificates import Authority
@@ -173,6 +173,16 @@ def test_a_password_shows_nowhere() -> None:
     access = access_from(["http://u:secret@a:1"], {})
     assert "secret" not in repr(access)
     assert "secret" not in "".join(endpoint.url for endpoint in access.endpoints)
+
+
+def test_credentials_are_taken_apart_for_command_lines_and_give_the_same_access() -> None:
+    given = ["http://u:p%40ss@a:1", "b:2", "https://[::1]:3"]
+    bare, environ = credentials_apart(given)
+    assert bare == ("http://a:1", "b:2", "https://[::1]:3")
+    assert environ == {"VNPU_ETCD_USER": "u", "VNPU_ETCD_PASSWORD": "p@ss"}
+    ours, theirs = access_from(bare, environ), access_from(given, {})
+    assert (ours.endpoints, ours.user, ours.password) == (theirs.endpoints, theirs.user, theirs.password)
+    assert credentials_apart(["http://a:1"]) == (("http://a:1",), {})
 
 
 @pytest.mark.parametrize(

@@ -147,6 +147,15 @@ def test_daemon_and_coordinator_show_what_they_become(here, capsys):
     assert not (here / ".vnpu" / "daemon").exists()
 
 
+@pytest.mark.parametrize("words", [("daemon",), ("coordinator",), ("engine", "a")], ids=lambda words: words[0])
+def test_the_password_of_an_etcd_is_in_no_command_line(here, capsys, words):
+    _, out, _ = run(capsys, *words, "--json", "--etcd", "http://u:sesame@h:1")
+    command = json.loads(out)
+    assert "sesame" not in " ".join(command["argv"])
+    assert (command["env"]["VNPU_ETCD_USER"], command["env"]["VNPU_ETCD_PASSWORD"]) == ("u", "sesame")
+    assert "http://h:1" in [*command["argv"], command["env"].get("VNPU_ETCD_ENDPOINTS")]
+
+
 def test_a_command_loads_only_what_it_needs():
     script = "import sys, coordinator.cli.main as m; m.parser.build(); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout

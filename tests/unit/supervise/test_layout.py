@@ -31,6 +31,7 @@ def test_the_run_file_comes_back_and_goes_with_its_run(tmp_path: Path):
     with folder.held():
         folder.write(run_file(os.getpid()))
         assert folder.read() == run_file(os.getpid())
+        assert folder.run_file.stat().st_mode & 0o777 == 0o600
         folder.socket.touch()
     assert sorted(path.name for path in folder.root.iterdir()) == ["daemon", "lock", "logs", "transfer.key"]
     with pytest.raises(NotRunning, match="no node is running"):
