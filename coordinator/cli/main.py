@@ -30,6 +30,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _complain(error, MISUSED)
     except VnpuError as error:
         return _complain(error, FAILED)
+    except BrokenPipeError:  # whoever reads our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter flushes once more at its end
+        return FAILED
+    except OSError as error:  # of files and folders that the user named: a full disk, no permission
+        logging.debug("where it came from:", exc_info=error)
+        return _complain(VnpuError(f"{error.filename}: {error.strerror}" if error.filename else str(error)), FAILED)
     except KeyboardInterrupt:
         return INTERRUPTED
 

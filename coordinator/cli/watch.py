@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VnpuError as error:
         print(f"vnpu-watch: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
 
 
@@ -97,6 +97,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _watch(args: argparse.Namespace, urls: Sequence[str]) -> int:
+    if (ours := asyncio.current_task()) is not None:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, ours.cancel)  # the terminal is to be given back
     store = connect(urls)
     mirror = Mirror(store)
     watcher = Watcher(mirror)

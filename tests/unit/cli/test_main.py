@@ -156,6 +156,22 @@ def test_the_password_of_an_etcd_is_in_no_command_line(here, capsys, words):
     assert "http://h:1" in [*command["argv"], command["env"].get("VNPU_ETCD_ENDPOINTS")]
 
 
+def test_a_folder_that_cannot_be_made_is_one_line(capsys):
+    code, _, said = run(capsys, "make-model", "/proc/nowhere/m")
+    assert code == 1
+    assert said.splitlines() == ["vnpu: /proc/nowhere: No such file or directory"]
+
+
+def test_a_reader_that_has_enough_is_no_fault():
+    command = [sys.executable, "-m", "coordinator.cli.main", "doctor"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        assert child.stderr.read() == b""
+    assert child.returncode == 1
+
+
 def test_a_command_loads_only_what_it_needs():
     script = "import sys, coordinator.cli.main as m; m.parser.build(); print(sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
