@@ -144,8 +144,8 @@ class RunDir:
         """The last line of that process's log that names an error, else its last that says something; may be empty."""
         try:
             with self.log(name).open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
-                lines = log.read().decode(errors="replace").rstrip().splitlines()
+                cut = log.seek(max(0, log.seek(0, os.SEEK_END) - 4096))
+                lines = log.read().decode(errors="replace").rstrip().splitlines()[1 if cut else 0 :]
         except FileNotFoundError:
             return ""
         faults = [line for line in lines if _FAULT.search(line)]

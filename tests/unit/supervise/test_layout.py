@@ -85,6 +85,7 @@ def test_a_folder_without_room_is_named_before_anything_is_written(tmp_path: Pat
         ("2026 ERROR native: no\n2026 INFO native: bye\n", "no"),
         ("ValueError: no\nx.py:254: UserWarning: leaked\n  warnings.warn('x'\n", "ValueError: no"),
         ("Killed\n", "Killed"),
+        ("INFO " + "x" * 4096 + " the end of a long line\nINFO bye\n", ""),
     ],
 )
 def test_the_last_words_are_those_that_tell_something(said: str, words: str, tmp_path: Path):
