@@ -1,4 +1,4 @@
-"""The simulated libascendcl copies, waits and orders as CANN's documents say (tests/vendor/ascend/entry.h: which pages)."""
+"""The simulated libascendcl copies, waits and orders as CANN says (tests/vendor/ascend/entry.h names the pages)."""
 
 from __future__ import annotations
 
