@@ -114,10 +114,12 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order)."""
+    """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order). `kv_keep`
+    None: all KV that is needed is kept across a switch."""
 
     path: str
     kv_cache: Size
+    kv_keep: Size | None = None
     device: int | str | list[int | str] = ""
     engine_args: dict[str, Any] = {}
     port: Port | None = None
@@ -182,7 +184,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "log": {},
     "defaults": {},
     "models": {
-        "kv_keep": "written KV blocks are always kept; remove the key",
         "aliases": _VERSION,
         "replicas": _VERSION,
         "roles": _VERSION,

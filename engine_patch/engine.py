@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
-from engine_patch import report
+from engine_patch import live_blocks, report
 from engine_patch.door import Door
 from engine_patch.postbox import Postbox
 from engine_patch.report import Report
@@ -78,6 +78,8 @@ class EngineCore(Protocol):
 
     async def is_scheduler_paused_async(self) -> bool: ...
 
+    async def call_utility_async(self, method: str, *args: Any) -> Any: ...
+
 
 class EngineClient(Protocol):
     """The part of vLLM's AsyncLLM that is used (vllm/v1/engine/async_llm.py, 0.32.0)."""
@@ -85,17 +87,26 @@ class EngineClient(Protocol):
     engine_core: EngineCore
     output_processor: Any
 
-    async def collective_rpc(self, method: str) -> list[str]: ...
+    async def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[str]: ...
 
 
 class VllmEngine:
     """`Engine` over AsyncLLM. Every call hops to the API server's loop `loop`, where client and door live."""
 
-    def __init__(self, client: EngineClient, door: Door, loop: asyncio.AbstractEventLoop, postbox: Postbox) -> None:
+    def __init__(
+        self,
+        client: EngineClient,
+        door: Door,
+        loop: asyncio.AbstractEventLoop,
+        postbox: Postbox,
+        kv_keep: int | None = None,
+    ) -> None:
+        """`kv_keep`: bytes of KV a device that may be kept across a switch; None: all that is needed."""
         self._client = client
         self._door = door
         self._loop = loop
         self._postbox = postbox
+        self._kv_keep = kv_keep
         self._pending: tuple[Report, ...] = ()
         self._workers: tuple[int, ...] = ()
 
@@ -109,8 +120,8 @@ class VllmEngine:
 
     async def resume(self) -> None:
         async def there() -> None:
+            self._door.open()  # who waited is tokenized meanwhile
             await self._client.engine_core.resume_scheduler_async()
-            self._door.open()
 
         await self._hop(there())
 
@@ -120,7 +131,8 @@ class VllmEngine:
         return reports
 
     async def offload(self) -> tuple[Report, ...]:
-        return await self._call("vnpu_offload")
+        live = await self._hop(self._client.engine_core.call_utility_async(live_blocks.METHOD, self._kv_keep))
+        return await self._call("vnpu_offload", live)
 
     async def restore(self) -> tuple[Report, ...]:
         self._pending = await self._call("vnpu_restore")
@@ -164,9 +176,9 @@ class VllmEngine:
         processes = self._client.engine_core.resources.engine_manager.processes
         return tuple(process.pid for process in processes if process.pid is not None and process.is_alive())
 
-    async def _call(self, method: str) -> tuple[Report, ...]:
+    async def _call(self, method: str, *args: Any) -> tuple[Report, ...]:
         # Without a timeout: a late answer would be taken for that of the next call. The agent ends the engine instead.
-        return report.decode(await self._hop(self._client.collective_rpc(method)))
+        return report.decode(await self._hop(self._client.collective_rpc(method, args=args)))
 
     async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))

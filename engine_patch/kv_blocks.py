@@ -1,7 +1,8 @@
 """PURE: which bytes of the KV buffer must outlive a switch, and which must be zeroed before they are used again.
 
 A block is written only after the scheduler has given it to a request, so the ids it ever gave out are a superset of
-what was written (facts: vLLM 0.32, `SchedulerOutput`). Block 0, vLLM's null block, counts as written from the start.
+what was written (facts: vLLM 0.32, `SchedulerOutput`); at a switch the scheduler says which of them are still needed
+(`live_blocks`). Block 0, vLLM's null block, counts as written from the start.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class KvBlocks:
         new = [b for b in ids if b not in self._written]
         self._written.update(new)
         return self._ranges(new) if self._foreign and new else []
+
+    def forget_all_but(self, live: Iterable[int]) -> None:
+        """Of what was written, only `live` is needed by anybody; the rest is as if it had never been written."""
+        self._written &= {0, *live}
 
     def keep(self) -> list[Range]:
         """The ranges to save before the memory goes away and to bring back afterwards."""

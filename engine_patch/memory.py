@@ -8,6 +8,7 @@ after each, `seal` (host master), then `offload` and `restore` in turn.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import logging
 import threading
@@ -275,13 +276,13 @@ class Hands:
 
     def restore(self) -> tuple[int, tuple[Step, ...]]:
         """`begin` and `settle` in one. Returns bytes copied, and steps."""
-        begun = self.begin()
+        begun = self.begin(beside=False)
         moved, settled = self.settle()
         return moved, (*begun, *settled)
 
-    def begin(self) -> tuple[Step, ...]:
+    def begin(self, *, beside: bool = True) -> tuple[Step, ...]:
         """Map, and start to copy weights from the master and KV from the buffer. What needs bytes of a stage waits for
-        it (`await_stage`), and `settle` for the end. Returns steps.
+        it (`await_stage`), and `settle` for the end. `beside`: a forward pass will run meanwhile. Returns steps.
 
         Raises:
             DaemonRefused: no pages; call `drop` to undo.
@@ -291,7 +292,8 @@ class Hands:
             with watch.step("map"):
                 self.weights.map(self._weight_chunks, CALL_S)
                 self.kv.map(self._kv_chunks, CALL_S)
-            self._restoring = Restoring(self._copier.start, self._entries(), self._check)
+            start = functools.partial(self._copier.start, beside=beside)
+            self._restoring = Restoring(start, self._entries(), self._check)
             self.resident = True
         return tuple(watch.steps)
 

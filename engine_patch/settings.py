@@ -17,7 +17,8 @@ _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """Times in seconds. `devices` are ids as in etcd, `<node>/<device>`, one for each rank."""
+    """Times in seconds; `kv_keep`: bytes, None: no limit. `devices` are ids as in etcd, `<node>/<device>`, one for each
+    rank."""
 
     endpoints: tuple[str, ...]
     node: str = "local"
@@ -28,6 +29,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_queue: int = 512
     max_wait: float = 300.0
     lease_ttl: int = 5
+    kv_keep: int | None = None
 
     def device(self, rank: int) -> str:
         """The name the daemon knows the device of `rank` by."""
@@ -96,6 +98,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
         max_queue=int(_number(environ, "VNPU_MAX_QUEUE", 512, 0, 1_000_000)),
         max_wait=_number(environ, "VNPU_MAX_WAIT", 300, 0, 86_400),
         lease_ttl=int(_number(environ, "VNPU_LEASE_TTL", 5, 1, 3600)),
+        kv_keep=int(_number(environ, "VNPU_KV_KEEP", 0, 0, 2**50)) if environ.get("VNPU_KV_KEEP") else None,
     )
 
 

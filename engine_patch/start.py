@@ -90,7 +90,8 @@ class AgentThread:
 
     def attach(self, state: Any) -> None:
         """`state`: vLLM's application state, with `engine_client` and the server's `args`."""
-        engine = VllmEngine(state.engine_client, self.door(), asyncio.get_running_loop(), self._agent.postbox)
+        loop, keep = asyncio.get_running_loop(), self.settings.kv_keep
+        engine = VllmEngine(state.engine_client, self.door(), loop, self._agent.postbox, keep)
         self.attach_engine(engine, state.args.host, state.args.port)
 
     def attach_engine(self, engine: Engine, host: str | None, port: int) -> None:

@@ -122,8 +122,11 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
 
         return self._answer(work)
 
-    def vnpu_offload(self) -> str:
+    def vnpu_offload(self, live: list[int]) -> str:
+        """`live`: KV blocks that are still needed, as the scheduler has it."""
+
         def work() -> dict[str, Any]:
+            self._books.forget_all_but(live)
             saved, steps = self._hands.offload(self._keep())
             return {"kv_saved": saved, "d2h": self._hands.copied_out, "steps": steps}
 
@@ -132,7 +135,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     def vnpu_restore(self) -> str:
         def work() -> dict[str, Any]:
             self._turn += 1
-            steps = self._hands.begin()
+            steps = self._hands.begin(beside=self._gates is not None)
             self._books.renewed()
             if self._gates is None:
                 moved, settled = self._hands.settle()

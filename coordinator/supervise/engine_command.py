@@ -81,7 +81,8 @@ def _word(value: object) -> str:
 
 def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], bind: str) -> dict[str, str]:
     max_wait = config.gateway.max_wait if model.max_wait is None else model.max_wait
-    return {
+    kept = {} if model.kv_keep is None else {"VNPU_KV_KEEP": str(int(model.kv_keep))}
+    return kept | {
         "VNPU_ETCD_ENDPOINTS": ",".join(etcd),
         "VNPU_NODE": config.node,
         "VNPU_DEVICE": ",".join(model.devices),

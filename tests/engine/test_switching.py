@@ -41,6 +41,9 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200), pytest.mark.asyncio
 
 CAPACITY = 320 << 20
 KV = 64 << 20
+KEEP = 12 << 20
+BLOCK = 1 << 20
+"""More than a KV block of this model, bytes."""
 PROMPTS = ("def main():", "The daemon owns", "class Engine:\n    ")
 FILLS = (0xA5, 0x7F, 0xFF)
 """0x7F7F is huge and 0xFFFF is NaN as bfloat16: what is not restored or zeroed shows."""
@@ -123,7 +126,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealLab
             one.key.chmod(0o600)
             async with await VllmEngine.start(
                 folder, etcd.url, "real", model, node=daemon.node, kv=KV, more=probes,
-                environment={KEY_FILE: str(one.key)},
+                environment={KEY_FILE: str(one.key), "VNPU_KV_KEEP": str(KEEP)},
             ) as one.engine:  # fmt: skip
                 await one.order(one.engine, Order.RESTORE)
                 await one.spec(one.engine, lambda spec: spec.measured)
@@ -179,6 +182,37 @@ async def test_what_was_cached_before_a_switch_is_a_hit_after_it(lab: RealLab):
     hits = await lab.engine.metric("vllm:prefix_cache_hits_total")
     assert await lab.engine.complete(prompt, 16) == cold
     assert await lab.engine.metric("vllm:prefix_cache_hits_total") >= hits + 64
+
+
+async def test_what_is_kept_stays_within_its_budget_and_the_most_recent_prefixes_are_hits(lab: RealLab):
+    oldest, *_, newest = prompts = [f"{name} " * 100 for name in ("apple", "brook", "cloud", "delta", "ember", "frost")]
+    answers = {prompt: await lab.engine.complete(prompt, 8) for prompt in prompts}
+    offloaded = await lab.order(lab.engine, Order.OFFLOAD)
+    assert KEEP / 2 < offloaded.kv_saved <= KEEP + BLOCK
+    await lab.overwrite(0xFF)
+    await lab.order(lab.engine, Order.RESTORE)
+    before = await lab.engine.metric("vllm:prefix_cache_hits_total")
+    assert await lab.engine.complete(newest, 8) == answers[newest]
+    after = await lab.engine.metric("vllm:prefix_cache_hits_total")
+    assert after >= before + 64
+    assert await lab.engine.complete(oldest, 8) == answers[oldest]
+    assert await lab.engine.metric("vllm:prefix_cache_hits_total") == after
+
+
+async def test_a_request_that_holds_more_than_the_budget_is_computed_again(lab: RealLab):
+    preempted = await lab.engine.metric("vllm:num_preemptions_total")
+    tokens: list[int] = []
+    switched = False
+    async for event in lab.engine.stream("much " * 400, 40):
+        tokens += event["choices"][0]["token_ids"]
+        if not switched:
+            switched = True
+            offloaded = await lab.order(lab.engine, Order.OFFLOAD)
+            assert offloaded.kv_saved <= BLOCK
+            await lab.overwrite(0xFF)
+            await lab.order(lab.engine, Order.RESTORE)
+    assert len(tokens) == 40
+    assert await lab.engine.metric("vllm:num_preemptions_total") == preempted + 1
 
 
 @pytest.mark.parametrize("fill", FILLS)

@@ -40,6 +40,16 @@ def test_a_fresh_block_is_zeroed_once_after_the_memory_came_back():
     assert kv.use([7]) == []
 
 
+def test_what_nobody_needs_any_more_is_not_kept_and_is_foreign_afterwards():
+    kv = KvBlocks([BLOCKWISE], BLOCKS, SIZE)
+    kv.use([1, 2, 3])
+    kv.forget_all_but([2, 9])
+    assert kv.written == {0, 2}
+    kv.renewed()
+    assert kv.use([2]) == []
+    assert kv.use([3]) == [(3 * 3 * PAGE, 3 * PAGE)]
+
+
 def test_before_the_first_switch_nothing_is_zeroed():
     assert KvBlocks([LAYERWISE], BLOCKS, SIZE).use(range(BLOCKS)) == []
 

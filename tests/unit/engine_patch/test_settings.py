@@ -39,6 +39,7 @@ def test_everything_is_read():
         "VNPU_MAX_QUEUE": "7",
         "VNPU_MAX_WAIT": "1.5",
         "VNPU_LEASE_TTL": "9",
+        "VNPU_KV_KEEP": "0",
     }
     read = settings.read(environ)
     assert read == Settings(
@@ -51,6 +52,7 @@ def test_everything_is_read():
         max_queue=7,
         max_wait=1.5,
         lease_ttl=9,
+        kv_keep=0,
     )
     assert [read.device(rank) for rank in (0, 1)] == ["2", "3"]
 
@@ -62,6 +64,7 @@ def test_everything_is_read():
         ("VNPU_DEVICE", "a/b"),
         ("VNPU_DEVICE", "0,,1"),
         ("VNPU_MAX_QUEUE", "many"),
+        ("VNPU_KV_KEEP", "-1"),
         ("VNPU_MAX_WAIT", "nan"),
         ("VNPU_MAX_WAIT", "-1"),
         ("VNPU_LEASE_TTL", "0"),

@@ -51,6 +51,10 @@ def test_weights_from_other_engines(source: str):
     assert argv[argv.index("--model-loader-extra-config") + 1] == f'{{"LOAD_FROM": "{source}"}}'
 
 
+def test_what_may_be_kept_is_handed_on():
+    assert command(kv_keep=Size(0)).env["VNPU_KV_KEEP"] == "0"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
