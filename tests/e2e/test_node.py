@@ -175,7 +175,9 @@ async def test_streams_end_whole(running: Running) -> None:
         lines = [line async for line in reply.content if line.strip()]
     assert reply.content_type == "text/event-stream"
     assert lines[-1].strip() == b"data: [DONE]"
-    assert len(lines) > 5
+    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    assert len(chunks) > 1  # on a crowded machine vLLM puts several tokens into one
+    assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
 async def test_a_model_that_nobody_knows(running: Running) -> None:
