@@ -102,12 +102,11 @@ class Server:
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        loop = asyncio.get_running_loop()
         try:
             async with asyncio.TaskGroup() as group:
                 while True:
                     try:
-                        sock, _ = await loop.sock_accept(self._listener)
+                        sock = await self._accept()
                     except OSError as error:
                         if error.errno not in _OUT_OF_RESOURCES:
                             raise
@@ -120,6 +119,15 @@ class Server:
             self.close()
             for sock in self._accepted:  # whose task was cancelled before it began
                 sock.close()
+
+    async def _accept(self) -> socket.socket:
+        """Not `loop.sock_accept`: cancelled after it has accepted and before it is awaited, it loses the socket."""
+        while True:
+            await _readable(self._listener)
+            try:
+                return self._listener.accept()[0]
+            except BlockingIOError:  # the peer was gone again
+                continue
 
     def close(self) -> None:
         """Stop listening and remove the file, where it is still ours; idempotent."""
@@ -240,7 +248,7 @@ class Connection:
             try:
                 head, ancillary, flags, _ = self.sock.recvmsg(_LENGTH.size, room, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
-                await self._readable()
+                await _readable(self.sock)
                 continue
             close_all(self.beside())
             self._beside = passed(ancillary)
@@ -313,15 +321,6 @@ class Connection:
             except BlockingIOError:
                 await self._writable()
 
-    async def _readable(self) -> None:
-        loop = asyncio.get_running_loop()
-        readable = loop.create_future()
-        loop.add_reader(self.sock, _resolve, readable)
-        try:
-            await readable
-        finally:
-            loop.remove_reader(self.sock)
-
     async def _writable(self) -> None:
         loop = asyncio.get_running_loop()
         writable = loop.create_future()
@@ -340,6 +339,16 @@ class Connection:
                 raise Malformed(f"the peer hung up {size - len(parts)} B before the end of a frame")
             parts += part
         return bytes(parts)
+
+
+async def _readable(sock: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(sock, _resolve, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(sock)
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -62,6 +62,7 @@ class SimCoordinator:
         self.ended = ended
         self.leading = False
         self.term = 0
+        self.terms = 0
         self._listings = 0
         self.away = 0.0
         """Until when its transactions fail as if etcd were away, or lose their answers (`lossy`)."""
@@ -185,6 +186,7 @@ class SimCoordinator:
             return False
         self.leading = True
         self.term = revision
+        self.terms += 1
         self.handle(LeadershipGained(self.id, revision))
         return True
 
@@ -192,10 +194,10 @@ class SimCoordinator:
         """Its election key is gone; it hears of it only later and orders on in the meantime."""
         self.etcd.revoke(self.lease)
         self.register_again()
-        term = self.term
+        terms = self.terms  # not its revision: another store may come to the same number
 
         def hear() -> None:
-            if self.leading and self.term == term:
+            if self.leading and self.terms == terms:
                 self.leading = False
                 self.handle(LeadershipLost())
 
