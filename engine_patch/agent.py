@@ -21,7 +21,7 @@ from coordinator.store.base import Store
 from coordinator.store.follow import follow
 from coordinator.store.session import open_session
 from engine_patch import actions, events, lifecycle, pulse, report, vitals
-from engine_patch.desk import Answer, Find, Publish, open_desk
+from engine_patch.desk import Answer, Find, Publish, Request, Settled, open_desk
 from engine_patch.engine import Engine
 from engine_patch.errands import Errands, StepFailed
 from engine_patch.plan import Plan, first_spec
@@ -95,7 +95,6 @@ class Agent:
             socket = await self._discover()
             self._put_spec(first_spec(self._plan, self._settings, self._holder, self._devices()))
             client = Client(socket, self._holder.engine, self._holder.nonce, "agent")
-            box = await self.postbox.open()
             try:
                 self._errands = Errands(client, self._inbox.put_nowait)
                 self._tasks.create_task(self._hold_lease())
@@ -105,7 +104,6 @@ class Agent:
                 registered(socket)
                 await asyncio.get_running_loop().create_future()
             finally:
-                box.close()
                 await asyncio.to_thread(client.close)
 
     # ---- what others tell it
@@ -181,10 +179,14 @@ class Agent:
                     self._inbox.put_nowait(events.EpochSeen(self._view.epoch))
                     self._inbox.put_nowait(events.TokensSeen(self._view.tokens))
 
-    def _answer(self, request: Publish | Find) -> Answer:
-        if isinstance(request, Find):
-            return Answer(self._seeds.find(fingerprint=request.fingerprint, family=request.family))
-        self._publisher.put(keys.seed(self._holder.engine, request.fingerprint), request.seed)
+    def _answer(self, request: Request) -> Answer:
+        match request:
+            case Find(fingerprint, family):
+                return Answer(self._seeds.find(fingerprint=fingerprint, family=family))
+            case Publish(fingerprint, seed):
+                self._publisher.put(keys.seed(self._holder.engine, fingerprint), seed)
+            case Settled(report):
+                self.postbox.put(report)
         return Answer()
 
     async def _hold_lease(self) -> None:

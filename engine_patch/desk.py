@@ -1,7 +1,9 @@
-"""Between a worker and its engine's agent: the worker asks who has its weights and says what it has itself.
+"""Between a worker and its engine's agent, beside vLLM's own channel: the worker asks who has its weights, says what it
+has itself, and that the copy behind a restore has ended.
 
 Workers are up long before the server that the agent's calls go through, and hold neither lease nor watch; the agent has
-both. A Unix socket in a folder that only this user may enter; each call is one connection, one request, one answer: a
+both. And while a restore's copy ends, vLLM's channel is busy with the first forward pass, which may take seconds: the
+device must not wait for it. A Unix socket in a folder that only this user may enter; each call is one connection, one request, one answer: a
 4-byte big-endian length and MessagePack, at most 1 MiB.
 """
 
@@ -20,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.core.model import Seed
+from engine_patch.report import Report
 from engine_patch.seeds import Found
 from transfer.errors import TransferError
 
@@ -44,17 +47,26 @@ class Find(msgspec.Struct, frozen=True, tag=True):
     family: str = ""
 
 
+class Settled(msgspec.Struct, frozen=True, tag=True):
+    """A restore that went on behind its answer is over, well or not."""
+
+    report: Report
+
+
+Request = Publish | Find | Settled
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """What a `Find` found; empty for a `Publish`."""
+    """What a `Find` found; empty for the others."""
 
     found: tuple[Found, ...] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_request: msgspec.msgpack.Decoder[Publish | Find] = msgspec.msgpack.Decoder(Publish | Find)
+_request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer = msgspec.msgpack.Decoder(Answer)
 
-Handle = Callable[[Publish | Find], Answer]
+Handle = Callable[[Request], Answer]
 
 
 @asynccontextmanager
@@ -98,7 +110,11 @@ class Desk:
         """Raises TransferError where the agent does not answer."""
         self._call(Publish(fingerprint, seed))
 
-    def _call(self, request: Publish | Find) -> Answer:
+    def settled(self, report: Report) -> None:
+        """Raises TransferError where the agent does not answer."""
+        self._call(Settled(report))
+
+    def _call(self, request: Request) -> Answer:
         body = _encode(request)
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:

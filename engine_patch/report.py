@@ -13,7 +13,7 @@ from coordinator.core.model import Bytes, Step
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`error`: the step failed and the engine cannot go on. `denied`: the daemon gave no pages; nothing was changed
     that `undo` cannot take back. Bytes and digest are this rank's. `pending`: restore number `turn` goes on behind this
-    answer; its end comes by `engine_patch.postbox`."""
+    answer; its end comes by `engine_patch.desk`."""
 
     rank: int
     pid: int

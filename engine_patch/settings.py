@@ -38,8 +38,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
     """What the API server hands down to its workers: who the engine is, where its daemon listens, the driver of each
-    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, the
-    address of the agent's postbox, and where it answers questions about other engines (`engine_patch.desk`)."""
+    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, and
+    where its agent listens (`engine_patch.desk`)."""
 
     engine: str
     nonce: str
@@ -48,7 +48,6 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     weights: int
     kv: int
     cpus: tuple[int, ...] = ()
-    postbox: str = ""
     desk: str = ""
 
 

@@ -75,7 +75,6 @@ class AgentThread:
                 weights=need.weights,
                 kv=need.kv,
                 cpus=tuple(sorted(os.sched_getaffinity(0))),
-                postbox=self._agent.postbox.address,
                 desk=self._agent.desk,
             )
         )

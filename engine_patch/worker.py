@@ -23,8 +23,9 @@ from typing import Any
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from coordinator.core.model import Bytes, Order
-from engine_patch import modules, postbox, report, settings
+from engine_patch import modules, report, settings
 from engine_patch.copier import Copier
+from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
 from engine_patch.gating import Gates
 from engine_patch.kv_layout import books, scheduled_blocks
@@ -34,6 +35,7 @@ from engine_patch.restoring import Cancelled, MemoryFault
 from engine_patch.stages import Owners
 from native import _native
 from native.client import Client, DaemonRefused
+from transfer.errors import TransferError
 
 log = logging.getLogger("vllm.vnpu.worker")
 
@@ -57,7 +59,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         driver = _native.open_driver(birth.drivers[self.rank])
         chunk = client.connect().chunk[device]
         self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
-        self._postbox, self._turn = birth.postbox, 0
+        self._desk, self._turn = Desk(birth.desk), 0
         self._start = Stopwatch()
         with self._start.step("map"):
             self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
@@ -156,10 +158,10 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
 
         try:
             answer = self._report(work, turn=turn)
-            postbox.post(self._postbox, answer)
+            self._desk.settled(answer)
         except Cancelled:
             log.info("restore %d was taken back", turn)
-        except OSError as error:
+        except TransferError as error:
             log.error("the agent cannot be told about restore %d: %s", turn, error)
 
     def vnpu_undo(self) -> str:

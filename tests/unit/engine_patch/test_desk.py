@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.core.model import Load, Seed, Value
+from coordinator.core.model import Bytes, Load, Seed, Step, Value
 from coordinator.store import keys
 from coordinator.store.base import Change, Changes, KeyValue, Listing
 from coordinator.store.codec import encode
-from engine_patch.desk import Answer, Desk, Find, Publish, open_desk
+from engine_patch.desk import Answer, Desk, Find, Publish, Request, Settled, open_desk
+from engine_patch.report import Report
 from engine_patch.seeds import Found, Seeds
 from transfer.errors import TransferError
 
+REPORT = Report(rank=1, pid=7, turn=3, held=Bytes(weights=5), steps=(Step("copy", 0.1),), restored=5)
 SEED = Seed(host="10.0.0.7", port=29000, family="f", total=10, have=3)
 
 
@@ -51,9 +53,9 @@ def test_seeds_follow_changes():
 
 
 async def test_a_worker_asks_and_tells():
-    heard: list[Publish | Find] = []
+    heard: list[Request] = []
 
-    def answer(request: Publish | Find) -> Answer:
+    def answer(request: Request) -> Answer:
         heard.append(request)
         return Answer((Found("a", "x", SEED, 7),) if isinstance(request, Find) else ())
 
@@ -62,7 +64,8 @@ async def test_a_worker_asks_and_tells():
         desk = Desk(path)
         assert await asyncio.to_thread(desk.find, fingerprint="x") == (Found("a", "x", SEED, 7),)
         await asyncio.to_thread(desk.publish, "x", SEED)
-    assert heard == [Find("x"), Publish("x", SEED)]
+        await asyncio.to_thread(desk.settled, REPORT)
+    assert heard == [Find("x"), Publish("x", SEED), Settled(REPORT)]
     assert not Path(path).parent.exists()
     with pytest.raises(TransferError, match="agent does not answer"):
         await asyncio.to_thread(desk.find, family="f")
