@@ -3,8 +3,8 @@ has itself, and that the copy behind a restore has ended.
 
 Workers are up long before the server that the agent's calls go through, and hold neither lease nor watch; the agent has
 both. And while a restore's copy ends, vLLM's channel is busy with the first forward pass, which may take seconds: the
-device must not wait for it. A Unix socket in a folder that only this user may enter; each call is one connection, one request, one answer: a
-4-byte big-endian length and MessagePack, at most 1 MiB.
+device must not wait for it. A Unix socket in a folder that only this user may enter; each call is one connection, one
+request, one answer: a 4-byte big-endian length and MessagePack, at most 1 MiB.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from coordinator.core.model import Fence
 from engine_patch import events, report
 from engine_patch.engine import Engine
 from engine_patch.report import Report
-from native.client import Client, DaemonError, DaemonRefused
+from native.client import Client
+from native.link import DaemonError, DaemonRefused
 from native.protocol import Code
 
 log = logging.getLogger("vllm.vnpu.agent")

@@ -25,7 +25,8 @@ from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
 from native import _native
-from native.client import Client, DaemonRefused
+from native.client import Client
+from native.link import DaemonRefused
 from native.listener import Listener
 from native.protocol import Code, Kind
 from transfer.netloader.guard import Guard

@@ -34,7 +34,8 @@ from engine_patch.report import Report
 from engine_patch.restoring import Cancelled, MemoryFault
 from engine_patch.stages import Owners
 from native import _native
-from native.client import Client, DaemonRefused
+from native.client import Client
+from native.link import DaemonRefused
 from transfer.errors import TransferError
 
 log = logging.getLogger("vllm.vnpu.worker")

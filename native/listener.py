@@ -6,7 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
-from native.client import Client, DaemonError
+from native.client import Client
+from native.link import DaemonError
 
 log = logging.getLogger(__name__)
 

@@ -170,14 +170,18 @@ async def test_streams_end_whole(running: Running) -> None:
     body = {"model": BY_HAND, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 6, "stream": True}
     async with (
         aiohttp.ClientSession() as http,
-        http.post(f"{running.found.gateway}/v1/chat/completions", json=body | {"ignore_eos": True}) as reply,
+        http.post(
+            f"{running.found.gateway}/v1/chat/completions",
+            json=body | {"ignore_eos": True, "stream_options": {"include_usage": True}},
+        ) as reply,
     ):
         lines = [line async for line in reply.content if line.strip()]
     assert reply.content_type == "text/event-stream"
     assert lines[-1].strip() == b"data: [DONE]"
-    chunks = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
+    *chunks, last = [json.loads(line.removeprefix(b"data: ")) for line in lines[:-1]]
     assert len(chunks) > 1  # on a crowded machine vLLM puts several tokens into one
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
+    assert last["usage"]["completion_tokens"] == 6
 
 
 async def test_a_model_that_nobody_knows(running: Running) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from coordinator.store import keys
 from coordinator.store.base import Store
 from coordinator.store.follow import follow
-from native.client import read_stats
+from native.link import read_stats
 
 PATIENCE_S = 60.0
 ROOT = Path(__file__).resolve().parents[2]

@@ -223,7 +223,7 @@ class Memory:
 
     async def offload(self) -> tuple[Any, ...]:
         from engine_patch.memory import denied
-        from native.client import DaemonRefused
+        from native.link import DaemonRefused
 
         await self._held("offload")
         keep = [(self.kv_at, 4096)]
@@ -236,7 +236,7 @@ class Memory:
     async def restore(self) -> tuple[Any, ...]:
         from engine_patch.memory import denied
         from engine_patch.restoring import MemoryFault
-        from native.client import DaemonRefused
+        from native.link import DaemonRefused
 
         await self._held("restore")
         try:
@@ -274,15 +274,63 @@ class Memory:
         threading.Timer(1.0, os._exit, (1,)).start()
 
 
+class Server:
+    """What vLLM's API server is to the agent: an application behind the real gate, whose answers read the weights."""
+
+    def __init__(self, light: dict[str, Any], agent: Any) -> None:
+        self.max_wait = agent.max_wait
+        self.door = agent.door
+        self.stop = agent.stop
+        self._light = light
+        self._agent = agent
+        self._memory: Memory
+
+    async def run(self) -> None:
+        import uvicorn
+
+        loop = asyncio.get_running_loop()
+        self._memory = await asyncio.to_thread(Memory, self._light, self.door(), loop)
+        port = self._light["port"]
+        config = uvicorn.Config(
+            self._gated, interface="asgi3", host="127.0.0.1", port=port, log_level="warning", lifespan="on"
+        )
+        await uvicorn.Server(config).serve()
+
+    def attach(self, state: Any) -> None:
+        self._agent.attach_engine(self._memory, "127.0.0.1", self._light["port"])
+
+    async def _gated(self, scope: Any, receive: Any, send: Any) -> None:
+        from engine_patch.gate import Gate
+
+        scope["app"] = type("App", (), {"state": None})
+        await Gate(self._app, self)(scope, receive, send)
+
+    async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            while True:
+                kind = (await receive())["type"]
+                await send({"type": f"{kind}.complete"})
+                if kind == "lifespan.shutdown":
+                    return
+        body = json.loads((await receive())["body"])
+        for _ in range(body["steps"]):
+            await self._memory.running.wait()
+            answer = self._memory.read(body["prompt"])
+            self._memory.write_kv(body["prompt"])
+            await asyncio.sleep(0.01)
+        await self._memory.running.wait()
+        data = json.dumps({"answer": answer, "kv": self._memory.read_kv()}).encode()
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+
+
 def main() -> None:
     import logging
-
-    import uvicorn
 
     from engine_patch import agent as agents
     from engine_patch import family, settings
     from engine_patch.estimate import Weights
-    from engine_patch.gate import Gate
     from engine_patch.plan import Plan
     from engine_patch.start import AgentThread, server_url
 
@@ -291,10 +339,9 @@ def main() -> None:
     light = json.loads(os.environ["LIGHT_ENGINE"])
     agents.DISCOVER_S = light["join"]
     found = settings.required()
-    url = server_url(None, light["port"])
     plan = Plan(
         model=found.engine or "light",
-        url=url,
+        url=server_url(None, light["port"]),
         pid=os.getpid(),
         boot_id=family.boot_id(),
         weights=Weights(light["size"], 0),
@@ -302,45 +349,7 @@ def main() -> None:
     )
     agent = AgentThread(found, plan)
     agent.start()
-
-    async def serve() -> None:
-        memory = await asyncio.to_thread(Memory, light, agent.door(), asyncio.get_running_loop())
-
-        async def app(scope: Any, receive: Any, send: Any) -> None:
-            if scope["type"] == "lifespan":
-                while True:
-                    kind = (await receive())["type"]
-                    await send({"type": f"{kind}.complete"})
-                    if kind == "lifespan.shutdown":
-                        return
-            body = json.loads((await receive())["body"])
-            for _ in range(body["steps"]):
-                await memory.running.wait()
-                answer = memory.read(body["prompt"])
-                memory.write_kv(body["prompt"])
-                await asyncio.sleep(0.01)
-            await memory.running.wait()
-            data = json.dumps({"answer": answer, "kv": memory.read_kv()}).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            await send({"type": "http.response.body", "body": data})
-
-        class Keeper:
-            max_wait = agent.max_wait
-            door = staticmethod(agent.door)
-            stop = staticmethod(agent.stop)
-
-            def attach(self, state: Any) -> None:
-                agent.attach_engine(memory, "127.0.0.1", light["port"])
-
-        async def with_app(scope: Any, receive: Any, send: Any) -> None:
-            scope["app"] = type("App", (), {"state": None})
-            await Gate(app, Keeper())(scope, receive, send)
-
-        config = uvicorn.Config(with_app, host="127.0.0.1", port=light["port"], log_level="warning", lifespan="on")
-        await uvicorn.Server(config).serve()
-
-    asyncio.run(serve())
+    asyncio.run(Server(light, agent).run())
 
 
 if __name__ == "__main__":

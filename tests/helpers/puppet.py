@@ -138,7 +138,7 @@ def _main(path: str, engine: str, nonce: str, role: str, rank: str) -> None:
 
 def _answer(hands: _Hands, line: str) -> tuple[str, object]:
     from native._native import DriverError
-    from native.client import DaemonError, DaemonRefused
+    from native.link import DaemonError, DaemonRefused
 
     do, *args = json.loads(line)
     try:

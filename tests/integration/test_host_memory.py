@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.core.model import Order, Phase
-from native.client import read_stats
+from native.link import read_stats
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.light_lab import LightLab

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from native.client import read_stats
+from native.link import read_stats
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.leader import Leader
 from tests.helpers.puppet_engine import CHUNK, puppet_engine

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from native import protocol
-from native.client import DaemonUnavailable, read_stats
+from native.link import DaemonUnavailable, read_stats
 from native.protocol import MAX_FRAME, Code, Hello, Kind, Map, Refused, SealMaster, Stats
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.leader import Leader

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from native import protocol
-from native.client import Client, DaemonError, DaemonRefused, DaemonUnavailable
+from native.client import Client
+from native.link import DaemonError, DaemonRefused, DaemonUnavailable
 from native.protocol import MAX_FRAME, Code, Done, Facts, Hello, Kind, Map, Mapped, Refused, Stats, Unmap, Welcome
 
 LENGTH = struct.Struct(">I")

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from native import connections, protocol
-from native.client import Client, DaemonRefused, DaemonUnavailable
+from native.client import Client
 from native.connections import Answer, Server, SocketError
+from native.link import DaemonRefused, DaemonUnavailable
 from native.processes import Process
 from native.protocol import Code, Done, Facts, Hello, Refused, Stats, Welcome
 

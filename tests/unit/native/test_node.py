@@ -17,13 +17,13 @@ from coordinator.core.model import Order
 from coordinator.store import keys
 from coordinator.store.memory import MemoryEtcd
 from native import protocol
-from native.client import ANSWER_MARGIN
 from native.daemon import calls, keeper, publisher
 from native.daemon.node import Node
 from native.daemon.options import DeviceOption, Options
 from native.daemon.session import EngineSession
 from native.fences import Holder
 from native.journal import Ledger
+from native.link import ANSWER_MARGIN
 from native.processes import Identity, boot_id, reopen, start_time
 from native.protocol import Code, Done, Enter, Hello, Kind, Leave, Map, Mapped, Opened, Refused
 from tests.helpers.leader import Granted, Leader, Registered
