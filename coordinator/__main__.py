@@ -20,14 +20,12 @@ from pathlib import Path
 import uvloop
 
 from coordinator.admin.app import Settings as AdminSettings
-from coordinator.config import Config, Defaults, load
-from coordinator.core.model import ModelId
-from coordinator.core.policies.registry import make
-from coordinator.core.scheduler import Scheduler
-from coordinator.core.settings import Settings as ModelSettings
+from coordinator.config import Config, load
+from coordinator.configured import scheduler
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
 from coordinator.log_level import log_level
+from coordinator.reload import ConfigFile
 from coordinator.runtime import Runtime, Settings
 from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
@@ -52,7 +50,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         store = connect(_endpoints(options.etcd, config, environ), environ=environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             told = settings(config, options.id, environ)
-            return runner.run(_serve(told, scheduler(config), store, embedded=not config.endpoints))
+            file = ConfigFile(options.config, environ, config, options.watch_config)
+            return runner.run(_serve(told, file, store))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -72,34 +71,16 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
             trusted_hosts=trusted,
         ),
         admin=AdminSettings(
-            host=admin.listen.host, port=admin.listen.port, api_key=admin.api_key, trusted_hosts=trusted
+            host=admin.listen.host,
+            port=admin.listen.port,
+            api_key=admin.api_key,
+            roles=admin.roles,
+            trusted_hosts=trusted,
         ),
     )
 
 
-def scheduler(config: Config) -> Scheduler:
-    """The core, as configured."""
-
-    def of(model: Defaults) -> ModelSettings:
-        return ModelSettings(
-            pin=model.pin,
-            priority=model.priority,
-            keep_alive=model.keep_alive,
-            min_residency=model.min_residency,
-            max_wait=config.gateway.max_wait if model.max_wait is None else model.max_wait,
-            ttft_objective=model.ttft_objective,
-        )
-
-    return Scheduler(
-        of(config.defaults),
-        {ModelId(name): of(model) for name, model in config.models.items()},
-        policy=make(config.policy.name, config.policy.options),
-        shadow=make(config.policy.shadow) if config.policy.shadow is not None else None,
-        predict=config.policy.predict,
-    )
-
-
-async def _serve(told: Settings, core: Scheduler, store: EtcdStore, *, embedded: bool) -> int:
+async def _serve(told: Settings, file: ConfigFile, store: EtcdStore) -> int:
     """Until a signal. Expected failures end in one line, defects in a traceback. Raises ConfigError where this etcd
     must not be used."""
     stop = asyncio.Event()
@@ -107,9 +88,9 @@ async def _serve(told: Settings, core: Scheduler, store: EtcdStore, *, embedded:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _signalled, stop, number)
     try:
-        if not await _fit(store, stop, embedded=embedded):
+        if not await _fit(store, stop, embedded=not file.config.endpoints):
             return 0
-        return await _coordinate(Runtime(told, store, core), stop)
+        return await _coordinate(Runtime(told, store, scheduler(file.config), file=file), stop)
     finally:
         await store.close()
 
@@ -167,6 +148,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m coordinator", description=__doc__)
     parser.add_argument("--config", type=Path, required=True, help="the node's vnpu.yaml")
     parser.add_argument("--etcd", default="", metavar="URL[,URL]", help="etcd's endpoints")
+    parser.add_argument(
+        "--watch-config", action="store_true", help="read the configuration again whenever the file changes"
+    )
     own = f"{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--id", default=own, help="this coordinator's name in etcd, unique among all")
     return parser

@@ -92,10 +92,12 @@ class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Admin(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The operators' API, on its own port. Without `api_key` it listens on loopback only."""
+    """The operators' API, on its own port. `roles`: hashes of keys, by role and by the holder's name. Without any key
+    it listens on loopback only."""
 
     listen: Listen = Listen("127.0.0.1:8081")
     api_key: str = ""
+    roles: dict[str, dict[str, str]] = {}
 
     def __repr__(self) -> str:
         return f"Admin(listen={self.listen}, api_key={'set' if self.api_key else 'none'})"
@@ -180,7 +182,7 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "policy": {},
     "devices": {},
     "gateway": {"api_keys": _VERSION},
-    "admin": {"roles": _VERSION},
+    "admin": {},
     "log": {},
     "defaults": {},
     "models": {

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator.admin.keyring import HASH, Role
 from coordinator.document import Document
 from coordinator.errors import ConfigError
 from coordinator.sizes import show_size
@@ -89,7 +90,17 @@ def _ports(root: Document, config: Config) -> None:
 
 
 def _admin(root: Document, config: Config) -> None:
-    if not config.admin.listen.loopback and not config.admin.api_key:
+    for role, keys in config.admin.roles.items():
+        if role not in set(Role):
+            raise root.error(f"there is no role {role!r}", f"write {' or '.join(Role)}", "admin.roles")
+        for name, hashed in keys.items():
+            if not HASH.fullmatch(hashed):  # never shown: it may be the key itself
+                raise root.error(
+                    "is not a key's hash", "write the hash that `vnpu key` prints", f"admin.roles.{role}.{name}"
+                )
+            if not NAME.fullmatch(name):
+                raise root.error(f"{name!r} is not a name", f"write {LETTERS}", f"admin.roles.{role}")
+    if not config.admin.listen.loopback and not (config.admin.api_key or any(config.admin.roles.values())):
         raise root.error(
             f"{config.admin.listen} is reachable from other machines and no key protects it",
             "set admin.api_key (or VNPU_ADMIN_KEY), or listen on 127.0.0.1",

@@ -6,36 +6,22 @@ https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from coordinator.core.commands import Grant, Reclaim
-from coordinator.core.events import (
-    Changed,
-    DeviceSeen,
-    Event,
-    Fact,
-    Granted,
-    GrantRefused,
-    Listed,
-    ResidencySeen,
-    SpecSeen,
-)
-from coordinator.core.model import Device, Order, Phase, Residency
+from coordinator.core.commands import Command, Grant, Reclaim
+from coordinator.core.events import Event, Granted, GrantRefused
+from coordinator.core.model import Device, Order
 from coordinator.core.view import State
+from coordinator.history import KINDS, History, Noted, Switch
 
 WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-STEPS = frozenset(
-    {"enter", "map", "copy", "check", "resume", "leave", "device", "load", "kv", "seal", "drain", "save_kv", "unmap"}
-)
-"""Steps of an engine's operation that have a label of their own; what else an engine reports is `other`."""
 _REASONS = {"room for": "room", "idle for": "idle", "asked for": "asked", "it is drained": "drained"}
-KINDS = ("weights", "kv", "overhead", "cached")
 
 
 class Metrics:
@@ -43,11 +29,9 @@ class Metrics:
 
     def __init__(self, view: Callable[[], State]) -> None:
         self._registry = CollectorRegistry()
-        self._specs: dict[str, SpecSeen] = {}
-        self._devices: dict[str, Device] = {}
-        self._sent: dict[str, tuple[int, Order, float]] = {}
+        self.history = History()
         self._make()
-        self._registry.register(_Gauges(view, self._devices, self._model_of))
+        self._registry.register(_Gauges(view, self.history.devices, self.history.model_of))
 
     def _make(self) -> None:
         registry = self._registry
@@ -79,7 +63,7 @@ class Metrics:
         )
         self._wake = Histogram(
             "vnpu_wake_seconds",
-            "Steps of a restore (path: start, or master: from the host's copy)",
+            "Parts of a wake (path: cold from a start, warm from the host's copy, hot from pages that still held it)",
             ["model", "device", "path", "phase"],
             buckets=STEP_BUCKETS,
             registry=registry,
@@ -102,59 +86,32 @@ class Metrics:
     def quarantined(self, count: int) -> None:
         self._quarantined.set(count)
 
+    def ordered(self, command: Command, now: float) -> None:
+        """The scheduler's order, before anything is sent."""
+        self.history.ordered(command, now)
+
     def decided(self, command: Grant | Reclaim, outcome: Granted | GrantRefused, now: float) -> None:
         """A transaction's outcome, at `now` (monotonic seconds)."""
         decision = command.decision
         self._decisions.labels(decision.order, "granted" if isinstance(outcome, Granted) else "refused").inc()
-        if isinstance(outcome, Granted) and isinstance(command, Grant):
-            self._sent[decision.engine] = (outcome.revision, command.order, now)
-            if command.order is Order.OFFLOAD:
-                self._evictions.labels(self._model_of(decision.engine), _reason(decision.cause)).inc()
+        self.history.decided(command, outcome, now)
+        if isinstance(outcome, Granted) and isinstance(command, Grant) and command.order is Order.OFFLOAD:
+            self._evictions.labels(self.history.model_of(decision.engine), _reason(decision.cause)).inc()
 
-    def saw(self, event: Event, now: float) -> None:
-        """Everything that went through the loop."""
-        if isinstance(event, Listed):
-            self._specs.clear()
-            self._devices.clear()
-        if isinstance(event, Listed | Changed):
-            self._note(event.facts, now)
+    def saw(self, event: Event, now: float) -> list[Noted]:
+        """Everything that went through the loop; returns what is worth a note."""
+        noted = self.history.saw(event, now)
+        for each in noted:
+            if isinstance(each, Switch):
+                self._switched(each)
+        return noted
 
-    def _note(self, facts: Iterable[Fact], now: float) -> None:
-        for fact in facts:
-            if isinstance(fact, SpecSeen):
-                self._specs[fact.engine] = fact
-            elif isinstance(fact, DeviceSeen):
-                self._note_device(fact)
-            elif isinstance(fact, ResidencySeen) and fact.residency is not None:
-                self._note_residency(fact.engine, fact.residency, now)
-
-    def _note_device(self, fact: DeviceSeen) -> None:
-        if fact.state is None:
-            self._devices.pop(fact.device, None)
-        else:
-            self._devices[fact.device] = fact.state
-
-    def _note_residency(self, engine: str, residency: Residency, now: float) -> None:
-        """An operation ends when the engine answers under its fence; the answer carries the steps."""
-        revision, order, began = self._sent.get(engine, (0, Order.RESTORE, now))
-        if residency.busy or residency.fence is None or residency.fence.revision != revision:
-            return
-        del self._sent[engine]
-        model = self._model_of(engine)
-        self._switch.labels(model, order).observe(now - began)
-        if order is Order.RESTORE and residency.phase is Phase.RESIDENT:
-            path = "master" if residency.restored else "start"
-            for step in residency.steps:
-                name = step.name if step.name in STEPS else "other"
-                self._wake.labels(model, self._devices_of(engine), path, name).observe(step.seconds)
-
-    def _model_of(self, engine: str) -> str:
-        seen = self._specs.get(engine)
-        return seen.spec.model if seen is not None and seen.spec is not None else ""
-
-    def _devices_of(self, engine: str) -> str:
-        seen = self._specs.get(engine)
-        return ",".join(seen.spec.devices) if seen is not None and seen.spec is not None else ""
+    def _switched(self, switch: Switch) -> None:
+        self._switch.labels(switch.model, switch.order).observe(switch.seconds)
+        if switch.path:
+            for step in switch.phases:
+                device = ",".join(switch.devices)
+                self._wake.labels(switch.model, device, switch.path, step.name).observe(step.seconds)
 
 
 class _Gauges(Collector):

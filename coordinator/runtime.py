@@ -19,18 +19,34 @@ import msgspec
 from coordinator.admin.app import Admin
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.admin.feed import Feed
+from coordinator.config import Config
+from coordinator.configured import reconfigured
 from coordinator.core.commands import Command, Grant, Reclaim, Refuse, Route
-from coordinator.core.events import Changed, DemandSeen, EpochSeen, Event, Listed, OrderAsked, RefusalSeen, Tick
-from coordinator.core.model import Coordinator, ModelId
+from coordinator.core.events import (
+    Changed,
+    DemandSeen,
+    EpochSeen,
+    Event,
+    Granted,
+    Listed,
+    OrderAsked,
+    RefusalSeen,
+    Tick,
+)
+from coordinator.core.model import Coordinator, ModelId, Policy
 from coordinator.core.scheduler import Scheduler
-from coordinator.core.view import State
+from coordinator.core.settings import Settings as ModelSettings
+from coordinator.core.view import PolicyState, State
 from coordinator.effects import Effects
+from coordinator.errors import ConfigError
 from coordinator.gateway.app import Gateway
 from coordinator.gateway.settings import Settings as GatewaySettings
+from coordinator.history import History, Switch
 from coordinator.hosts import advertised
 from coordinator.membership import Member
 from coordinator.metrics import Metrics
 from coordinator.notices import Notices
+from coordinator.reload import ConfigFile, Reloader, Report
 from coordinator.sources import DemandPost, Reached
 from coordinator.store import keys
 from coordinator.store.base import Listing, Store
@@ -62,6 +78,7 @@ class Runtime:
         store: Store,
         scheduler: Scheduler,
         *,
+        file: ConfigFile | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -79,6 +96,8 @@ class Runtime:
         self._decisions: set[asyncio.Task[None]] = set()
         self._member: Member | None = None
         self._admin = Admin(settings.admin, self, store, self._feed)
+        self._watch = file is not None and file.watch
+        self._reloader = Reloader(file, self._adopt) if file is not None else None
         self._gateway = Gateway(settings.gateway, self._metrics, self._demand.changed, self, clock=clock)
         self.ready = asyncio.Event()
 
@@ -111,6 +130,23 @@ class Runtime:
 
     def view(self) -> State:
         return self._scheduler.view()
+
+    @property
+    def history(self) -> History:
+        return self._metrics.history
+
+    @property
+    def eviction(self) -> PolicyState:
+        return self._scheduler.chosen
+
+    def configured(self, model: ModelId) -> tuple[ModelSettings, Policy | None]:
+        return self._scheduler.configured(model)
+
+    async def reload(self) -> Report:
+        """Reads the configuration file again. Raises ConfigError, and then all stays as it is."""
+        if self._reloader is None:
+            raise ConfigError("this coordinator was started without a configuration file", remedy="restart it with one")
+        return await self._reloader.reload()
 
     def order(self, asked: OrderAsked) -> None:
         self._inbox.put_nowait(asked)
@@ -154,10 +190,12 @@ class Runtime:
                 ttl=self._settings.lease_ttl,
             )
             async with asyncio.TaskGroup() as tasks:
-                sources = (
+                sources: tuple[asyncio.Task[None], ...] = (
                     tasks.create_task(self._follow(member), name="watch"),
                     tasks.create_task(self._loop(tasks), name="loop"),
                 )
+                if self._watch and self._reloader is not None:
+                    sources = (*sources, tasks.create_task(self._reloader.watch(), name="configuration"))
                 membership = tasks.create_task(member.run(), name="membership")
                 self.ready.set()
                 await stop.wait()
@@ -183,16 +221,30 @@ class Runtime:
         while True:
             event = await self._next()
             now = self._clock()
-            self._metrics.saw(event, now)
-            if not isinstance(event, Tick):
-                self._feed.publish("event", event)
+            self._publish(event, now)
             self._notices.saw(event)
             if isinstance(event, (Listed, Changed)):
                 self._heed(event)
             for command in self._scheduler.handle(event, now):
+                self._metrics.ordered(command, now)
                 self._feed.publish("command", command)
                 self._perform(command, tasks)
             await asyncio.sleep(0)
+
+    def _publish(self, event: Event, now: float) -> None:
+        """To metrics, history and whoever listens to the feed; the heartbeat's empty change is no news."""
+        for noted in self._metrics.saw(event, now):
+            self._feed.publish("switch" if isinstance(noted, Switch) else "sample", noted)
+        if isinstance(event, Tick) or (isinstance(event, Changed) and not event.facts):
+            self._feed.touch()
+        else:
+            self._feed.publish("event", event)
+
+    def _adopt(self, config: Config) -> None:
+        """The live part of a configuration that was read again. Raises ConfigError, and then nothing is adopted."""
+        self._admin.change_keys(config.admin.api_key, config.admin.roles)
+        self._gateway.resize(config.gateway.max_queue)
+        self._inbox.put_nowait(reconfigured(config))
 
     async def _next(self) -> Event:
         """The next event, or a `Tick` at the scheduler's deadline."""
@@ -220,6 +272,8 @@ class Runtime:
     async def _decide(self, command: Grant | Reclaim) -> None:
         outcome = await self._effects.perform(command)
         self._metrics.decided(command, outcome, self._clock())
+        if isinstance(outcome, Granted):
+            self._feed.publish("decision", msgspec.structs.replace(command.decision, at=time.time()))
         self._inbox.put_nowait(outcome)
 
     def _heed(self, event: Listed | Changed) -> None:

@@ -6,36 +6,42 @@ A subscriber that does not keep up is told so and let go: nothing here grows for
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import msgspec
 
-from coordinator.core.commands import Command
-from coordinator.core.events import Event
-
 BACKLOG = 1024
+KINDS = ("event", "command", "decision", "switch", "sample")
+"""What may be published. `event` and `command` are all that goes in and out; the others are for people."""
 _encode = msgspec.json.Encoder().encode
 
 
 class Feed:
-    """Encodes only while somebody listens."""
+    """Encodes only while somebody listens. `turn` moves with whatever is published, or could have been."""
 
     def __init__(self, backlog: int = BACKLOG) -> None:
         self._backlog = backlog
         self._subscribers: set[Subscription] = set()
+        self.turn = 0
 
-    def publish(self, kind: str, item: Event | Command) -> None:
-        """`kind` is `event` or `command`; the item's own tag says which."""
-        if not self._subscribers:
+    def publish(self, kind: str, item: msgspec.Struct) -> None:
+        """`kind` is one of KINDS; the item's own tag says which event or command."""
+        self.turn += 1
+        heard_by = [each for each in self._subscribers if kind in each.kinds]
+        if not heard_by:
             return
         frame = b"event: " + kind.encode() + b"\ndata: " + _encode(item) + b"\n\n"
-        for subscriber in tuple(self._subscribers):
+        for subscriber in heard_by:
             subscriber.offer(frame)
 
+    def touch(self) -> None:
+        """Time has passed: what is shown may be other than it was, though nothing is to be told."""
+        self.turn += 1
+
     @contextmanager
-    def subscribe(self) -> Iterator[Subscription]:
-        subscription = Subscription(self._backlog)
+    def subscribe(self, kinds: Collection[str] = KINDS) -> Iterator[Subscription]:
+        subscription = Subscription(self._backlog, frozenset(kinds))
         self._subscribers.add(subscription)
         try:
             yield subscription
@@ -53,11 +59,12 @@ class Feed:
 
 
 class Subscription:
-    """One listener's backlog."""
+    """One listener's backlog of the `kinds` that it asked for."""
 
-    def __init__(self, backlog: int) -> None:
+    def __init__(self, backlog: int, kinds: frozenset[str]) -> None:
         self._frames: asyncio.Queue[bytes] = asyncio.Queue(backlog)
         self._ended = asyncio.Event()
+        self.kinds = kinds
         self.lagged = False
 
     def offer(self, frame: bytes) -> None:

@@ -1,5 +1,5 @@
-"""The operators' routes. Reading is answered from what this coordinator knows, leader or not; policy is written by
-whoever is asked; `sleep` and `wake` are orders and go to the leader."""
+"""The operators' routes, one method each, as `operations` names them. Reading is answered from what this coordinator
+knows, leader or not; policy is written by whoever is asked; `sleep` and `wake` are orders and go to the leader."""
 
 from __future__ import annotations
 
@@ -10,15 +10,23 @@ from typing import Protocol
 import msgspec
 from aiohttp import web
 
-from coordinator.admin import policies
-from coordinator.admin.access import Access
+from coordinator.admin import answers, policies
+from coordinator.admin.access import READS, Access
 from coordinator.admin.feed import Feed
+from coordinator.admin.keyring import Caller
 from coordinator.admin.leader import FORWARDED, Leader
+from coordinator.admin.openapi import document
+from coordinator.admin.operations import OPERATIONS
+from coordinator.admin.stream import Stream, View, wanted
 from coordinator.core.events import OrderAsked
-from coordinator.core.model import Decision, ModelId, Order, Policy
-from coordinator.core.view import State
-from coordinator.errors import SchemaError, StoreError
+from coordinator.core.model import Decision, EngineId, ModelId, Order, Policy
+from coordinator.core.settings import Settings
+from coordinator.core.view import PolicyState, State
+from coordinator.core.why import concerns, why
+from coordinator.errors import ConfigError, SchemaError, StoreError
 from coordinator.gateway.problem import Problem, bad_request, unknown_model
+from coordinator.history import History
+from coordinator.reload import Report
 from coordinator.store import keys
 from coordinator.store.base import Store
 from coordinator.store.codec import decode
@@ -28,13 +36,13 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 MAX_BODY = 64 << 10
-QUIET_S = 15.0
-"""A comment goes out that often on a stream without news, so that proxies and clients know it lives."""
+CALLER = web.RequestKey("caller", Caller)
 ORDERS: Mapping[str, Order] = {"sleep": Order.OFFLOAD, "wake": Order.RESTORE}
 POLICIES: Mapping[str, policies.Patch] = {
     "pin": policies.Patch(pin=True),
     "unpin": policies.Patch(pin=False),
     "drain": policies.Patch(drained=True),
+    "resume": policies.Patch(drained=False),
 }
 
 
@@ -57,15 +65,29 @@ class Core(Protocol):
         """Values in etcd that do not decode and are not obeyed."""
         ...
 
+    @property
+    def history(self) -> History: ...
+
+    @property
+    def eviction(self) -> PolicyState: ...
+
     def view(self) -> State: ...
+
+    def configured(self, model: ModelId) -> tuple[Settings, Policy | None]:
+        """As the file has it, and what stands in etcd over that."""
+        ...
 
     def order(self, asked: OrderAsked) -> None:
         """Put an operator's order into the inbox."""
         ...
 
+    async def reload(self) -> Report:
+        """Read the configuration file again. Raises ConfigError."""
+        ...
+
 
 class Handlers:
-    """One method a route."""
+    """See the module."""
 
     def __init__(self, core: Core, store: Store, access: Access, feed: Feed, leader: Leader) -> None:
         self._core = core
@@ -73,27 +95,30 @@ class Handlers:
         self._access = access
         self._feed = feed
         self._leader = leader
+        self._view = View(feed)
+        self._document = msgspec.json.encode(document())
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY)
-        app.router.add_get("/v1/state", self._state)
-        app.router.add_get("/v1/devices", self._devices)
-        app.router.add_get("/v1/engines", self._engines)
-        app.router.add_get("/v1/models", self._models)
-        app.router.add_get("/v1/decisions", self._decisions)
-        app.router.add_get("/v1/events", self._events)
-        for name in ORDERS:
-            app.router.add_post(f"/v1/models/{{model:.+}}/{name}", self._order)
-        for name in POLICIES:
-            app.router.add_post(f"/v1/models/{{model:.+}}/{name}", self._named_policy)
-        app.router.add_patch("/v1/models/{model:.+}/policy", self._policy)
+        app.router.add_get("/openapi.json", self.openapi)
+        for one in OPERATIONS:
+            app.router.add_route(one.method, one.route, getattr(self, one.handler))
         return app
 
     @web.middleware
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Around every handler, unknown routes too: first the check, and every error as JSON."""
+        """Around every handler, unknown routes too: first the check, every error as JSON, every command audited."""
+        answer: web.StreamResponse = web.Response(status=500)
         try:
-            self._access.check(request)
+            answer = await self._checked(request, handler)
+        finally:
+            if request.method not in READS:
+                self._access.audit(request, answer.status, request.headers.get(FORWARDED, ""))
+        return answer
+
+    async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            request[CALLER] = self._access.check(request)
             return await handler(request)
         except Problem as problem:
             return _problem(problem)
@@ -106,61 +131,103 @@ class Handlers:
         except StoreError as error:
             return _problem(Problem(503, "store_unavailable", f"etcd: {error}", retry_after=2))
 
-    async def _state(self, request: web.Request) -> web.StreamResponse:
-        quarantined = [{"key": q.key, "size": q.size, "reason": q.reason} for q in self._core.quarantined]
-        state = msgspec.to_builtins(self._core.view())
-        return _json({"coordinator": self._core.id, **state, "quarantined": quarantined})
+    # ---- what is
 
-    async def _devices(self, request: web.Request) -> web.StreamResponse:
-        return _json({"devices": self._core.view().devices})
+    async def openapi(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self._document, content_type="application/json")
 
-    async def _engines(self, request: web.Request) -> web.StreamResponse:
-        return _json({"engines": self._core.view().engines})
+    async def state(self, request: web.Request) -> web.StreamResponse:
+        bad = tuple(answers.Bad(q.key, q.size, q.reason) for q in self._core.quarantined)
+        return _json(answers.Whole.of(self._core.view(), self._core.id, bad))
 
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        return _json({"models": self._core.view().models})
+    async def devices(self, request: web.Request) -> web.StreamResponse:
+        return _json(answers.Devices(self._core.view().devices))
 
-    async def _decisions(self, request: web.Request) -> web.StreamResponse:
-        """The newest first; `?limit=` of them, at most the whole ring."""
-        limit = _limit(request.query.get("limit", "50"))
+    async def tokens(self, request: web.Request) -> web.StreamResponse:
+        view = self._core.view()
+        return _json(answers.Tokens(tuple(answers.token_of(device, view.epoch) for device in view.devices)))
+
+    async def engines(self, request: web.Request) -> web.StreamResponse:
+        return _json(answers.Engines(self._core.view().engines))
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
+        return _json(answers.Models(self._core.view().models))
+
+    async def model(self, request: web.Request) -> web.StreamResponse:
+        name = self._model(request)
+        view = self._core.view()
+        configured, policy = self._core.configured(ModelId(name))
+        state = next((one for one in view.models if one.id == name), None)
+        engines = tuple(one for one in view.engines if one.model == name)
+        return _json(answers.OneModel(name, configured, policy or Policy(), state, engines))
+
+    async def history(self, request: web.Request) -> web.StreamResponse:
+        history = self._core.history
+        return _json(answers.History(tuple(history.samples), tuple(history.switches)))
+
+    # ---- what was decided
+
+    async def decisions(self, request: web.Request) -> web.StreamResponse:
+        """The newest first; at most the whole ring."""
+        limit = _limit(request, 50)
+        found = await self._decided()
+        if "model" in request.query:
+            name = request.query["model"]
+            own = self._engines_of(name)
+            found = [each for each in found if concerns(name, own, each)]
+        return _json(answers.Decisions(tuple(found[:limit])))
+
+    async def why(self, request: web.Request) -> web.StreamResponse:
+        name, limit = self._model(request), _limit(request, 5)
+        told = why(name, self._engines_of(name), await self._decided(), limit)
+        return _json(answers.WhyAnswer(name, tuple(told)))
+
+    async def eviction(self, request: web.Request) -> web.StreamResponse:
+        judged = [each for each in await self._decided() if each.shadow]
+        differed = tuple(each for each in judged if not each.shadow.endswith(": the same"))
+        return _json(answers.Eviction(self._core.eviction, len(judged), differed))
+
+    async def _decided(self) -> list[Decision]:
+        """What stands in etcd, the newest first."""
         listing = await self._store.list(keys.DECISIONS)
         found = [decision for kv in listing.kvs if (decision := _decision(kv.value)) is not None]
-        found.sort(key=lambda decision: decision.n, reverse=True)
-        return _json({"decisions": found[:limit]})
+        return sorted(found, key=lambda decision: decision.n, reverse=True)
 
-    async def _events(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent: first `state`, then every `event` and `command` as it happens; `lagged` ends a slow reader."""
-        headers = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
-        with self._feed.subscribe() as subscription:
-            await response.prepare(request)
-            await response.write(b"event: state\ndata: " + msgspec.json.encode(self._core.view()) + b"\n\n")
-            while (frame := await subscription.next(QUIET_S)) is not None:
-                await response.write(frame or b": quiet\n\n")
-            if subscription.lagged:
-                await response.write(b"event: lagged\ndata: {}\n\n")
-        return response
+    def _engines_of(self, model: str) -> set[str]:
+        return {EngineId(one.id) for one in self._core.view().engines if one.model == model}
 
-    async def _order(self, request: web.Request) -> web.StreamResponse:
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """`?kinds=` chooses; `lagged` ends a slow reader."""
+        kinds = wanted(request.query.get("kinds"))
+        return await Stream(self._feed, self._view, kinds).run(request, self._core)
+
+    # ---- what is to be
+
+    async def order(self, request: web.Request) -> web.StreamResponse:
         """202: the leader has it in its inbox; what came of it shows in the state and in the decisions."""
         model = self._model(request)
         order = ORDERS[request.path.rpartition("/")[2]]
         if not self._core.leading:
             return await self._leader.forward(request)
-        by = request.headers.get(FORWARDED, "")
-        self._core.order(OrderAsked(ModelId(model), order))
-        log.info("an operator asks to %s %s%s", order, model, " through a standby" if by else "")
-        return _json({"model": model, "order": order, "accepted_by": self._core.id}, status=202)
+        self._core.order(OrderAsked(ModelId(model), order, request[CALLER].name))
+        return _json(answers.OrderAnswer(model, order, self._core.id), status=202)
 
-    async def _named_policy(self, request: web.Request) -> web.StreamResponse:
+    async def named_policy(self, request: web.Request) -> web.StreamResponse:
         return await self._patch(self._model(request), POLICIES[request.path.rpartition("/")[2]])
 
-    async def _policy(self, request: web.Request) -> web.StreamResponse:
+    async def policy(self, request: web.Request) -> web.StreamResponse:
         return await self._patch(self._model(request), policies.parse(await request.read()))
 
     async def _patch(self, model: str, patch: policies.Patch) -> web.StreamResponse:
         changed: Policy = await policies.update(self._store, model, patch.apply)
-        return _json({"model": model, "policy": changed})
+        return _json(answers.PolicyAnswer(model, changed))
+
+    async def reload(self, request: web.Request) -> web.StreamResponse:
+        """Of this coordinator: each reads its own file."""
+        try:
+            return _json(await self._core.reload())
+        except ConfigError as error:
+            raise Problem(400, "config_invalid", str(error)) from None
 
     def _model(self, request: web.Request) -> str:
         """Raises Problem (404) that names what exists."""
@@ -171,7 +238,8 @@ class Handlers:
         return name
 
 
-def _limit(text: str) -> int:
+def _limit(request: web.Request, default: int) -> int:
+    text = request.query.get("limit", str(default))
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise bad_request("`limit` is not a number", "limit")
     return int(text)
@@ -184,7 +252,7 @@ def _decision(value: bytes) -> Decision | None:
         return None
 
 
-def _json(value: object, status: int = 200) -> web.Response:
+def _json(value: msgspec.Struct, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type="application/json")
 
 

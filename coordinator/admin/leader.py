@@ -22,12 +22,12 @@ MAX_ANSWER = 1 << 20
 
 
 class Leader:
-    """The way to whoever leads: `coordinators/<id>` says who, our own key opens its API."""
+    """The way to whoever leads: `coordinators/<id>` says who, the caller's own key opens its API, so that the leader
+    knows and audits who asks."""
 
-    def __init__(self, store: Store, identifier: str, api_key: str, peers: Peers) -> None:
+    def __init__(self, store: Store, identifier: str, peers: Peers) -> None:
         self._store = store
         self._id = identifier
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._peers = peers
 
     async def forward(self, request: web.Request) -> web.Response:
@@ -37,7 +37,8 @@ class Leader:
         leader = await self._find()
         peer = await self._resolve(leader)
         url = peer.base.with_path(request.raw_path, encoded=True)
-        headers = {**self._headers, "Host": peer.host, FORWARDED: self._id}
+        key = request.headers.get("Authorization")
+        headers = {"Host": peer.host, FORWARDED: self._id, **({"Authorization": key} if key else {})}
         try:
             async with (
                 ClientSession(timeout=ClientTimeout(total=TIMEOUT_S), cookie_jar=DummyCookieJar()) as session,

@@ -48,11 +48,11 @@ def daemon(asked: Asked) -> int:
     return _become(programs.daemon(config, etcd, asked.run_dir, sys.executable), secrets, asked)
 
 
-def coordinator(asked: Asked, identifier: str | None) -> int:
+def coordinator(asked: Asked, identifier: str | None, *, watch: bool = False) -> int:
     config = configuration.load(asked.file, os.environ)
     etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
     identifier = identifier or f"{config.node}-{os.getpid()}"
-    program = programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable)
+    program = programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable, watch=watch)
     return _become(program, secrets, asked)
 
 

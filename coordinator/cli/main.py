@@ -54,7 +54,7 @@ def _up(args: argparse.Namespace) -> int:
 
     from coordinator.cli.up import up
 
-    return up(_config(args), Path(args.run_dir), args.without, Console())
+    return up(_config(args), Path(args.run_dir), args.without, Console(), watch=args.watch_config)
 
 
 def _daemon(args: argparse.Namespace) -> int:
@@ -66,13 +66,19 @@ def _daemon(args: argparse.Namespace) -> int:
 def _coordinator(args: argparse.Namespace) -> int:
     from coordinator.cli import alone
 
-    return alone.coordinator(alone.Asked.of(args, _config(args)), args.id)
+    return alone.coordinator(alone.Asked.of(args, _config(args)), args.id, watch=args.watch_config)
 
 
 def _engine(args: argparse.Namespace) -> int:
     from coordinator.cli import alone
 
     return alone.engine(alone.Asked.of(args, _config(args)), args.model, args.port, args.cores)
+
+
+def _key(args: argparse.Namespace) -> int:
+    from coordinator.cli.key import key
+
+    return key(given=args.hash, as_json=args.json)
 
 
 def _make_model(args: argparse.Namespace) -> int:
@@ -115,6 +121,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "daemon": _daemon,
     "coordinator": _coordinator,
     "engine": _engine,
+    "key": _key,
     "make-model": _make_model,
     "demo": _demo,
     "doctor": _doctor,

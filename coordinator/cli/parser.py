@@ -70,6 +70,15 @@ examples:
   vnpu engine --print qwen-b                  the same as one shell command
   vnpu engine --json qwen-b | jq .argv        the same for a program
 """
+_KEY = """\
+Makes a key for the admin API and prints it with its hash. The hash goes into the configuration (`admin.roles`, or
+`admin.api_key`), the key to whoever is to use it: it is not kept anywhere, and the hash does not give it back.
+"""
+_KEY_EXAMPLES = """\
+examples:
+  vnpu key                                    a new key and its hash
+  printf %s "$KEY" | vnpu key --hash          the hash of a key that you have
+"""
 _MAKE_MODEL = """\
 Makes a model folder offline: random weights, a byte-level BPE tokenizer trained on this Python's own sources, a chat
 template. What it says is nonsense, but it is a real model for vLLM and answers the same at every start. A folder that
@@ -129,6 +138,7 @@ def build() -> argparse.ArgumentParser:
     _daemon(command("daemon", "run a node daemon alone", _DAEMON, _DAEMON_EXAMPLES))
     _coordinator(command("coordinator", "run a coordinator alone", _COORDINATOR, _COORDINATOR_EXAMPLES))
     _engine(command("engine", "run, or show, one model's vLLM command", _ENGINE, _ENGINE_EXAMPLES))
+    _key(command("key", "make a key for the admin API", _KEY, _KEY_EXAMPLES))
     _make_model(command("make-model", "make a small model offline", _MAKE_MODEL, _MAKE_MODEL_EXAMPLES))
     _demo(command("demo", "watch three engines share a device", _DEMO, _DEMO_EXAMPLES))
     _doctor(command("doctor", "check this machine", _DOCTOR, _DOCTOR_EXAMPLES))
@@ -147,6 +157,21 @@ def _up(parser: argparse.ArgumentParser) -> None:
         help="do not start this model's engine: it is started by hand (may be given several times)",
     )
 
+    _watch_config(parser)
+
+
+def _watch_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--watch-config",
+        action="store_true",
+        help="read the configuration again whenever the file changes; what cannot change live is named in the log",
+    )
+
+
+def _key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--hash", action="store_true", help="read a key from standard input and print its hash only")
+    parser.add_argument("--json", action="store_true", help="print both as JSON")
+
 
 def _daemon(parser: argparse.ArgumentParser) -> None:
     _config(parser)
@@ -159,6 +184,7 @@ def _coordinator(parser: argparse.ArgumentParser) -> None:
     _config(parser)
     _run_dir(parser)
     _etcd(parser)
+    _watch_config(parser)
     parser.add_argument("--id", help="this coordinator's name in etcd (default: <node>-<pid>)")
     _print(parser)
 

@@ -22,7 +22,15 @@ from coordinator.supervise.node import Node
 INTERRUPTED = 130
 
 
-def up(file: Path, run_dir: Path, without: Sequence[str], console: Console, python: str = sys.executable) -> int:
+def up(
+    file: Path,
+    run_dir: Path,
+    without: Sequence[str],
+    console: Console,
+    python: str = sys.executable,
+    *,
+    watch: bool = False,
+) -> int:
     """Runs until it is told to stop. Returns the exit code: 0 after SIGTERM, 130 after Ctrl-C. `python` runs the parts
     of the node."""
     config = configuration.load(file, os.environ)
@@ -36,7 +44,8 @@ def up(file: Path, run_dir: Path, without: Sequence[str], console: Console, pyth
     progress = Progress(console)
     logging.basicConfig(handlers=[Told(progress.say)], level=logging.getLogger().level, force=True)
     try:
-        return asyncio.run(_up(Node(config, file, RunDir(run_dir), progress, os.environ, without, python), progress))
+        node = Node(config, file, RunDir(run_dir), progress, os.environ, without, python, watch=watch)
+        return asyncio.run(_up(node, progress))
     finally:
         progress.close()
 

@@ -24,6 +24,7 @@ from coordinator.core.model import (
     Spec,
     Token,
 )
+from coordinator.core.settings import Settings
 
 
 class SpecSeen(msgspec.Struct, frozen=True, tag=True):
@@ -158,8 +159,31 @@ class OrderAsked(msgspec.Struct, frozen=True, tag=True):
     by: str = "admin"
 
 
+class Reconfigured(msgspec.Struct, frozen=True, tag=True):
+    """`vnpu.yaml` was read again: how models are treated from now on. A policy whose name and options are as before
+    keeps its memory. Names and options were checked by whoever read the file."""
+
+    defaults: Settings
+    models: dict[ModelId, Settings]
+    policy: str
+    options: dict[str, object] = {}
+    shadow: str | None = None
+    predict: bool = False
+
+
 class Tick(msgspec.Struct, frozen=True, tag=True):
     """Time passed: `Scheduler.deadline()` had asked to be called now."""
 
 
-Event = Listed | Changed | DemandSeen | LeadershipGained | LeadershipLost | Granted | GrantRefused | OrderAsked | Tick
+Event = (
+    Listed
+    | Changed
+    | DemandSeen
+    | LeadershipGained
+    | LeadershipLost
+    | Granted
+    | GrantRefused
+    | OrderAsked
+    | Reconfigured
+    | Tick
+)

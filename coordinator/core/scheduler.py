@@ -26,13 +26,14 @@ from coordinator.core.events import (
     Listed,
     OrderAsked,
     PolicySeen,
+    Reconfigured,
     ResidencySeen,
     SpecSeen,
     Tick,
 )
 from coordinator.core.ledger import Ledger
 from coordinator.core.listing import relisted
-from coordinator.core.model import DeviceId, ModelId, Order
+from coordinator.core.model import DeviceId, ModelId, Order, Policy
 from coordinator.core.orders import Lead, Orders, effects_of
 from coordinator.core.policies.registry import DEFAULT, make
 from coordinator.core.policy import EvictionPolicy
@@ -45,7 +46,7 @@ from coordinator.core.snapshot import snapshot
 from coordinator.core.standing import COMING, Standing, judge, stand
 from coordinator.core.ties import Ties
 from coordinator.core.victims import World
-from coordinator.core.view import State
+from coordinator.core.view import PolicyState, State
 
 _HERE = COMING | {Standing.SERVING}
 
@@ -77,12 +78,14 @@ class Scheduler:
         *,
         limits: Limits | None = None,
         policy: EvictionPolicy | None = None,
+        options: Mapping[str, object] | None = None,
         shadow: EvictionPolicy | None = None,
         predict: bool = False,
         next_decision: int = 0,
     ) -> None:
         self._limits = limits or Limits()
         self._policy = policy or make(DEFAULT)
+        self._chosen: tuple[str, Mapping[str, object]] = (self._policy.name, dict(options or {}))
         self._shadow = shadow
         self._predict = predict
         self._predictions = Predictions()
@@ -128,6 +131,17 @@ class Scheduler:
     def settings(self, model: ModelId) -> Settings:
         """How `model` is treated now: configured, and what `policy/<model>` overrides."""
         return self._models.of(model)
+
+    def configured(self, model: ModelId) -> tuple[Settings, Policy | None]:
+        """How the file has `model` treated, and what stands in etcd over it."""
+        return self._models.configured(model), self._models.overridden(model)
+
+    @property
+    def chosen(self) -> PolicyState:
+        """Who decides which resident leaves, and who is only asked."""
+        name, options = self._chosen
+        shadow = self._shadow.name if self._shadow is not None else None
+        return PolicyState(name, dict(options), shadow, self._predict, *self.predictions)
 
     @property
     def predictions(self) -> tuple[int, int]:
@@ -180,6 +194,8 @@ class Scheduler:
                 devices = self._refused(event, now)
             case OrderAsked():
                 models = self._asked(event, now)
+            case Reconfigured():
+                self._reconfigured(event)
             case Tick():
                 pass
             case _:
@@ -293,6 +309,17 @@ class Scheduler:
             here = [engine for engine in engines if self._standing(engine, now) in _HERE]
             self._desk.asks.sleep(event.model, event.by, here)
         return {event.model}
+
+    def _reconfigured(self, event: Reconfigured) -> None:
+        """Everything is looked at anew: keep-alives may be over, pins may be gone."""
+        self._models.configure(event.defaults, event.models)
+        chosen = (event.policy, event.options)
+        if chosen != self._chosen:
+            self._policy, self._chosen = make(*chosen), chosen
+        if event.shadow != (self._shadow.name if self._shadow is not None else None):
+            self._shadow = make(event.shadow) if event.shadow is not None else None
+        self._predict = event.predict
+        self._ledger.touch_all(self._ledger)
 
     # ---- models
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from coordinator.core.model import ModelId, Policy
@@ -85,6 +87,19 @@ class Models:
         self._configured = configured
         self._overrides: dict[ModelId, Policy] = {}
 
+    def configure(self, defaults: Settings, configured: Mapping[ModelId, Settings]) -> None:
+        """The file says otherwise now; what stands in etcd still goes before it."""
+        self._defaults = defaults
+        self._configured = dict(configured)
+
+    def configured(self, model: ModelId) -> Settings:
+        """As the file has it."""
+        return self._configured.get(model, self._defaults)
+
+    def overridden(self, model: ModelId) -> Policy | None:
+        """What stands in etcd for it."""
+        return self._overrides.get(model)
+
     def override(self, model: ModelId, policy: Policy | None) -> None:
         if policy is None:
             self._overrides.pop(model, None)
@@ -98,4 +113,4 @@ class Models:
         return models
 
     def of(self, model: ModelId) -> Settings:
-        return self._configured.get(model, self._defaults).overridden(self._overrides.get(model))
+        return self.configured(model).overridden(self._overrides.get(model))

@@ -59,6 +59,7 @@ def _device(world: World, desk: Desk, entry: DeviceEntry, now: float) -> DeviceS
         seat_revision=entry.fence,
         closed=state.closed if state is not None else 0,
         owners=owners,
+        token=entry.token,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from coordinator.core.commands import Endpoint
-from coordinator.core.model import Bytes, Holder, Open, Order, Phase, Seat
+from coordinator.core.model import Bytes, Holder, Open, Order, Phase, Seat, Token
 from coordinator.core.settings import Settings
 
 
@@ -34,6 +34,8 @@ class DeviceState(msgspec.Struct, frozen=True):
     seat_revision: int = 0
     closed: int = 0
     owners: tuple[OwnerState, ...] = ()
+    token: Token | None = None
+    """Stands as long as its holder's lease; the seat stays."""
 
 
 class EngineState(msgspec.Struct, frozen=True):
@@ -66,6 +68,18 @@ class ModelState(msgspec.Struct, frozen=True):
     waiting: int
     waiting_s: float | None = None
     refused: str = ""
+
+
+class PolicyState(msgspec.Struct, frozen=True):
+    """Who chooses the resident that leaves. `shadow`: who is asked too and not obeyed. `woken`, `regretted`: restores
+    by prediction, and those of them that left again unused."""
+
+    name: str
+    options: dict[str, object]
+    shadow: str | None
+    predict: bool
+    woken: int = 0
+    regretted: int = 0
 
 
 class PendingState(msgspec.Struct, frozen=True):

@@ -28,11 +28,12 @@ def why(model: str, engines: Iterable[str], decisions: Iterable[Decision], count
     """The newest `count` decisions about `model`: about its `engines`, for its requests, or those in which one of its
     engines was looked at and stayed."""
     own = {*engines}
-    told = [_told(model, own, each) for each in decisions if _concerns(model, own, each)]
+    told = [_told(model, own, each) for each in decisions if concerns(model, own, each)]
     return sorted(told, key=lambda each: each.n, reverse=True)[:count]
 
 
-def _concerns(model: str, own: set[str], decision: Decision) -> bool:
+def concerns(model: str, own: set[str], decision: Decision) -> bool:
+    """Whether it is about one of `model`'s `own` engines, for its requests, or looked at one that stayed."""
     return decision.engine in own or decision.wanted == model or any(c.engine in own for c in decision.candidates)
 
 

@@ -88,6 +88,10 @@ class Gateway:
         """Answer whoever waits for that model, or would have to, until `admit`, or until it has an endpoint."""
         self._dispatcher.turn_away(refuse)
 
+    def resize(self, max_queue: int) -> None:
+        """Each model's queue takes so many from now on."""
+        self._room.resize(max_queue)
+
     def admit(self, model: str) -> None:
         self._dispatcher.admit(model)
 

@@ -55,6 +55,10 @@ class WaitingRoom:
         self._on_change = on_change
         self._queues: dict[str, dict[Place, None]] = {}
 
+    def resize(self, max_queue: int) -> None:
+        """From now on; who waits already keeps the place."""
+        self._max_queue = max_queue
+
     @contextmanager
     def place(self, model: str) -> Iterator[Place]:
         """A place at the end of `model`'s queue, until the block ends. Raises Problem (503) when the queue is full."""

@@ -60,7 +60,8 @@ class Display(Protocol):
 
 
 class Node:
-    """One run of `vnpu up`. `without` names models whose engines somebody else starts."""
+    """One run of `vnpu up`. `without` names models whose engines somebody else starts; `watch`: the coordinator reads
+    the configuration again whenever the file changes."""
 
     def __init__(
         self,
@@ -71,6 +72,8 @@ class Node:
         environ: Mapping[str, str],
         without: Sequence[str] = (),
         python: str = sys.executable,
+        *,
+        watch: bool = False,
     ) -> None:
         self._config = config
         self._file = file.absolute()
@@ -80,6 +83,7 @@ class Node:
         self._urls, secrets = credentials_apart(config.endpoints)
         self._environ = {**environ, **secrets}
         self._python = python
+        self._watch = watch
         self._names = [name for name in config.models if name not in without]
         self._identifier = f"{config.node}-{os.getpid()}"
         self._keepers: list[Keeper] = []
@@ -182,12 +186,15 @@ class Node:
     async def _start_core(self) -> None:
         started = [
             self._keep(programs.daemon(self._config, self._urls, self._run_dir, self._python), self._spawn),
-            self._keep(
-                programs.coordinator(self._config, self._file, self._urls, self._identifier, self._python), self._spawn
-            ),
+            self._keep(self._coordinator_program(), self._spawn),
         ]
         self._display.follow(self._keepers, self._mirror.picture)
         await asyncio.gather(*(keeper.ready_once.wait() for keeper in started))
+
+    def _coordinator_program(self) -> Program:
+        return programs.coordinator(
+            self._config, self._file, self._urls, self._identifier, self._python, watch=self._watch
+        )
 
     def _engine_programs(self) -> list[Program]:
         models = self._config.models

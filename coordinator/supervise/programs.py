@@ -30,10 +30,16 @@ def daemon(config: Config, etcd: Sequence[str], run_dir: RunDir, python: str) ->
     return Program("daemon", Kind.DAEMON, tuple(argv), _log(config), stop_s=DAEMON_STOP_S, give_up=CORE_GIVE_UP)
 
 
-def coordinator(config: Config, file: Path, etcd: Sequence[str], identifier: str, python: str) -> Program:
-    """The coordinator with gateway and admin API; it reads the configuration `file` itself."""
-    argv = (python, "-m", "coordinator", "--config", str(file), "--etcd", ",".join(etcd), "--id", identifier)
-    return Program("coordinator", Kind.COORDINATOR, argv, _log(config), stop_s=COORDINATOR_STOP_S, give_up=CORE_GIVE_UP)
+def coordinator(
+    config: Config, file: Path, etcd: Sequence[str], identifier: str, python: str, *, watch: bool = False
+) -> Program:
+    """The coordinator with gateway and admin API; it reads the configuration `file` itself, where it is to `watch` it
+    again whenever it changes."""
+    argv = [python, "-m", "coordinator", "--config", str(file), "--etcd", ",".join(etcd), "--id", identifier]
+    argv += ["--watch-config"] if watch else []
+    return Program(
+        "coordinator", Kind.COORDINATOR, tuple(argv), _log(config), stop_s=COORDINATOR_STOP_S, give_up=CORE_GIVE_UP
+    )
 
 
 def etcd() -> Program:

@@ -24,6 +24,7 @@ from coordinator.core.events import (
     LoadSeen,
     OrderAsked,
     PolicySeen,
+    Reconfigured,
     ResidencySeen,
     SeatSeen,
     SpecSeen,
@@ -148,6 +149,15 @@ OTHERS = st.one_of(
     st.builds(Granted, st.integers(1, 3), REVISIONS),
     st.builds(GrantRefused, st.integers(1, 6), st.just("no")),
     st.builds(OrderAsked, st.sampled_from(("a", "b", "c")), st.sampled_from(list(Order))),
+    st.builds(
+        Reconfigured,
+        st.builds(Settings, keep_alive=st.sampled_from((None, 0.0, 5.0)), pin=st.booleans()),
+        st.just({}),
+        st.sampled_from(("lru", "landlord", "cost_aware")),
+        st.just({}),
+        st.sampled_from((None, "lru")),
+        st.booleans(),
+    ),
     st.builds(Tick),
 )
 

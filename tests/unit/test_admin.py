@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
-from aiohttp import ClientSession
 from aiohttp.test_utils import make_mocked_request
 
 from coordinator.admin import policies
 from coordinator.admin.access import Access
-from coordinator.admin.app import Admin, Settings
+from coordinator.admin.app import Settings
 from coordinator.admin.feed import Feed
 from coordinator.admin.handlers import Handlers
 from coordinator.admin.leader import Leader
-from coordinator.core.events import LeadershipLost, OrderAsked
+from coordinator.core.events import LeadershipLost
 from coordinator.core.model import Coordinator, Decision, Order, Policy
 from coordinator.core.view import State
 from coordinator.errors import ConfigError
@@ -26,65 +22,16 @@ from coordinator.hosts import Peers
 from coordinator.store import keys
 from coordinator.store.base import Put
 from coordinator.store.codec import decode, encode
-from coordinator.store.facts import Quarantined
 from coordinator.store.memory import Fault, MemoryEtcd, MemoryStore
+from tests.helpers.admin import Core, admin
 
 KEY = {"Authorization": "Bearer the key"}
-
-
-class Core:
-    """What the API asks of a coordinator."""
-
-    def __init__(self, identifier: str = "c1", *, leading: bool = True) -> None:
-        self.id = identifier
-        self.leading = leading
-        self.models: Iterable[str] = ("a", "org/b")
-        self.quarantined: Iterable[Quarantined] = ()
-        self.orders: list[OrderAsked] = []
-
-    def view(self) -> State:
-        return State(leading=self.leading, epoch="e", revision=3)
-
-    def order(self, asked: OrderAsked) -> None:
-        self.orders.append(asked)
-
-
-class Bench:
-    """A running API and a client of it."""
-
-    def __init__(self, core: Core, store: MemoryStore, feed: Feed, url: str, session: ClientSession) -> None:
-        self.core = core
-        self.store = store
-        self.feed = feed
-        self.url = url
-        self.session = session
-
-    async def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
-        async with self.session.request(method, self.url + path, **options) as answer:
-            return answer.status, await answer.json()
-
-    async def policy(self, model: str) -> Policy | None:
-        found = await self.store.get(keys.policy(model))
-        return decode(Policy, found.value) if found is not None else None
-
-
-@asynccontextmanager
-async def admin(
-    api_key: str = "", *, core: Core | None = None, store: MemoryStore | None = None, **settings: Any
-) -> AsyncIterator[Bench]:
-    store = store or MemoryEtcd().client(timeout=0.05)
-    core, feed = core or Core(), Feed(backlog=4)
-    async with (
-        Admin(Settings(port=0, api_key=api_key, **settings), core, store, feed) as running,
-        ClientSession() as session,
-    ):
-        yield Bench(core, store, feed, running.url, session)
 
 
 def every_route() -> list[tuple[str, str]]:
     """(method, path) of all that the router knows."""
     store = MemoryEtcd().client()
-    handlers = Handlers(Core(), store, Access("127.0.0.1", "k"), Feed(), Leader(store, "c", "k", Peers()))
+    handlers = Handlers(Core(), store, Access("127.0.0.1", "k"), Feed(), Leader(store, "c", Peers()))
     routes = handlers.application().router.routes()
     return sorted(
         {(route.method, route.resource.canonical.replace("{model}", "a")) for route in routes if route.resource}
@@ -92,9 +39,16 @@ def every_route() -> list[tuple[str, str]]:
 
 
 def test_the_routes_are_those_that_are_promised() -> None:
-    model = [("POST", f"/v1/models/a/{order}") for order in ("sleep", "wake", "pin", "unpin", "drain")]
-    read = [("GET", f"/v1/{what}") for what in ("state", "devices", "engines", "models", "decisions", "events")]
-    promised = {*model, *read, ("PATCH", "/v1/models/a/policy")}
+    model = [("POST", f"/v1/models/a/{order}") for order in ("sleep", "wake", "pin", "unpin", "drain", "resume")]
+    what = "state devices engines models decisions events tokens policy history models/a models/a/why"
+    read = [("GET", f"/v1/{path}") for path in what.split()]
+    promised = {
+        *model,
+        *read,
+        ("PATCH", "/v1/models/a/policy"),
+        ("POST", "/v1/config/reload"),
+        ("GET", "/openapi.json"),
+    }
     assert promised == {route for route in every_route() if route[0] != "HEAD"}
 
 

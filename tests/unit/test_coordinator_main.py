@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.__main__ import main, scheduler, settings
+from coordinator.__main__ import main, settings
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import load
+from coordinator.configured import scheduler
 from coordinator.core.model import ModelId
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings

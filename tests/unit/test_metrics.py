@@ -53,6 +53,7 @@ class Scrape:
     def order(self, order: Order, revision: int, cause: str = "asked for by x") -> None:
         decision = Decision(n=1, at=0, order=order, engine="e", devices=(D,), cause=cause)
         grant = Grant(1, order, A, 1, 1, "x", "k", 1, (SeatAt(D, 1),), 60, 60.0, decision)
+        self.metrics.ordered(grant, 9.5)
         self.metrics.decided(grant, Granted(1, revision) if revision else GrantRefused(1, "x"), 10.0)
 
     def answer(self, phase: Phase, revision: int, at: float, *, busy: bool = False, restored: int = 0) -> None:
@@ -83,8 +84,8 @@ def test_a_restore_is_timed_from_its_transaction_to_the_engines_answer_under_its
     assert scrape.lines("vnpu_switch_seconds_sum") == {'vnpu_switch_seconds_sum{model="m",order="restore"}': 2.5}
     steps = scrape.lines("vnpu_wake_seconds_sum")
     assert steps == {
-        'vnpu_wake_seconds_sum{device="local/0",model="m",path="master",phase="copy"}': 0.2,
-        'vnpu_wake_seconds_sum{device="local/0",model="m",path="master",phase="other"}': 0.1,
+        f'vnpu_wake_seconds_sum{{device="local/0",model="m",path="warm",phase="{phase}"}}': seconds
+        for phase, seconds in {"queue": 0.0, "evict": 0.0, "decision": 0.5, "copy": 0.2, "other": 0.1}.items()
     }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from coordinator.core.commands import Grant
-from coordinator.core.events import LeadershipGained, LeadershipLost
-from coordinator.core.model import Order, Phase, Policy
+from coordinator.core.events import LeadershipGained, LeadershipLost, Reconfigured
+from coordinator.core.model import ModelId, Order, Phase, Policy
 from coordinator.core.settings import Settings
 from tests.helpers.stage import Stage, grants, only, orders, refusals
 
@@ -218,3 +220,38 @@ def test_sleep_that_was_refused_is_asked_again_when_the_engine_has_rested() -> N
     first = only(Grant, stage.ask("a", OFFLOAD))
     stage.refused(first)
     assert orders(stage.at(stage.now + 1.0)) == [(OFFLOAD, "a")]
+
+
+def reconfigured(defaults: Settings, models: dict[ModelId, Settings] | None = None, **policy: Any) -> Reconfigured:
+    return Reconfigured(defaults, models or {}, **{"policy": "cost_aware", **policy})
+
+
+def test_a_file_that_was_read_again_holds_at_once() -> None:
+    stage = kept_alive(None)
+    stage.engine("a", Phase.RESIDENT)
+    stage.engine("b", Phase.RESIDENT)
+    stage.now = 200.0
+    pinned = Settings(keep_alive=10.0, min_residency=0.0, pin=True)
+    news = reconfigured(Settings(keep_alive=10.0, min_residency=0.0), {ModelId("b"): pinned})
+    assert orders([*stage.hear(news), *stage.at(200.0)]) == [(OFFLOAD, "a")]
+    assert stage.scheduler.settings(ModelId("b")) == pinned
+    assert stage.scheduler.configured(ModelId("b")) == (pinned, None)
+
+
+def test_what_stands_in_etcd_still_goes_before_the_file() -> None:
+    stage = kept_alive(None)
+    stage.engine("a", Phase.RESIDENT)
+    stage.policy("a", Policy(pin=True))
+    stage.now = 200.0
+    assert orders(stage.hear(reconfigured(Settings(keep_alive=0.0)))) == []
+
+
+def test_another_policy_decides_from_now_on_and_the_same_one_keeps_its_memory() -> None:
+    stage = kept_alive(None)
+    stage.hear(reconfigured(Settings(), policy="landlord", shadow="lru", predict=True))
+    chosen = stage.scheduler.chosen
+    assert (chosen.name, chosen.shadow, chosen.predict) == ("landlord", "lru", True)
+    before = stage.scheduler._policy
+    stage.hear(reconfigured(Settings(pin=True), policy="landlord"))
+    assert stage.scheduler._policy is before
+    assert stage.scheduler.chosen.shadow is None

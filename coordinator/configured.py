@@ -1,0 +1,51 @@
+"""What `vnpu.yaml` says about models and policy, in the scheduler's words: at the start, and when it is read again."""
+
+from __future__ import annotations
+
+from coordinator.config import Config, Defaults
+from coordinator.core.events import Reconfigured
+from coordinator.core.model import ModelId
+from coordinator.core.policies.registry import make
+from coordinator.core.scheduler import Scheduler
+from coordinator.core.settings import Settings
+
+
+def scheduler(config: Config) -> Scheduler:
+    """The core, as configured."""
+    policy = config.policy
+    return Scheduler(
+        _settings(config, config.defaults),
+        _models(config),
+        policy=make(policy.name, policy.options),
+        options=policy.options,
+        shadow=make(policy.shadow) if policy.shadow is not None else None,
+        predict=policy.predict,
+    )
+
+
+def reconfigured(config: Config) -> Reconfigured:
+    """For a scheduler that runs."""
+    policy = config.policy
+    return Reconfigured(
+        _settings(config, config.defaults),
+        _models(config),
+        policy.name,
+        policy.options,
+        policy.shadow,
+        policy.predict,
+    )
+
+
+def _models(config: Config) -> dict[ModelId, Settings]:
+    return {ModelId(name): _settings(config, model) for name, model in config.models.items()}
+
+
+def _settings(config: Config, model: Defaults) -> Settings:
+    return Settings(
+        pin=model.pin,
+        priority=model.priority,
+        keep_alive=model.keep_alive,
+        min_residency=model.min_residency,
+        max_wait=config.gateway.max_wait if model.max_wait is None else model.max_wait,
+        ttft_objective=model.ttft_objective,
+    )
