@@ -28,6 +28,7 @@ from engine_patch.copier import Copier
 from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
 from engine_patch.gating import Gates
+from engine_patch.kv_connector import kv_pulls, pulled_blocks
 from engine_patch.kv_layout import books, scheduled_blocks
 from engine_patch.memory import Hands, Stopwatch, denied
 from engine_patch.report import Report
@@ -43,6 +44,8 @@ log = logging.getLogger("vllm.vnpu.worker")
 ADMISSION_S = 3600.0
 """How long a start-up waits for its token. The leader decides; this only ends what nobody decides about."""
 START_CALL_S = 300.0
+DRAIN_S = 10.0
+"""How long a switch waits for KV blocks that another engine is pulling."""
 PAUSE_S = 0.2
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -91,7 +94,9 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         with self._start.step("kv"), self._hands.allocating(self._hands.kv):
             super().initialize_from_config(kv_cache_config)
         self._hands.trim(self._hands.kv)
-        self._books = books(kv_cache_config, everything=self.vllm_config.kv_transfer_config is not None)
+        self._pulls = kv_pulls()
+        foreign = self.vllm_config.kv_transfer_config is not None and self._pulls is None
+        self._books = books(kv_cache_config, everything=foreign)
         self._kv_at = self._find_kv()
 
     def _find_kv(self) -> int:
@@ -110,7 +115,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             raise RuntimeError("a step was scheduled while this engine's memory is away")
         if self._gates is not None:
             self._gates.pass_first(self._hands.settled)
-        for offset, length in self._books.use(scheduled_blocks(scheduler_output)):
+        for offset, length in self._books.use(scheduled_blocks(scheduler_output) | pulled_blocks(scheduler_output)):
             ctypes.memset(self._kv_at + offset, 0, length)
         self._exchange.stepped()
         return super().execute_model(scheduler_output)
@@ -130,7 +135,13 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
 
         def work() -> dict[str, Any]:
             self._books.forget_all_but(live)
-            saved, steps = self._hands.offload(self._keep())
+            if self._pulls is not None and not self._pulls.sleep(DRAIN_S):
+                raise MemoryFault("another engine does not let go of KV blocks", remedy="see the log of its worker")
+            try:
+                saved, steps = self._hands.offload(self._keep())
+            finally:
+                if self._hands.resident:
+                    self._wake_pulls()
             return {"kv_saved": saved, "d2h": self._hands.copied_out, "steps": steps}
 
         return self._answer(work)
@@ -142,6 +153,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             self._books.renewed()
             if self._gates is None:
                 moved, settled = self._hands.settle()
+                self._wake_pulls()
                 return {"restored": moved, "steps": (*steps, *settled)}
             self._gates.install()
             threading.Thread(target=self._settle, args=(self._turn,), name="vnpu-settle", daemon=True).start()
@@ -155,6 +167,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
 
         def work() -> dict[str, Any]:
             moved, steps = self._hands.settle()
+            self._wake_pulls()
             return {"restored": moved, "steps": steps, "turn": turn}
 
         try:
@@ -164,6 +177,11 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             log.info("restore %d was taken back", turn)
         except TransferError as error:
             log.error("the agent cannot be told about restore %d: %s", turn, error)
+
+    def _wake_pulls(self) -> None:
+        """Not before all of the cache is back: what is copied back must not land on what was pulled."""
+        if self._pulls is not None:
+            self._pulls.wake()
 
     def vnpu_undo(self) -> str:
         def work() -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -97,6 +98,29 @@ class VllmEngine:
             answer = await response.json()
         ids: list[int] = answer["choices"][0]["token_ids"]
         return ids
+
+    async def ask(self, prompt: str, tokens: int, transfer: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The whole answer to a greedy completion that finds nothing in the prefix cache; `transfer`: its
+        kv_transfer_params."""
+        body = {**self._body(prompt, tokens), "cache_salt": secrets.token_hex(8)}
+        if transfer is not None:
+            body["kv_transfer_params"] = dict(transfer)
+        async with self._session() as session, session.post(self._url("completions"), json=body) as response:
+            assert response.status == 200, await response.text()
+            answer: dict[str, Any] = await response.json()
+        return answer
+
+    async def ready(self) -> None:
+        """Until it serves; for an engine outside of vNPU, which nobody else waits for."""
+        async with asyncio.timeout(PATIENCE_S), self._session() as session:
+            while True:
+                assert self._process.returncode is None, self.log.read_text()[-3000:]
+                try:
+                    async with session.get(f"http://127.0.0.1:{self.port}/health") as response:
+                        if response.status == 200:
+                            return
+                except aiohttp.ClientError:
+                    await asyncio.sleep(0.2)
 
     async def stream(self, prompt: str, tokens: int) -> AsyncIterator[dict[str, Any]]:
         """The events of a greedy completion as they come."""

@@ -20,7 +20,6 @@ from transfer.kv.messages import (
     Say,
     Shape,
     Terms,
-    Ticket,
 )
 from transfer.kv.plan import Pull
 from transfer.kv.sink import Action, Cancel, Fetch, Finished, Send, Sink, Wanted
@@ -299,12 +298,6 @@ def test_messages_are_bounded(say: Say) -> None:
         messages.decode_say(messages.encode(say))
     with pytest.raises(msgspec.ValidationError):
         messages.decode_answer(messages.encode(say))
-
-
-def test_a_ticket_survives_json() -> None:
-    """It travels in `kv_transfer_params`."""
-    ticket = Ticket(REQUEST, EPOCH, 2, 100, 32, (1, 2, 3, 9))
-    assert msgspec.json.decode(msgspec.json.encode(ticket), type=Ticket) == ticket
 
 
 @pytest.mark.parametrize("change", [{"beat_s": 6.0}, {"patience_s": 15.0}, {"window": 0}, {"beat_s": 0.0}])

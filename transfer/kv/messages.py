@@ -1,4 +1,4 @@
-"""What a decode rank and a prefill rank say to each other, and the ticket that starts it. MessagePack, bounded.
+"""What a decode rank and a prefill rank say to each other. MessagePack, bounded.
 
 Every message of the decode side may be sent again at any time: the prefill side answers the same. Whatever does not
 decode is `msgspec.ValidationError` or `msgspec.DecodeError`, both `ValueError`.
@@ -16,21 +16,6 @@ Rank = Annotated[int, msgspec.Meta(ge=0, lt=4096)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 20)]
 Reason = Annotated[str, msgspec.Meta(max_length=300)]
-
-
-class Ticket(msgspec.Struct, frozen=True):
-    """Made by the prefill engine when a request's blocks are whole; the gateway carries it to the decode engine.
-
-    `epoch`: the life of the prefill engine, so that one that was started anew is not taken for it. `blocks`: its block
-    ids in request order, the same on each of its ranks.
-    """
-
-    request: Identity
-    epoch: Identity
-    tp: Size
-    tokens: Count
-    block_tokens: Size
-    blocks: Annotated[tuple[Count, ...], msgspec.Meta(max_length=1 << 20)]
 
 
 class _Say(msgspec.Struct, frozen=True, tag=True):

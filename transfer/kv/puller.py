@@ -126,8 +126,7 @@ class Puller:
         self._events.put(None)
         self._thread.join(READ_S)
         for line in self._lines.values():
-            line.peer.reader.abort()
-            line.bytes.shutdown()
+            line.bytes.shutdown()  # nothing is read any more, or a read's deadline is over
             line.words.shutdown()  # a last *done* is still said, within patience
             line.peer.reader.close()
             line.peer.close()

@@ -19,6 +19,7 @@ from transfer.errors import PeerViolation
 from transfer.kv.boxes import Box, Dim, gathering, long_rows, placing, split
 from transfer.kv.messages import Answer, Say, decode_answer, encode
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, place
+from transfer.netloader.guard import Guard, Switching
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Kind
@@ -81,10 +82,14 @@ class Stage:
 class KvServer:
     """What a prefill rank does for one client at a time: `Listener(host, port, trust, SERVICE, server.serve)`."""
 
-    def __init__(self, regions: Mapping[int, Span], answer: Callable[[Say], Answer]) -> None:
-        """`regions`: what may be read, by handle; `answer`: `Source.receive`, from any thread."""
+    def __init__(
+        self, regions: Mapping[int, Span], answer: Callable[[Say], Answer], guard: Guard | None = None
+    ) -> None:
+        """`regions`: what may be read, by handle; `answer`: `Source.receive`, from any thread; `guard`: the memory is
+        there while it is open."""
         self._regions = regions
         self._answer = answer
+        self._guard = guard or Guard()
 
     def serve(self, channel: Channel) -> None:
         """Until the client goes. Raises TransferError, as the listener expects."""
@@ -96,7 +101,11 @@ class KvServer:
             except ValueError as error:
                 raise PeerViolation(f"a request that is none: {error}", remedy="run one vNPU on both sides") from error
             if isinstance(request, Read):
-                self._send(channel, request, stage)
+                try:
+                    with self._guard.reading(channel.abort):
+                        self._send(channel, request, stage)
+                except Switching as asleep:
+                    channel.send(encode(No(str(asleep)[:300])), Deadline.after(STALL_S))
             else:
                 channel.send(encode(self._answer(request)), Deadline.after(STALL_S))
 
