@@ -105,8 +105,6 @@ class Hands:
         for region, size in ((self.weights, estimate.weights), (self.kv, estimate.kv)):
             region.map(range(size // region.chunk), timeout_s)
             region.arena.grow(size)
-            for address, length in region.ranges(region.indices):
-                ctypes.memset(address, 0, length)
         Listener(self._client, spare=self.spare).start()
 
     @contextmanager
@@ -291,7 +289,8 @@ class Hands:
         watch = Stopwatch()
         with self._turn:
             with watch.step("map"):
-                self.weights.map(self._weight_chunks, CALL_S)
+                # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
+                self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
                 self.kv.map(self._kv_chunks, CALL_S)
             start = functools.partial(self._copier.start, beside=beside)
             self._restoring = Restoring(start, self._entries(), self._check)

@@ -42,8 +42,9 @@ class Region:
     def bytes(self) -> int:
         return len(self._mapped) * self.chunk
 
-    def map(self, indices: Sequence[int], timeout_s: float) -> None:
-        """Get a chunk for each index and map it there: all or none. What they hold is foreign.
+    def map(self, indices: Sequence[int], timeout_s: float, *, overwritten: bool = False) -> None:
+        """Get a chunk for each index and map it there: all or none. They are zero, unless the caller says that it
+        overwrites them whole before anything reads them.
 
         Raises:
             DaemonRefused: no operation is open, no space.
@@ -51,7 +52,9 @@ class Region:
             DriverError: the driver could not map.
         """
         share_id = self._driver.share_id() if self._driver.sharing == "handle" else 0
-        chunks = self._client.map(self._device, self.kind, len(indices), timeout_s, share_id=share_id)
+        chunks = self._client.map(
+            self._device, self.kind, len(indices), timeout_s, share_id=share_id, overwritten=overwritten
+        )
         handles: list[int] = []
         try:
             handles.extend(self._driver.import_handle(chunk.shareable, chunk.size) for chunk in chunks)

@@ -76,7 +76,8 @@ class Driver:
     def destroy(self, handle: int) -> None:
         """Forget a handle that is not mapped. Pages are free when every process has let go of them."""
     def wipe(self, handles: Sequence[int]) -> None:
-        """Make own chunks zero again. Where one fails, those before it are zero already."""
+        """Make own chunks zero again, also what other processes see of them. Where one fails, those before it are zero
+        already."""
     @property
     def sharing(self) -> str:
         """How chunks cross to another process: `descriptor` (host, cuda: SCM_RIGHTS) or `handle` (ascend: a number)."""
@@ -265,6 +266,13 @@ def cpu_features() -> list[str]:
 
 def crc32c(address: int, length: int, init: int = 0, kernel: str = "") -> int:
     """CRC-32C (Castagnoli, RFC 3720 B.4) of a range; `init` continues an earlier one. `kernel`: `portable` or empty."""
+
+def wipe_file(descriptor: int, size: int) -> None:
+    """Make a chunk of the host driver zero whose creator is gone, by a descriptor that was exported from it.
+
+    Raises:
+        DriverError: it is none of `size` bytes, or cannot be reached.
+    """
 
 def sample_digest(ranges: Sequence[tuple[int, int]], stride: int = 262144, width: int = 64) -> int:
     """Canary of a restore: a 64-bit digest of samples, under 1 ms per GiB.

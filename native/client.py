@@ -87,20 +87,29 @@ class Client(Link):
         )
 
     def map(
-        self, device: str, kind: Kind, count: int, timeout_s: float | None = None, *, share_id: int = 0
+        self,
+        device: str,
+        kind: Kind,
+        count: int,
+        timeout_s: float | None = None,
+        *,
+        share_id: int = 0,
+        overwritten: bool = False,
     ) -> tuple[Chunk, ...]:
         """PROTOCOL rule 7: `count` chunks with a descriptor each, all or none. Import and close each. `share_id` is the
-        driver's, where it shares by handle.
+        driver's, where it shares by handle. They are zero, unless they are `overwritten` whole before anything reads
+        them (weights of a restore): then they may hold what another owner left.
 
         Raises:
-            DaemonRefused: NOT_OPEN, NO_SPACE (grant or capacity), TIMEOUT (still being populated).
+            DaemonRefused: NOT_OPEN, NO_SPACE (grant or capacity), TIMEOUT (still being populated or wiped).
             DaemonUnavailable: the daemon is away or silent.
         """
         deadline = self._deadline(timeout_s) + ANSWER_MARGIN
         chunks: list[Chunk] = []
         try:
             while len(chunks) < count:
-                chunks += self._map_some(device, kind, min(MAX_FDS, count - len(chunks)), share_id, deadline)
+                some = min(MAX_FDS, count - len(chunks))
+                chunks += self._map_some(device, kind, some, share_id, overwritten, deadline)
         except DaemonError:
             for chunk in chunks:
                 chunk.close()
@@ -235,11 +244,13 @@ class Client(Link):
         """What the daemon knows, as JSON text, for people and tests."""
         return self._ask(protocol.Stats(), protocol.Facts, timeout_s).json
 
-    def _map_some(self, device: str, kind: Kind, count: int, share_id: int, deadline: float) -> list[Chunk]:
+    def _map_some(
+        self, device: str, kind: Kind, count: int, share_id: int, overwritten: bool, deadline: float
+    ) -> list[Chunk]:
         ticket = secrets.randbits(62) + 1
 
         def ask(left: float) -> protocol.Request:
-            return protocol.Map(device, kind, count, ticket, left, share_id)
+            return protocol.Map(device, kind, count, ticket, left, share_id, overwritten)
 
         reply, descriptors = self._call(ask, protocol.Mapped, deadline)
         if sorted((len(descriptors), len(reply.handles))) != [0, len(reply.chunks)]:

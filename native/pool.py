@@ -1,7 +1,8 @@
 """Which chunk of a device belongs to whom. PURE book-keeping: no descriptor, no driver, no clock.
 
 A chunk is one physical piece of device memory, the unit of mapping and of sharing. The pool creates all its chunks at
-start and never frees one on the wake path: they only change hands.
+start and never frees one on the wake path: they only change hands. A free chunk is *blank* (zero), *soiled* (it holds
+what its last owner left) or being wiped; who takes chunks gets blank ones, unless it overwrites them whole.
 
 Invariant (I4): chunks that are free, held, or held since before a restart of the daemon ("foreign": their pages live on
 in their holder, the pool has no handle of them) never exceed `capacity` bytes together. What is missing to capacity is
@@ -57,6 +58,10 @@ class Pending(Exception):
     """There is room, but its chunks are not populated yet: ask again after `grow`."""
 
 
+class Soiled(Pending):
+    """There is room, but its chunks hold what others left: ask again when they are wiped."""
+
+
 class NotYours(Exception):
     """A chunk named in a call belongs to another process."""
 
@@ -69,7 +74,10 @@ class Pool:
         self.capacity = capacity // chunk * chunk
         self._first = generation << GENERATION_BITS
         self._created = 0
-        self._free: list[int] = []
+        self._blank: list[int] = []
+        self._soiled: list[int] = []
+        self._wiping: set[int] = set()
+        self._most_kv = 0
         self._held: dict[Owner, dict[int, _Held]] = {}
         self._owner: dict[int, Owner] = {}
         self._foreign: set[int] = set()
@@ -77,7 +85,7 @@ class Pool:
     @property
     def debt(self) -> int:
         """Chunks that must be created so that free and held bytes reach capacity."""
-        return max(0, (self.capacity - self.charged) // self.chunk - len(self._free))
+        return max(0, (self.capacity - self.charged) // self.chunk - self._free)
 
     @property
     def charged(self) -> int:
@@ -87,7 +95,26 @@ class Pool:
     @property
     def free(self) -> int:
         """Populated bytes that nobody holds."""
-        return len(self._free) * self.chunk
+        return self._free * self.chunk
+
+    @property
+    def blank(self) -> int:
+        """Free chunks that are zero."""
+        return len(self._blank)
+
+    @property
+    def soiled(self) -> int:
+        """Free chunks that hold what others left, and that nobody is wiping."""
+        return len(self._soiled)
+
+    @property
+    def most_kv(self) -> int:
+        """Chunks with KV that one process held at most: as many blank ones the next may ask for."""
+        return self._most_kv
+
+    @property
+    def _free(self) -> int:
+        return len(self._blank) + len(self._soiled) + len(self._wiping)
 
     @property
     def owners(self) -> tuple[Owner, ...]:
@@ -103,7 +130,7 @@ class Pool:
             raise Shortage("the pool is complete")
         chunk = self._first + self._created
         self._created += 1
-        heapq.heappush(self._free, chunk)
+        heapq.heappush(self._blank, chunk)
         return chunk
 
     def adopt(self, owner: Owner, extents: Iterable[Extent]) -> None:
@@ -134,14 +161,18 @@ class Pool:
         """Bytes held since before this start of which the daemon has no handle."""
         return sum(self._held[self._owner[chunk]][chunk].chunk for chunk in self._foreign)
 
-    def take(self, owner: Owner, kind: Kind, count: int, ticket: int, grant: int) -> tuple[int, ...]:
-        """`count` free chunks for `owner`, whose engine may hold `grant` bytes here afterwards (PROTOCOL rule 7).
+    def take(
+        self, owner: Owner, kind: Kind, count: int, ticket: int, grant: int, *, overwritten: bool = False
+    ) -> tuple[int, ...]:
+        """`count` free chunks for `owner`, whose engine may hold `grant` bytes here afterwards (PROTOCOL rule 7): blank
+        ones, or soiled ones first where they are `overwritten` whole before anything reads them.
 
         The same `ticket` again means that the first answer was lost: what it gave is taken back first.
 
         Raises:
             Shortage: the grant or the capacity does not allow it.
             Pending: the chunks are not created yet.
+            Soiled: they are not wiped yet.
         """
         lost = [chunk for chunk, held in self._held.get(owner, {}).items() if held.ticket == ticket]
         self._drop(owner, lost)
@@ -152,12 +183,33 @@ class Pool:
         room = self.capacity - self.charged
         if wanted > room:
             raise Shortage(f"{owner.holder} wants {wanted} B, {room} B of {self.capacity} B are left")
-        if count > len(self._free):
-            raise Pending(f"{count - len(self._free)} chunks are not populated yet")
-        chunks = tuple(heapq.heappop(self._free) for _ in range(count))
+        if count > self._free:
+            raise Pending(f"{count - self._free} chunks are not populated yet")
+        chunks = self._choose(count, overwritten)
         for chunk in chunks:
             self._hold(owner, chunk, _Held(kind, ticket, self.chunk))
+        self._most_kv = max(self._most_kv, self.bytes_of(owner)[Kind.KV] // self.chunk)
         return chunks
+
+    def _choose(self, count: int, overwritten: bool) -> tuple[int, ...]:
+        sources = (self._soiled, self._blank) if overwritten else (self._blank,)
+        if (missing := count - sum(map(len, sources))) > 0:
+            raise Soiled(f"{missing} chunks are not wiped yet")
+        return tuple(heapq.heappop(next(filter(None, sources))) for _ in range(count))
+
+    # ---- wiping
+
+    def begin_wiping(self, count: int) -> tuple[int, ...]:
+        """At most `count` soiled chunks, which nobody gets until `end_wiping`."""
+        chunks = tuple(heapq.heappop(self._soiled) for _ in range(min(count, len(self._soiled))))
+        self._wiping.update(chunks)
+        return chunks
+
+    def end_wiping(self, chunks: Iterable[int], *, blank: bool) -> None:
+        """These are zero now; or, not `blank`, it failed and they are as soiled as before."""
+        for chunk in chunks:
+            self._wiping.remove(chunk)
+            heapq.heappush(self._blank if blank else self._soiled, chunk)
 
     def give_back(self, owner: Owner, chunks: Iterable[int]) -> int:
         """These chunks are unmapped; returns how many bytes came back. What nobody holds is passed over: a repeated
@@ -213,7 +265,7 @@ class Pool:
             if chunk in self._foreign:
                 self._foreign.discard(chunk)
             else:
-                heapq.heappush(self._free, chunk)
+                heapq.heappush(self._soiled, chunk)
         if not mine:
             self._held.pop(owner, None)
         return back

@@ -72,7 +72,10 @@ class Map(msgspec.Struct, frozen=True, tag=True):
     them (`Driver.share_id`).
 
     `ticket` is drawn at random for each call; the same one again says that its answer was lost, and takes back what
-    that answer held. Waits at most `timeout_s` for chunks that are still being populated."""
+    that answer held. Waits at most `timeout_s` for chunks that are still being populated or wiped.
+
+    `overwritten` (weights only): the caller overwrites each of them whole before anything reads it, as a restore does.
+    Else they are zero."""
 
     device: DeviceName
     kind: Kind
@@ -80,6 +83,7 @@ class Map(msgspec.Struct, frozen=True, tag=True):
     ticket: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]
     timeout_s: Timeout
     share_id: ShareId = 0
+    overwritten: bool = False
 
 
 class Unmap(msgspec.Struct, frozen=True, tag=True):

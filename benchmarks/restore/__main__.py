@@ -42,14 +42,16 @@ class Bench:
 
     def run(self, pairs: int) -> None:
         task = self._progress.add_task("pairs", total=pairs)
-        remaps, unmaps = [], []
+        remaps, unmaps, wipes = [], [], []
         for _ in range(pairs):
             remap, unmap = self._pair()
             remaps.append(remap)
             unmaps.append(unmap)
+            wipes.append(seconds(lambda: self.pool.wipe(self._size)))
             self._progress.advance(task)
         self.values["remap_ms_per_gib"] = statistics.median(remaps) * 1e3 * GIB / self._size
         self.values["unmap_ms_per_gib"] = statistics.median(unmaps) * 1e3 * GIB / self._size
+        self.values["wipe_ms_per_gib"] = statistics.median(wipes) * 1e3 * GIB / self._size
         self.values["linearity_bytes"] = self._linearity()
 
     def _pair(self) -> tuple[float, float]:

@@ -45,6 +45,10 @@ class Pool:
     def unmap(self, size: int) -> None:
         self._driver.unmap_many([address for address, _ in self._pairs[: size // CHUNK]])
 
+    def wipe(self, size: int) -> None:
+        """As the daemon does to chunks that change hands; they are not mapped."""
+        self._driver.wipe([handle for _, handle in self._pairs[: size // CHUNK]])
+
     @contextmanager
     def mapped(self, size: int) -> Iterator[None]:
         self.map(size)

@@ -14,6 +14,7 @@
 #include <string>
 #include <utility>
 
+#include "chunk.h"
 #include "driver.h"
 #include "layouts.h"
 
@@ -229,6 +230,8 @@ void bind_driver(nb::module_& module) {
     bind_ordered_copy(module);
     module.def("open_driver", &opened, "name"_a, "device"_a = 0, "limit"_a = 0, "backing"_a = "auto",
                "library"_a = "", nb::rv_policy::take_ownership, NoGil(), "Open a driver by name; raises DriverError.");
+    module.def("wipe_file", &wipe_file, "descriptor"_a, "size"_a, NoGil(),
+               "Make a host chunk zero whose creator is gone.");
     module.def(
         "layouts",
         [] {

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "hugefs.h"
+#include "kernels.h"
 #include "pages.h"
 #include "space.h"
 
@@ -45,21 +46,21 @@ Chunk adopt(Fd file) {
     return {std::move(file), 0, is_huge(facts), {facts.st_dev, facts.st_ino}};
 }
 
-void check_shareable(int fd, std::size_t size) {
+void check_shareable(const char* call, int fd, std::size_t size) {
     struct stat facts{};
     struct statfs system{};
     const int flags = ::fcntl(fd, F_GETFL);
     if (flags < 0 || ::fstat(fd, &facts) != 0 || ::fstatfs(fd, &system) != 0) {
-        throw errno_error("import_handle", errno, "descriptor " + std::to_string(fd) + " cannot be used",
+        throw errno_error(call, errno, "descriptor " + std::to_string(fd) + " cannot be used",
                           "pass the descriptor that came from export_handle");
     }
     if (!S_ISREG(facts.st_mode) || static_cast<std::uint64_t>(system.f_type) != TMPFS_MAGIC ||
         (flags & O_ACCMODE) != O_RDWR) {
-        throw errno_error("import_handle", EINVAL, "descriptor " + std::to_string(fd) + " is no chunk",
+        throw errno_error(call, EINVAL, "descriptor " + std::to_string(fd) + " is no chunk",
                           "pass the descriptor that came from export_handle");
     }
     if (static_cast<std::uint64_t>(facts.st_size) != size) {
-        throw errno_error("import_handle", EINVAL,
+        throw errno_error(call, EINVAL,
                           "the chunk has " + std::to_string(facts.st_size) + " bytes, not " + std::to_string(size),
                           "pass the size it was created with: a chunk is mapped whole");
     }
@@ -98,6 +99,25 @@ Backing open_backing(const DriverOptions& options) {
     return backing;
 }
 
+void wipe_file(int fd, std::size_t size) {
+    check_shareable("wipe_file", fd, size);
+    const Fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    if (!copy) {
+        throw errno_error("wipe_file", errno, "cannot duplicate the descriptor",
+                          "raise the limit on open files or use larger chunks");
+    }
+    wipe_chunk("wipe_file", copy, size);
+}
+
+void wipe_chunk(const char* call, const Fd& file, std::size_t size) {
+    const Window window(file, size);
+    const int error = populate(window.base(), size, true);  // one walk, not a fault for each page
+    if (error != 0) {
+        throw errno_error(call, error, "the chunk's pages cannot be reached", "free memory, and wipe it again");
+    }
+    zero(pointer(window.base()), size);
+}
+
 Chunk create_chunk(const Backing& backing, std::size_t size) {
     Fd file = backing.file(size);
     const std::size_t on_huge_pages = populate_chunk(file, size);
@@ -107,7 +127,7 @@ Chunk create_chunk(const Backing& backing, std::size_t size) {
 }
 
 Chunk import_chunk(int fd, std::size_t size) {
-    check_shareable(fd, size);
+    check_shareable("import_handle", fd, size);
     Fd copy(::fcntl(fd, F_DUPFD_CLOEXEC, 0));
     if (!copy) {
         throw errno_error("import_handle", errno, "cannot duplicate the descriptor",

@@ -28,10 +28,14 @@ struct Backing {
     Fd file(std::size_t size) const;
 };
 
-// All three throw DriverError.
+// All throw DriverError.
 Backing open_backing(const DriverOptions& options);
 Chunk create_chunk(const Backing& backing, std::size_t size);
 // The chunk behind a descriptor that stays the caller's; it must be one of `size` bytes, writable.
 Chunk import_chunk(int fd, std::size_t size);
+// Zeroes it. `call` is for the error.
+void wipe_chunk(const char* call, const Fd& file, std::size_t size);
+// The same for a chunk whose creator is gone, by a descriptor that stays the caller's.
+void wipe_file(int fd, std::size_t size);
 
 }  // namespace vnpu

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <cstring>
 #include <limits>
 #include <mutex>
 #include <set>
@@ -75,6 +74,7 @@ class HostDriver final : public Driver {
 
     std::size_t room() const;
     void take_room(std::size_t size);
+    std::pair<Fd, std::size_t> own_file(Handle handle) const;
     Handle keep(Chunk chunk, std::size_t size, Origin origin);
     void place(const Placement& placement);
     std::vector<Run> runs(std::span<const Placement> placements) const;
@@ -158,12 +158,22 @@ void HostDriver::destroy(Handle handle) {
     chunks_.erase(chunk);
 }
 
+// A descriptor of its own, which keeps the chunk whatever happens to the handle.
+std::pair<Fd, std::size_t> HostDriver::own_file(Handle handle) const {
+    const std::lock_guard lock(mutex_);
+    const std::size_t size = book_.own("wipe", handle).first;
+    Fd file(::fcntl(chunks_.at(handle).file.get(), F_DUPFD_CLOEXEC, 0));
+    if (!file) {
+        throw errno_error("wipe", errno, "cannot duplicate the chunk's descriptor",
+                          "raise the limit on open files or use larger chunks");
+    }
+    return {std::move(file), size};
+}
+
 void HostDriver::wipe(std::span<const Handle> handles) {
     for (const Handle handle : handles) {
-        const std::lock_guard lock(mutex_);
-        const auto [size, mapped_at] = book_.own("wipe", handle);
-        const Window window(chunks_.at(handle).file, size);
-        std::memset(pointer(window.base()), 0, size);
+        const auto [file, size] = own_file(handle);
+        wipe_chunk("wipe", file, size);  // without the lock: it takes long
     }
 }
 

@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <stdexcept>
@@ -135,6 +136,20 @@ const CopyKernel& find_copy_kernel(const std::string& name) {
         throw std::invalid_argument("copy kernel '" + name + "' is not one of copy_kernels() on this CPU");
     }
     return *found;
+}
+
+// A copy out of zeros that stay in the first-level cache: only the stores reach memory.
+void zero(void* destination, std::size_t length) {
+    alignas(line) static const std::array<char, std::size_t{1} << 14> zeros{};
+    const CopyKernel& kernel = copy_kernels().front();
+    auto* to = static_cast<char*>(destination);
+    while (length != 0) {
+        const std::size_t part = std::min(length, zeros.size());
+        kernel.copy(to, zeros.data(), part);
+        to += part;
+        length -= part;
+    }
+    kernel.publish();
 }
 
 std::vector<std::string> cpu_features() {

@@ -21,6 +21,9 @@ const std::vector<CopyKernel>& copy_kernels();
 // By name, or the best where it is empty. Throws std::invalid_argument.
 const CopyKernel& find_copy_kernel(const std::string& name);
 
+// Zeroes a range past the caches, and publishes it.
+void zero(void* destination, std::size_t length);
+
 // What the dispatch found, for people.
 std::vector<std::string> cpu_features();
 

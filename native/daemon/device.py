@@ -9,9 +9,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from native._native import Driver, DriverError, open_driver
+from coordinator.core.model import Order
+from native._native import Driver, DriverError, open_driver, wipe_file
 from native.daemon.counters import Counters
 from native.daemon.options import DeviceOption
+from native.daemon.wiper import Wiper
 from native.fences import Fences
 from native.files import FileId, files, identify, runs
 from native.frames import close_all
@@ -74,8 +76,11 @@ class Device:
         self._descriptors: dict[int, int] = {}
         self._files = files(ledger.files)
         """Of every chunk that has a descriptor here, and of those that are missed since a restart."""
-        self._numbers: dict[int, tuple[int, int]] = {}
-        """Of a driver that shares by number instead: the driver's own handle and the number, by chunk."""
+        self._handles: dict[int, int] = {}
+        """The driver's own, by chunk; none of those that came back after a restart."""
+        self._numbers: dict[int, int] = {}
+        """Of a driver that shares by number instead of by descriptor."""
+        self.wiper = Wiper(self.pool, self._wipe, self._restoring, changed, self.counters)
         self._coming = 0
         """Bytes that are being created: the driver has them no more, the pool not yet."""
         index = int(option.id) if option.id.isdecimal() else 0
@@ -147,12 +152,14 @@ class Device:
         """The owner is proven dead; returns how many bytes came back. The chunks `keep` are not back yet."""
         back = self.pool.release(owner, keep)
         self.short.set()
+        self.wiper.look()
         return back
 
     def give_back(self, owner: Owner, chunks: tuple[int, ...]) -> int:
         """As `Pool.give_back`."""
         back = self.pool.give_back(owner, chunks)
         self.short.set()
+        self.wiper.look()
         return back
 
     def descriptors(self, chunks: tuple[int, ...]) -> tuple[int, ...]:
@@ -169,11 +176,11 @@ class Device:
         if self.driver.sharing != "handle":
             return ()
         await asyncio.to_thread(self._permit, chunks, share_id)
-        return tuple(self._numbers[chunk][1] for chunk in chunks)
+        return tuple(self._numbers[chunk] for chunk in chunks)
 
     def _permit(self, chunks: tuple[int, ...], share_id: int) -> None:
         for chunk in chunks:
-            self.driver.permit(self._numbers[chunk][0], (share_id,))
+            self.driver.permit(self._handles[chunk], (share_id,))
 
     def ledger(self, identities: Mapping[int, Identity], views: tuple[KeptView, ...] = ()) -> DeviceLedger:
         """What is to be persisted of this device; `identities` by process number."""
@@ -226,9 +233,20 @@ class Device:
                 said = time.monotonic()
                 self._tell(began, said)
 
+    def _wipe(self, chunks: tuple[int, ...]) -> None:
+        self.driver.wipe([self._handles[chunk] for chunk in chunks if chunk in self._handles])
+        for chunk in chunks:
+            if chunk not in self._handles:
+                wipe_file(self._descriptors[chunk], self.pool.chunk)
+
+    def _restoring(self) -> bool:
+        opened = self.fences.record.open
+        return opened is not None and opened.order == Order.RESTORE
+
     def _keep(self, chunk: int, handle: int, shareable: int) -> None:
+        self._handles[chunk] = handle
         if self.driver.sharing == "handle":
-            self._numbers[chunk] = (handle, shareable)
+            self._numbers[chunk] = shareable
         else:
             self._descriptors[chunk] = shareable
             if (named := identify(shareable)) is not None:

@@ -45,7 +45,8 @@ def _device(node: Node, device: Device) -> Mapping[str, object]:
     pool = device.pool
     return {
         **msgspec.to_builtins(node.state(device)),
-        "pool": {"free": pool.free, "charged": pool.charged, "missing": pool.debt, "foreign": pool.foreign},
+        "pool": {"free": pool.free, "charged": pool.charged, "missing": pool.debt, "foreign": pool.foreign}
+        | {"blank": pool.blank * pool.chunk},
         "fences": {"agreed": device.fences.agreed, "regressed": device.fences.regressed},
         "drift_now": device.drift(),
         "backing": device.driver.backing,

@@ -103,6 +103,7 @@ class Node:
                 self._publisher.want({keys.daemon(self.name): encode(self._daemon())}, urgent=True)
                 for device in self.devices.values():
                     group.create_task(device.populate(), name=f"populate {device.option.id}")
+                    group.create_task(device.wiper.run(), name=f"wipe {device.option.id}")
                 for work in (
                     self._server.run,
                     self._publisher.run,
@@ -126,6 +127,7 @@ class Node:
             kill = device.fences.advance(partial(self._living, device), self.now())
             if kill is not None:
                 self.engines.doom(kill.holder, kill.why)
+            device.wiper.look()
         self._revoke_leases_of_the_dead()
         self.keeper.mark()
         self.bell.ring()

@@ -22,9 +22,9 @@ from native.daemon.engines import Member, Unwelcome
 from native.daemon.host_calls import HostCalls
 from native.daemon.view_calls import ViewCalls
 from native.fences import Accept, Holder, Open, Refuse
-from native.pool import NotYours, Pending, Shortage
+from native.pool import NotYours, Pending, Shortage, Soiled
 from native.processes import Process
-from native.protocol import Code, Refused
+from native.protocol import Code, Kind, Refused
 
 if TYPE_CHECKING:
     from native.daemon.node import Node
@@ -157,15 +157,21 @@ class EngineSession(Calls):
 
     async def _map(self, request: protocol.Map) -> Answer:
         owner, device = self._caller("worker").owner, self.device(request.device)
+        if request.overwritten and request.kind is not Kind.WEIGHTS:
+            raise Denied(Code.BAD_REQUEST, "only weights are overwritten whole: leave `overwritten` away")
         deadline = self.node.now() + request.timeout_s
         while True:
             grant = self._open(device).bytes
             try:
-                chunks = device.pool.take(owner, request.kind, request.count, request.ticket, grant)
+                chunks = device.pool.take(
+                    owner, request.kind, request.count, request.ticket, grant, overwritten=request.overwritten
+                )
                 break
             except Shortage as error:
                 raise Denied(Code.NO_SPACE, str(error)) from error
             except Pending as error:
+                if isinstance(error, Soiled) and not request.overwritten:
+                    device.wiper.ask(request.count)
                 if not await self.ring_before(deadline):
                     raise Denied(Code.TIMEOUT, str(error)) from error
 

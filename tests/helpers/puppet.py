@@ -210,6 +210,8 @@ class _Hands:
         for chunk in chunks:
             self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size)
             self.client.kept.put_chunk(device, chunk.id, chunk.fd)
+            if _fill(self.mapped[chunk.id]) != 0:
+                raise RuntimeError(f"chunk {chunk.id} shows what another owner left")
             self.mapped[chunk.id][:] = bytes([fill]) * chunk.size
         return [chunk.id for chunk in chunks]
 

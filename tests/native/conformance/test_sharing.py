@@ -78,6 +78,25 @@ def test_another_process_maps_the_same_pages(
             assert peer.ask("unmap") == [0, 0, 0, 0, 0]
 
 
+def test_a_wiped_chunk_shows_the_next_importer_nothing_of_the_last(
+    case: DriverCase, driver: Driver, chunk: int, shared: Shared, window: Window
+) -> None:
+    driver.unmap(shared.base)  # as the daemon has it: mapped nowhere at home
+    for dies in (False, True):
+        with Peer(case, MAPS) as peer:
+            lend(driver, shared, peer)
+            peer.answer()
+            assert peer.ask("map") == "\0" * 16
+            assert peer.answer() == "written"
+            if dies:
+                peer.kill()
+            else:
+                peer.ask("unmap")
+        driver.wipe([shared.handle])
+    driver.map(shared.base, shared.handle)
+    assert window.read(shared.base, chunk) == bytes(chunk)
+
+
 def test_a_killed_importer_takes_nothing_with_it(
     case: DriverCase, driver: Driver, shared: Shared, window: Window, facts
 ) -> None:

@@ -235,6 +235,14 @@ async def test_at_its_limit_an_operation_of_a_lost_store_is_killed_though_nothin
         assert (state.owners, state.open, state.closed) == ((), None, 0)
 
 
+async def test_kv_is_never_handed_out_unwiped(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        await at.enter(await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB))
+        reply = (await at.worker.handle(Map(at.device, Kind.KV, 1, 1, 5.0, overwritten=True))).reply
+        assert isinstance(reply, Refused)
+        assert reply.code is Code.BAD_REQUEST
+
+
 async def test_facts_are_told(tmp_path: Path) -> None:
     async with place(tmp_path) as at:
         fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
@@ -243,7 +251,8 @@ async def test_facts_are_told(tmp_path: Path) -> None:
         reply = (await at.worker.handle(protocol.Stats())).reply
         assert isinstance(reply, protocol.Facts)
         facts = json.loads(reply.json)
-        assert facts["devices"]["0"]["pool"] == {"free": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0, "foreign": 0}
+        pool = {"free": 8 * MIB - CHUNK, "blank": 8 * MIB - CHUNK, "charged": CHUNK, "missing": 0, "foreign": 0}
+        assert facts["devices"]["0"]["pool"] == pool
         assert [one["pid"] for one in facts["processes"]] == [at.process.pid]
         assert {name: one["count"] for name, one in facts["calls"].items()} == {"Hello": 2, "Enter": 1, "Map": 1}
         assert 0 < facts["calls"]["Map"]["longest"] <= facts["calls"]["Map"]["seconds"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from native.fences import Holder
-from native.pool import Extent, NotYours, Owner, Pending, Pool, Shortage
+from native.pool import Extent, NotYours, Owner, Pending, Pool, Shortage, Soiled
 from native.protocol import Kind
 
 CHUNK = 10
@@ -18,6 +22,10 @@ def full(capacity: int = 100, generation: int = 1) -> Pool:
     while pool.debt:
         pool.grow()
     return pool
+
+
+def wipe(pool: Pool) -> None:
+    pool.end_wiping(pool.begin_wiping(PLENTY), blank=True)
 
 
 def test_capacity_is_whole_chunks_and_grows_no_further() -> None:
@@ -34,6 +42,7 @@ def test_chunks_change_hands_but_are_never_shared() -> None:
     assert not set(mine) & set(others)
     assert pool.bytes_of(A) == {Kind.WEIGHTS: 60, Kind.KV: 0}
     assert pool.give_back(A, mine) == 60
+    wipe(pool)
     assert set(pool.take(B, Kind.WEIGHTS, 6, 2, PLENTY)) == set(mine)
 
 
@@ -56,7 +65,7 @@ def test_a_grant_is_of_the_whole_engine() -> None:
 def test_the_same_ticket_again_takes_back_what_the_lost_answer_held() -> None:
     pool = full()
     lost = pool.take(A, Kind.WEIGHTS, 5, 77, 50)
-    again = pool.take(A, Kind.WEIGHTS, 5, 77, 50)
+    again = pool.take(A, Kind.WEIGHTS, 5, 77, 50, overwritten=True)
     assert set(again) == set(lost)
     assert pool.charged == 50
 
@@ -101,6 +110,64 @@ def test_pages_from_before_a_restart_stay_charged_until_they_are_given_back() ->
     pool.grow()
     assert len(pool.take(B, Kind.WEIGHTS, 5, 1, PLENTY)) == 5
     assert pool.give_back(A, old[:2]) == 0
+
+
+def test_who_maps_gets_blank_chunks_and_who_overwrites_them_the_soiled_ones_first() -> None:
+    pool = full()
+    left = pool.take(A, Kind.WEIGHTS, 6, 1, PLENTY)
+    pool.give_back(A, left)
+    assert (pool.blank, pool.soiled, pool.free, pool.debt) == (4, 6, 100, 0)
+    with pytest.raises(Soiled):
+        pool.take(B, Kind.KV, 5, 1, PLENTY)
+    assert set(pool.take(B, Kind.WEIGHTS, 5, 2, PLENTY, overwritten=True)) == set(left[:5])
+    assert not set(pool.take(B, Kind.KV, 4, 3, PLENTY)) & set(left)
+    assert pool.most_kv == 4
+    with pytest.raises(Soiled):
+        pool.take(B, Kind.KV, 1, 4, PLENTY)
+    wipe(pool)
+    assert pool.take(B, Kind.KV, 1, 4, PLENTY) == left[5:]
+
+
+def test_a_chunk_that_is_being_wiped_is_nobodys_until_it_is_blank() -> None:
+    pool = full(capacity=20)
+    pool.give_back(A, pool.take(A, Kind.KV, 2, 1, PLENTY))
+    (one,) = pool.begin_wiping(1)
+    assert (pool.blank, pool.soiled, pool.free, pool.debt) == (0, 1, 20, 0)
+    with pytest.raises(Soiled):
+        pool.take(B, Kind.WEIGHTS, 2, 1, PLENTY, overwritten=True)
+    pool.end_wiping((one,), blank=False)  # it failed
+    assert (pool.blank, pool.soiled) == (0, 2)
+    assert one in pool.take(B, Kind.WEIGHTS, 2, 1, PLENTY, overwritten=True)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "write over", "give", "die", "wipe", "fail"]), st.integers(0, 5))))
+def test_nobody_ever_gets_what_another_left(story: list[tuple[str, int]]) -> None:
+    """Contents by chunk: 0 is blank, else the number of who wrote last. And everything can be had in the end."""
+    pool, owners = full(capacity=50), (A, B)
+    content: dict[int, int] = {}
+    held: dict[Owner, list[int]] = {A: [], B: []}
+    for ticket, (step, count) in enumerate(story, 1):
+        owner = owners[count % 2]
+        if step in ("take", "write over"):
+            with contextlib.suppress(Shortage, Pending):
+                got = pool.take(owner, Kind.WEIGHTS, count, ticket, PLENTY, overwritten=step == "write over")
+                assert step == "write over" or not any(content.get(chunk) for chunk in got)
+                content.update(dict.fromkeys(got, owner.process))
+                held[owner] += got
+        elif step == "give":
+            pool.give_back(owner, [held[owner].pop() for _ in range(min(count, len(held[owner])))])
+        elif step == "die":
+            pool.release(owner)
+            held[owner].clear()
+        else:
+            chunks = pool.begin_wiping(count)
+            pool.end_wiping(chunks, blank=step == "wipe")
+            content.update(dict.fromkeys(chunks if step == "wipe" else (), 0))
+        assert pool.free + pool.charged == pool.capacity
+    for owner in owners:
+        pool.release(owner)
+    wipe(pool)
+    assert len(pool.take(A, Kind.KV, 5, PLENTY, PLENTY)) == 5
 
 
 def test_ids_are_never_used_twice_over_restarts() -> None:
