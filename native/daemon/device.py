@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from coordinator.core.model import Order
-from native._native import Driver, DriverError, open_driver, wipe_file
+from native import _native
+from native._native import Driver, DriverError, open_driver
 from native.daemon.counters import Counters
 from native.daemon.options import DeviceOption
 from native.daemon.wiper import Wiper
@@ -237,7 +238,7 @@ class Device:
         self.driver.wipe([self._handles[chunk] for chunk in chunks if chunk in self._handles])
         for chunk in chunks:
             if chunk not in self._handles:
-                wipe_file(self._descriptors[chunk], self.pool.chunk)
+                _native.wipe_file(self._descriptors[chunk], self.pool.chunk)
 
     def _restoring(self) -> bool:
         opened = self.fences.record.open
