@@ -30,6 +30,7 @@ from coordinator.core.model import Bytes, Device, Order, Phase, Residency, Spec,
 
 SAMPLES = 4096
 SWITCHES = 1024
+TTFTS = 256
 PHASES = {
     "enter": "enter",
     "map": "map",
@@ -76,6 +77,14 @@ class Switch(msgspec.Struct, frozen=True):
     error: str = ""
 
 
+class Ttft(msgspec.Struct, frozen=True):
+    """Seconds to the first byte: median and 95th percentile of the newest `count` requests."""
+
+    count: int
+    p50: float
+    p95: float
+
+
 Noted = Sample | Switch
 
 
@@ -102,6 +111,7 @@ class History:
         self._sent: dict[str, _Sent] = {}
         self._since: dict[str, dict[str, float]] = {}
         """By model and by who says that requests wait: since when."""
+        self._ttfts: dict[str, deque[float]] = {}
         self._evicting: dict[str, float] = {}
         """Since when room is made for a model."""
 
@@ -109,6 +119,15 @@ class History:
         """Empty: it is not known."""
         spec = self._specs.get(engine)
         return spec.model if spec is not None else ""
+
+    def answered(self, model: str, seconds: float) -> None:
+        """A request got the first byte of its answer `seconds` after it came."""
+        self._ttfts.setdefault(model, deque(maxlen=TTFTS)).append(seconds)
+
+    @property
+    def ttfts(self) -> dict[str, Ttft]:
+        """Of each model's newest requests at this gateway."""
+        return {model: _quantiles(sorted(seen)) for model, seen in self._ttfts.items()}
 
     def ordered(self, command: Command, now: float) -> None:
         """The scheduler has decided; the transaction is about to be sent."""
@@ -234,6 +253,11 @@ class History:
             phases=_phases(sent, residency) if restored else residency.steps,
             error=residency.error,
         )
+
+
+def _quantiles(seen: list[float]) -> Ttft:
+    """Nearest rank, of a sorted list that is not empty."""
+    return Ttft(len(seen), *(seen[min(len(seen) - 1, int(len(seen) * share))] for share in (0.5, 0.95)))
 
 
 def _path(before: Phase | None, residency: Residency) -> str:

@@ -6,7 +6,9 @@ https://prometheus.io/docs/practices/naming/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -18,8 +20,12 @@ from coordinator.core.events import Event, Granted, GrantRefused
 from coordinator.core.model import Device, Order
 from coordinator.core.view import State
 from coordinator.history import KINDS, History, Noted, Switch
+from coordinator.observed import Lag
 
 WAIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+ETCD_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+SLO_WINDOW = 1000
+"""Of a model's newest requests, for the share that met its objective."""
 STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _REASONS = {"room for": "room", "idle for": "idle", "asked for": "asked", "it is drained": "drained"}
 
@@ -27,11 +33,18 @@ _REASONS = {"room for": "room", "idle for": "idle", "asked for": "asked", "it is
 class Metrics:
     """All metrics of one process, in a registry of their own. `view` is read at each scrape."""
 
-    def __init__(self, view: Callable[[], State]) -> None:
+    def __init__(self, view: Callable[[], State], clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = CollectorRegistry()
         self.history = History()
+        self._clock = clock
+        self._heard_at = clock()
+        self._lag = Lag(clock)
+        self._kept: dict[str, deque[bool]] = {}
+        """Of models with an objective: whether each of the newest requests met it."""
         self._make()
+        self._make_latencies()
         self._registry.register(_Gauges(view, self.history.devices, self.history.model_of))
+        self._registry.register(_Service(self._kept, lambda: self._clock() - self._heard_at))
 
     def _make(self) -> None:
         registry = self._registry
@@ -69,6 +82,31 @@ class Metrics:
             registry=registry,
         )
 
+    def _make_latencies(self) -> None:
+        registry = self._registry
+        self._ttft = Histogram(
+            "vnpu_ttft_seconds",
+            "From arrival at this gateway to the first byte of an answer, or to the whole of one that is not streamed",
+            ["model"],
+            buckets=WAIT_BUCKETS,
+            registry=registry,
+        )
+        self._etcd = Histogram(
+            "vnpu_etcd_seconds", "Calls to etcd", ["call", "outcome"], buckets=ETCD_BUCKETS, registry=registry
+        )
+        self._watch = Histogram(
+            "vnpu_watch_lag_seconds",
+            "From etcd's answer to a write of ours until our watch shows it",
+            buckets=ETCD_BUCKETS,
+            registry=registry,
+        )
+        self._shadow = Counter(
+            "vnpu_shadow_decisions",
+            "Evictions that the shadow policy judged, by whether it would have done the same",
+            ["shadow", "agreed"],
+            registry=registry,
+        )
+
     def expose(self) -> tuple[bytes, str]:
         """(text, content type) for a scraper."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST
@@ -80,8 +118,33 @@ class Metrics:
         self._wait.labels(model).observe(seconds)
 
     def request_finished(self, model: str, status: int) -> None:
-        """`model` is empty where the request named none that exists."""
+        """`model` is empty where the request named none that exists. What we failed to serve met no objective."""
         self._requests.labels(model, str(status)).inc()
+        if status >= 500 and model in self._kept:
+            self._kept[model].append(False)
+
+    def answered(self, model: str, seconds: float, objective: float | None) -> None:
+        """The first byte of an answer has gone out `seconds` after the request came."""
+        self._ttft.labels(model).observe(seconds)
+        self.history.answered(model, seconds)
+        if objective is None:
+            self._kept.pop(model, None)
+        else:
+            self._kept.setdefault(model, deque(maxlen=SLO_WINDOW)).append(seconds <= objective)
+
+    def etcd_called(self, call: str, outcome: str, seconds: float) -> None:
+        self._etcd.labels(call, outcome).observe(seconds)
+
+    def wrote(self, revision: int) -> None:
+        """A write of ours has taken effect."""
+        for seconds in self._lag.wrote(revision):
+            self._watch.observe(seconds)
+
+    def watched(self, revision: int) -> None:
+        """The watch has shown everything up to `revision`."""
+        self._heard_at = self._clock()
+        for seconds in self._lag.reached(revision):
+            self._watch.observe(seconds)
 
     def quarantined(self, count: int) -> None:
         self._quarantined.set(count)
@@ -97,6 +160,9 @@ class Metrics:
         self.history.decided(command, outcome, now)
         if isinstance(outcome, Granted) and isinstance(command, Grant) and command.order is Order.OFFLOAD:
             self._evictions.labels(self.history.model_of(decision.engine), _reason(decision.cause)).inc()
+            if decision.shadow:
+                shadow, _, said = decision.shadow.partition(": ")
+                self._shadow.labels(shadow, "yes" if said == "the same" else "no").inc()
 
     def saw(self, event: Event, now: float) -> list[Noted]:
         """Everything that went through the loop; returns what is worth a note."""
@@ -129,6 +195,30 @@ class _Gauges(Collector):
         yield self._host()
         yield self._drift()
         yield from self._seats(view)
+        yield self._capacity()
+        yield self._phases(view)
+        yield self._waiting(view)
+
+    def _capacity(self) -> GaugeMetricFamily:
+        family = GaugeMetricFamily("vnpu_device_capacity_bytes", "What engines may hold together", labels=["device"])
+        for name, device in self._devices.items():
+            family.add_metric((name,), device.capacity)
+        return family
+
+    def _phases(self, view: State) -> GaugeMetricFamily:
+        labels = ["model", "engine", "phase"]
+        family = GaugeMetricFamily("vnpu_engine_phase", "1 for the phase that an engine is in", labels=labels)
+        for engine in view.engines:
+            family.add_metric((engine.model, engine.id, engine.phase or "silent"), 1)
+        return family
+
+    def _waiting(self, view: State) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(
+            "vnpu_model_waiting", "Requests that wait for a model, at all gateways and engines", labels=["model"]
+        )
+        for model in view.models:
+            family.add_metric((model.id,), model.waiting)
+        return family
 
     def _resident(self) -> GaugeMetricFamily:
         family = GaugeMetricFamily("vnpu_resident_bytes", "Bytes in device memory", labels=["device", "model", "kind"])
@@ -169,6 +259,29 @@ class _Gauges(Collector):
                 fence.add_metric((device.id,), device.seat_revision)
         yield holder
         yield fence
+
+
+class _Service(Collector):
+    """How well this process serves and hears, as of the scrape."""
+
+    def __init__(self, kept: Mapping[str, deque[bool]], silence: Callable[[], float]) -> None:
+        self._kept = kept
+        self._silence = silence
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        family = GaugeMetricFamily(
+            "vnpu_slo_attainment_ratio",
+            f"Share of the newest {SLO_WINDOW} requests here that met their model's ttft_objective",
+            labels=["model"],
+        )
+        for model, kept in self._kept.items():
+            family.add_metric((model,), sum(kept) / len(kept))
+        yield family
+        yield GaugeMetricFamily(
+            "vnpu_watch_silence_seconds",
+            "Since the watch was heard; the leader's beat is once a second",
+            self._silence(),
+        )
 
 
 def _reason(cause: str) -> str:

@@ -46,6 +46,7 @@ from coordinator.hosts import advertised
 from coordinator.membership import Member
 from coordinator.metrics import Metrics
 from coordinator.notices import Notices
+from coordinator.observed import ObservedStore
 from coordinator.reload import ConfigFile, Reloader, Report
 from coordinator.sources import DemandPost, Reached
 from coordinator.store import keys
@@ -82,13 +83,13 @@ class Runtime:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
-        self._store = store
         self._scheduler = scheduler
         self._clock = clock
         self._inbox: asyncio.Queue[Event] = asyncio.Queue()
         self._reader = Reader()
         self._reached = Reached()
-        self._metrics = Metrics(scheduler.view)
+        self._metrics = Metrics(scheduler.view, clock)
+        self._store = store = ObservedStore(store, self._metrics.etcd_called, self._metrics.wrote, clock)
         self._effects = Effects(store)
         self._feed = Feed()
         self._demand = DemandPost(settings.id, self._heard_demand)
@@ -154,6 +155,9 @@ class Runtime:
     def max_wait(self, model: str) -> float:
         return self._scheduler.settings(ModelId(model)).max_wait
 
+    def objective(self, model: str) -> float | None:
+        return self._scheduler.settings(ModelId(model)).ttft_objective
+
     def healthy(self) -> bool:
         return self._member is not None and self._member.healthy
 
@@ -212,6 +216,7 @@ class Runtime:
             async for update in updates:
                 event = self._reader.listed(update) if isinstance(update, Listing) else self._reader.changed(update)
                 self._metrics.quarantined(len(self._reader.quarantined))
+                self._metrics.watched(update.revision)
                 self._inbox.put_nowait(event)
                 self._reached.move(update.revision)
                 if _without_epoch(event):

@@ -8,7 +8,7 @@ from coordinator.core.model import Decision, Holder, Order, Policy
 from coordinator.core.settings import Settings
 from coordinator.core.view import DeviceState, EngineState, ModelState, PolicyState, State
 from coordinator.core.why import Told
-from coordinator.history import Sample, Switch
+from coordinator.history import Sample, Switch, Ttft
 
 
 class Bad(msgspec.Struct, frozen=True):
@@ -95,10 +95,12 @@ class Eviction(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """Device memory since this process started, as far as it is kept, and the switches it ordered; oldest first."""
+    """Device memory since this process started, as far as it is kept, and the switches it ordered, oldest first; how
+    soon this gateway's newest requests were answered, by model."""
 
     samples: tuple[Sample, ...]
     switches: tuple[Switch, ...]
+    ttft: dict[str, Ttft]
 
 
 class PolicyAnswer(msgspec.Struct, frozen=True):

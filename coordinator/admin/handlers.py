@@ -163,7 +163,7 @@ class Handlers:
 
     async def history(self, request: web.Request) -> web.StreamResponse:
         history = self._core.history
-        return _json(answers.History(tuple(history.samples), tuple(history.switches)))
+        return _json(answers.History(tuple(history.samples), tuple(history.switches), history.ttfts))
 
     # ---- what was decided
 

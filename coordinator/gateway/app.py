@@ -40,7 +40,9 @@ class Gateway:
         self._on_demand = on_demand
         routes = Routes(settings.models)
         self._room = WaitingRoom(settings.max_queue, self._demand_changed)
-        self._forwarder = Forwarder(Peers(settings.trusted_hosts), clock, settings.answer_timeout_s)
+        self._known = known
+        peers = Peers(settings.trusted_hosts)
+        self._forwarder = Forwarder(peers, clock, settings.answer_timeout_s, self._answered)
         self._dispatcher = Dispatcher(routes, self._room, self._forwarder, clock, metrics.request_waited)
         self._handlers = Handlers(settings, routes, self._dispatcher, metrics, known, clock)
         app = self._handlers.application()
@@ -99,6 +101,9 @@ class Gateway:
     def refused(self) -> frozenset[ModelId]:
         """Models that nobody may wait for."""
         return self._dispatcher.refused
+
+    def _answered(self, model: str, seconds: float) -> None:
+        self._metrics.answered(model, seconds, self._known.objective(model))
 
     def _demand_changed(self, model: str, waiting: int) -> None:
         self._metrics.queue_depth(model, waiting)

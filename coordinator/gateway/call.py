@@ -18,14 +18,15 @@ _PASSED = ("Accept", "Authorization", "traceparent", "tracestate")
 
 class Call(msgspec.Struct, frozen=True):
     """`engine_id` is the request's id at the engine: minted here, because engines derive transfer ids from it and some
-    connectors read addresses out of it (CVE-2026-116176). `client_id` is echoed to the client. `deadline` is
-    monotonic."""
+    connectors read addresses out of it (CVE-2026-116176). `client_id` is echoed to the client. `deadline`
+    and `arrived` are monotonic."""
 
     model: str
     path: str
     body: bytes
     headers: Mapping[str, str]
     deadline: float
+    arrived: float
     client_id: str
     engine_id: str
 

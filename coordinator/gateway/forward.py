@@ -47,11 +47,15 @@ class NotTaken(Exception):
 
 
 class Forwarder:
-    """Connections to engines. `answer_timeout_s` bounds the silence of an engine that works on a request."""
+    """Connections to engines. `answer_timeout_s` bounds the silence of an engine that works on a request; `answered` is
+    told (model, seconds) when the first words of a good answer are here."""
 
-    def __init__(self, peers: Peers, clock: Callable[[], float], answer_timeout_s: float) -> None:
+    def __init__(
+        self, peers: Peers, clock: Callable[[], float], answer_timeout_s: float, answered: Callable[[str, float], None]
+    ) -> None:
         self._peers = peers
         self._clock = clock
+        self._answered = answered
         self._known: dict[str, Peer] = {}
         self._session = ClientSession(
             connector=TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
@@ -78,7 +82,11 @@ class Forwarder:
                 raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
             if 300 <= upstream.status < 400:
                 raise Problem(502, "engine_redirects", f"the engine {endpoint.engine} answered with a redirect")
-            return await relay(upstream, request, call.model, own)
+            return await relay(upstream, request, call.model, own, lambda: self._first(call, upstream.status))
+
+    def _first(self, call: Call, status: int) -> None:
+        if status < 400:
+            self._answered(call.model, self._clock() - call.arrived)
 
     async def _post(self, call: Call, endpoint: Endpoint) -> ClientResponse:
         peer = await self._peer(endpoint)

@@ -39,6 +39,10 @@ class Knowledge(Protocol):
         """Seconds that a request for `model` may wait."""
         ...
 
+    def objective(self, model: str) -> float | None:
+        """Seconds within which the first words of an answer are wanted; None: no wish."""
+        ...
+
     def phases(self) -> Mapping[str, str]:
         """In which phase each model is, for people."""
         ...
@@ -130,6 +134,7 @@ class Handlers:
             body.release()
 
     async def _call(self, request: web.Request, body: Body) -> Call:
+        arrived = self._clock()
         if (request.content_length or 0) > self._settings.max_body:
             raise problems.too_large(self._settings.max_body)
         try:
@@ -148,6 +153,7 @@ class Handlers:
             body=ask.encode(model),
             headers=passed(request.headers),
             deadline=self._clock() + allowed_wait(request.headers, self._known.max_wait(model)),
+            arrived=arrived,
             client_id=client_id,
             engine_id=engine_id,
         )

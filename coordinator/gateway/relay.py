@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import ClientError, ClientResponse, web
 
@@ -25,18 +25,24 @@ _BROKEN = (ClientError, TimeoutError, OSError)
 
 
 async def relay(
-    upstream: ClientResponse, request: web.Request, model: str, own: Mapping[str, str]
+    upstream: ClientResponse, request: web.Request, model: str, own: Mapping[str, str], first: Callable[[], None]
 ) -> web.StreamResponse:
-    """Answer `request` with `upstream`, `own` headers added. Raises Problem when the engine broke before anything
-    was sent."""
+    """Answer `request` with `upstream`, `own` headers added; `first` is called when the engine's first words are here.
+    Raises Problem when the engine broke before anything was sent."""
     headers = {name: upstream.headers[name] for name in _PASSED if name in upstream.headers} | dict(own)
     if upstream.content_type == "text/event-stream":
-        return await _events(upstream, request, model, headers)
-    return await _whole(upstream, request, model, headers)
+        return await _events(upstream, request, model, headers, first)
+    answer = await _whole(upstream, request, model, headers)
+    first()
+    return answer
 
 
 async def _events(
-    upstream: ClientResponse, request: web.Request, model: str, headers: Mapping[str, str]
+    upstream: ClientResponse,
+    request: web.Request,
+    model: str,
+    headers: Mapping[str, str],
+    first: Callable[[], None],
 ) -> web.StreamResponse:
     response = web.StreamResponse(status=upstream.status, headers=headers)
     response.headers["Cache-Control"] = "no-cache"
@@ -46,6 +52,8 @@ async def _events(
     try:
         while chunk := await _read(upstream, model):
             if ready := lines.feed(chunk):
+                first()
+                first = _nothing
                 await _write(response, request, ready)
         rest = lines.finish()
         if not lines.complete:  # half a line before the error would make one event of both
@@ -56,6 +64,10 @@ async def _events(
         await _write(response, request, error_event(problem))
         _cut(request)
     return response
+
+
+def _nothing() -> None:
+    """The first words are told once."""
 
 
 async def _whole(

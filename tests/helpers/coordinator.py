@@ -53,6 +53,7 @@ async def coordinator(
     defaults: ModelSettings = EAGER,
     lease_ttl: int = 5,
     admin: AdminSettings | None = None,
+    scheduler: Scheduler | None = None,
     **gateway: Any,
 ) -> AsyncIterator[Coordinator]:
     """A coordinator on free ports; `gateway` are settings of its gateway, by default
@@ -64,7 +65,7 @@ async def coordinator(
         lease_ttl=lease_ttl,
     )
     async with ClientSession() as session:
-        runtime = Runtime(settings, store, Scheduler(defaults))
+        runtime = Runtime(settings, store, scheduler or Scheduler(defaults))
         stop = asyncio.Event()
         running = asyncio.ensure_future(runtime.run(stop))
         ready = asyncio.ensure_future(runtime.ready.wait())

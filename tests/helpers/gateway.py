@@ -24,9 +24,13 @@ class Known:
     def __init__(self) -> None:
         self.max_wait_s = 60.0
         self.healthy_now = True
+        self.objective_s: float | None = None
 
     def max_wait(self, model: str) -> float:
         return self.max_wait_s
+
+    def objective(self, model: str) -> float | None:
+        return self.objective_s
 
     def phases(self) -> Mapping[str, str]:
         return {}

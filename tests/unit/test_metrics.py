@@ -132,3 +132,28 @@ def test_queues_and_requests() -> None:
     assert scrape.lines("vnpu_queue_wait_seconds_count") == {'vnpu_queue_wait_seconds_count{model="m"}': 1}
     assert scrape.lines("vnpu_requests_total") == {'vnpu_requests_total{model="m",status="499"}': 1}
     assert scrape.lines("vnpu_quarantined_values") == {"vnpu_quarantined_values": 2}
+
+
+def test_the_share_of_requests_that_met_their_objective() -> None:
+    scrape = Scrape()
+    for seconds in (0.1, 0.2, 9.0):
+        scrape.metrics.answered("m", seconds, 1.0)
+    scrape.metrics.request_finished("m", 503)
+    scrape.metrics.request_finished("m", 404)
+    assert scrape.lines("vnpu_slo_attainment_ratio") == {'vnpu_slo_attainment_ratio{model="m"}': 0.5}
+    assert scrape.metrics.history.ttfts["m"].p50 == 0.2
+    scrape.metrics.answered("m", 9.0, None)  # no objective any more
+    assert scrape.lines("vnpu_slo_attainment_ratio") == {}
+    assert scrape.lines("vnpu_ttft_seconds_count") == {'vnpu_ttft_seconds_count{model="m"}': 4}
+
+
+def test_silence_of_the_watch() -> None:
+    now = 100.0
+    metrics = Metrics(lambda: State(leading=True, epoch="x", revision=1), lambda: now)
+    metrics.wrote(7)
+    now = 102.5
+    assert "vnpu_watch_silence_seconds 2.5" in metrics.expose()[0].decode()
+    metrics.watched(7)
+    text = metrics.expose()[0].decode()
+    assert "vnpu_watch_silence_seconds 0.0" in text
+    assert "vnpu_watch_lag_seconds_sum 2.5" in text

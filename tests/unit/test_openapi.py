@@ -61,6 +61,7 @@ def busy_core() -> Core:
     core.quarantined = (Quarantined("/k", 1, 2, "why", None),)
     core.report = Report(("defaults.pin",), (Waits("etcd", "restart"),))
     core.history.samples.append(Sample(1.0, D, 100, Bytes(5), {"a": 5}))
+    core.history.answered("a", 0.5)
     core.history.switches.append(
         Switch(1.0, "a", "a", (D,), Order.RESTORE, 0.5, "warm", 5, 0.1, (Step("copy", 0.4),), "")
     )
