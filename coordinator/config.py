@@ -117,7 +117,8 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order). `kv_keep`
-    None: all KV that is needed is kept across a switch."""
+    None: all KV that is needed is kept across a switch. `start: lazy`: its process runs only when it is needed, and
+    `stop_after` so long without work it ends."""
 
     path: str
     kv_cache: Size
@@ -127,6 +128,8 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     port: Port | None = None
     restart: Literal["always", "never"] = "always"
     load_from: Literal["disk", "auto", "peers"] = "disk"
+    start: Literal["eager", "lazy"] = "eager"
+    stop_after: Duration | None = None
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -189,8 +192,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
         "aliases": _VERSION,
         "replicas": _VERSION,
         "roles": _VERSION,
-        "start": "every model is started eagerly; remove the key",
-        "stop_after": _VERSION,
         "sharded_linear": _VERSION,
         "async_runner": _VERSION,
     },

@@ -47,6 +47,8 @@ def check(root: Document, config: Config) -> None:
         _engine_args(section, model)
         _placement(section, config, model)
         _fits(section, config, model)
+        if model.stop_after is not None and model.start != "lazy":
+            raise section.error("an engine that runs with the node is not stopped", "add `start: lazy`", "stop_after")
 
 
 def _names(root: Document, config: Config) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from coordinator.core.commands import Grant, Reclaim
+from coordinator.core.commands import Direct, Grant, Reclaim
 from coordinator.core.events import Granted, GrantRefused
-from coordinator.core.model import Decision, Epoch, Order, Seat, Token
+from coordinator.core.model import Decision, Epoch, Order, Seat, Token, Value
 from coordinator.core.settings import DECISION_RING
 from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreError, StoreUnavailable
 from coordinator.store import keys
@@ -32,6 +32,13 @@ _PAUSE_S = 0.1
 _MOST_PAUSE_S = 2.0
 
 
+class _Written(msgspec.Struct, frozen=True):
+    """A value that a transaction puts, and the revision that it must lie above."""
+
+    value: Value
+    above: int
+
+
 class Effects:
     """`perform` one decision. `unix_time` stamps its record; nothing depends on it."""
 
@@ -42,60 +49,63 @@ class Effects:
         self._unix_time = unix_time
         self._read_back_s = read_back_s
 
-    async def perform(self, command: Grant | Reclaim) -> Granted | GrantRefused:
+    async def perform(self, command: Grant | Reclaim | Direct) -> Granted | GrantRefused:
         """One transaction; the answer is the event for the inbox. Raises nothing but cancellation."""
-        seat = _seat(command)
+        written = _written(command)
         try:
-            result = await self._store.txn(_compares(command), self._ops(command, seat))
+            result = await self._store.txn(_compares(command), self._ops(command, written))
         except Ambiguous:
-            return await self._sought(command, seat)
+            return await self._sought(command, written)
         except (StoreUnavailable, LeaseLost) as error:
             return self._refused(command, str(error))
         except StoreError as error:
             log.exception("transaction %d is impossible", command.id)
             return self._refused(command, str(error))
         if not result.succeeded:
-            return self._refused(command, "the world moved on: a seat, the spec, the epoch or the leader changed")
+            return self._refused(command, "the world moved on: what it compares, or the leader, changed")
         return self._granted(command, result.revision)
 
-    def _ops(self, command: Grant | Reclaim, seat: Seat) -> list[Op]:
-        ops: list[Op] = []
-        for at in command.seats:
-            ops.append(Put(keys.seat(at.device), encode(seat)))
-            ops.append(_token_op(command, keys.token(at.device)))
+    def _ops(self, command: Grant | Reclaim | Direct, written: Mapping[str, _Written]) -> list[Op]:
+        ops: list[Op] = [Put(key, encode(each.value)) for key, each in written.items()]
+        if not isinstance(command, Direct):
+            ops += [_token_op(command, keys.token(at.device)) for at in command.seats]
         decision = msgspec.structs.replace(command.decision, at=self._unix_time())
         ops.append(Put(decision_key(decision), encode(decision)))
         return ops
 
-    async def _sought(self, command: Grant | Reclaim, seat: Seat) -> Granted | GrantRefused:
+    async def _sought(
+        self, command: Grant | Reclaim | Direct, written: Mapping[str, _Written]
+    ) -> Granted | GrantRefused:
         """What became of a transaction whose answer was lost."""
-        log.warning("the answer to transaction %d is lost: reading its seats", command.id)
+        log.warning("the answer to transaction %d is lost: reading what it writes", command.id)
         pause = _PAUSE_S
         try:
             async with asyncio.timeout(self._read_back_s):
                 while True:
                     try:
-                        return await self._read_back(command, seat)
+                        return await self._read_back(command, written)
                     except StoreUnavailable as error:
-                        log.warning("cannot read the seats of transaction %d yet: %s", command.id, error)
+                        log.warning("cannot read what transaction %d writes yet: %s", command.id, error)
                     await asyncio.sleep(pause)
                     pause = min(pause * 2, _MOST_PAUSE_S)
         except TimeoutError:
-            return self._refused(command, "its outcome is unknown; the seats will show it")
+            return self._refused(command, "its outcome is unknown; the watch will show it")
 
-    async def _read_back(self, command: Grant | Reclaim, seat: Seat) -> Granted | GrantRefused:
-        """It took effect exactly if all its seats carry what it puts, under one revision above those it compared."""
+    async def _read_back(
+        self, command: Grant | Reclaim | Direct, written: Mapping[str, _Written]
+    ) -> Granted | GrantRefused:
+        """It took effect exactly if all it writes is there, under one revision above those it compared."""
         revisions = set()
-        for at in command.seats:
-            found = await self._store.get(keys.seat(at.device))
-            if found is None or found.mod_revision <= at.revision or not _same(found.value, seat):
+        for key, each in written.items():
+            found = await self._store.get(key)
+            if found is None or found.mod_revision <= each.above or not _same(found.value, each.value):
                 return self._refused(command, "its answer was lost and it did not take effect")
             revisions.add(found.mod_revision)
         if len(revisions) != 1:
             return self._refused(command, "its answer was lost and its seats were given anew")
         return self._granted(command, revisions.pop())
 
-    def _granted(self, command: Grant | Reclaim, revision: int) -> Granted:
+    def _granted(self, command: Grant | Reclaim | Direct, revision: int) -> Granted:
         decision = command.decision
         log.info(
             "decision %d: %s %s on %s at fence %d: %s",
@@ -103,7 +113,7 @@ class Effects:
         )  # fmt: skip
         return Granted(command.id, revision)
 
-    def _refused(self, command: Grant | Reclaim, reason: str) -> GrantRefused:
+    def _refused(self, command: Grant | Reclaim | Direct, reason: str) -> GrantRefused:
         log.warning(
             "decision %d (%s %s) failed: %s",
             command.decision.n,
@@ -119,15 +129,25 @@ def decision_key(decision: Decision) -> str:
     return keys.decision(decision.n % DECISION_RING)
 
 
-def _compares(command: Grant | Reclaim) -> Sequence[Compare]:
+def _compares(command: Grant | Reclaim | Direct) -> Sequence[Compare]:
+    leader = CreateRevision(command.election_key, command.election_revision)
+    if isinstance(command, Direct):
+        return [leader, ModRevision(keys.process_order(command.engine), command.revision)]
     compares: list[Compare] = [
-        CreateRevision(command.election_key, command.election_revision),
+        leader,
         ValueIs(keys.EPOCH, encode(Epoch(id=command.epoch))),
         *(ModRevision(keys.seat(at.device), at.revision) for at in command.seats),
     ]
     if isinstance(command, Grant):
         compares.append(ModRevision(keys.spec(command.holder.engine), command.spec_revision))
     return compares
+
+
+def _written(command: Grant | Reclaim | Direct) -> dict[str, _Written]:
+    """What tells, by key, whether it took effect."""
+    if isinstance(command, Direct):
+        return {keys.process_order(command.engine): _Written(command.order, command.revision)}
+    return {keys.seat(at.device): _Written(_seat(command), at.revision) for at in command.seats}
 
 
 def _seat(command: Grant | Reclaim) -> Seat:
@@ -156,8 +176,8 @@ def _token_op(command: Grant | Reclaim, key: str) -> Op:
     return Put(key, encode(token), lease=command.lease)
 
 
-def _same(value: bytes, seat: Seat) -> bool:
+def _same(value: bytes, written: Value) -> bool:
     try:
-        return decode(Seat, value) == seat
+        return decode(type(written), value) == written
     except SchemaError:
         return False

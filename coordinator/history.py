@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from coordinator.core.commands import Command, Grant, Reclaim
+from coordinator.core.commands import Command, Direct, Grant, Reclaim
 from coordinator.core.events import (
     Changed,
     DemandSeen,
@@ -146,11 +146,11 @@ class History:
         before = (Step("queue", evicting - since), Step("evict", now - evicting))
         self._sent[decision.engine] = _Sent(Order.RESTORE, before, now)
 
-    def decided(self, command: Grant | Reclaim, outcome: Granted | GrantRefused, now: float) -> None:
+    def decided(self, command: Grant | Reclaim | Direct, outcome: Granted | GrantRefused, now: float) -> None:
         """The transaction is answered."""
         engine = command.decision.engine
         sent = self._sent.get(engine)
-        if sent is None or isinstance(command, Reclaim):
+        if sent is None or not isinstance(command, Grant):
             return
         if isinstance(outcome, Granted):
             sent.revision, sent.granted = outcome.revision, now

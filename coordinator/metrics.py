@@ -15,7 +15,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from coordinator.core.commands import Command, Grant, Reclaim
+from coordinator.core.commands import Command, Direct, Grant, Reclaim
 from coordinator.core.events import Event, Granted, GrantRefused
 from coordinator.core.model import Device, Order
 from coordinator.core.view import State
@@ -153,7 +153,7 @@ class Metrics:
         """The scheduler's order, before anything is sent."""
         self.history.ordered(command, now)
 
-    def decided(self, command: Grant | Reclaim, outcome: Granted | GrantRefused, now: float) -> None:
+    def decided(self, command: Grant | Reclaim | Direct, outcome: Granted | GrantRefused, now: float) -> None:
         """A transaction's outcome, at `now` (monotonic seconds)."""
         decision = command.decision
         self._decisions.labels(decision.order, "granted" if isinstance(outcome, Granted) else "refused").inc()

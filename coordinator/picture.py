@@ -22,6 +22,8 @@ from coordinator.core.model import (
     Heartbeat,
     Load,
     Policy,
+    Process,
+    ProcessOrder,
     Refusal,
     Residency,
     Seat,
@@ -41,6 +43,8 @@ T = TypeVar("T", bound=Value)
 _KEYS: Mapping[tuple[str, ...], type[Value]] = {
     ("nodes", "*", "daemon"): Daemon,
     ("nodes", "*", "devices", "*"): Device,
+    ("nodes", "*", "engines", "*"): Process,
+    ("processes", "*"): ProcessOrder,
     ("engines", "*", "spec"): Spec,
     ("engines", "*", "residency"): Residency,
     ("engines", "*", "load"): Load,

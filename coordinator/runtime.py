@@ -21,7 +21,7 @@ from coordinator.admin.app import Settings as AdminSettings
 from coordinator.admin.feed import Feed
 from coordinator.config import Config
 from coordinator.configured import reconfigured
-from coordinator.core.commands import Command, Grant, Reclaim, Refuse, Route
+from coordinator.core.commands import Command, Direct, Grant, Reclaim, Refuse, Route
 from coordinator.core.events import (
     Changed,
     DemandSeen,
@@ -269,12 +269,12 @@ class Runtime:
             case Refuse():
                 self._gateway.refuse(command)
                 self._notices.refused(command)
-            case Grant() | Reclaim():
+            case Grant() | Reclaim() | Direct():
                 decision = tasks.create_task(self._decide(command), name=f"decision {command.id}")
                 self._decisions.add(decision)
                 decision.add_done_callback(self._decisions.discard)
 
-    async def _decide(self, command: Grant | Reclaim) -> None:
+    async def _decide(self, command: Grant | Reclaim | Direct) -> None:
         outcome = await self._effects.perform(command)
         self._metrics.decided(command, outcome, self._clock())
         if isinstance(outcome, Granted):

@@ -15,6 +15,7 @@ from coordinator.core.model import (
     Order,
     Phase,
     Policy,
+    Process,
     Residency,
     Seat,
     Seed,
@@ -104,7 +105,12 @@ def build(picture: Picture, wakes: Mapping[str, Wake], silent_s: float | None) -
         gateway=leader.gateway_url if leader else "",
         admin=leader.admin_url if leader else "",
         devices=tuple(_device(picture, name, device) for name, device in sorted(picture.of(Device).items())),
-        models=tuple(_model(picture, name, spec, wakes) for name, spec in sorted(picture.of(Spec).items())),
+        models=tuple(
+            sorted(
+                [_model(picture, name, spec, wakes) for name, spec in picture.of(Spec).items()] + _asleep(picture),
+                key=lambda model: model.engine,
+            )
+        ),
         quarantined=tuple(sorted(picture.quarantined)),
         doubt=_doubt(leader is not None, silent_s),
     )
@@ -158,6 +164,25 @@ def _model(picture: Picture, engine: str, spec: Spec, wakes: Mapping[str, Wake])
         error=residency.error if residency else "",
         stream=_stream(picture, engine),
     )
+
+
+def _asleep(picture: Picture) -> list[ModelView]:
+    """Engines that are known by their supervisor's word alone; a process's id is `<node>/<engine>`."""
+    named = {name.partition("/")[2]: process for name, process in picture.of(Process).items()}
+    return [
+        ModelView(
+            model=process.model,
+            engine=engine,
+            phase=process.life,
+            devices=process.devices,
+            bytes=0,
+            running=0,
+            waiting=_demand(picture, process.model),
+            error=process.error,
+        )
+        for engine, process in named.items()
+        if engine not in picture.of(Spec)
+    ]
 
 
 def _stream(picture: Picture, engine: str) -> Stream | None:

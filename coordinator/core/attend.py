@@ -18,11 +18,12 @@ def inside(engine: EngineEntry) -> int:
 
 
 def wanted(world: World, model: ModelId) -> int:
-    """Requests that wait for any engine of `model`: at gateways (a drained model takes none of them), and inside its
-    engine, if it has only one."""
+    """Requests that wait for any engine of `model`: at gateways (a drained model takes none of them, nor one whose
+    processes are to end), and inside its engine, if it has only one."""
     engines = list(world.ledger.engines_of(model))
     own = inside(engines[0]) if len(engines) == 1 else 0
-    return own if world.models.of(model).drained else own + world.demand.waiting(model)
+    closed = world.models.of(model).drained or not any(world.open(engine) for engine in engines)
+    return own if closed else own + world.demand.waiting(model)
 
 
 class Attendance:

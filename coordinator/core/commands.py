@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.core.model import Decision, DeviceId, EngineId, Holder, ModelId, Order
+from coordinator.core.model import Decision, DeviceId, EngineId, Holder, ModelId, Order, ProcessOrder
 
 
 class SeatAt(msgspec.Struct, frozen=True):
@@ -47,6 +47,20 @@ class Reclaim(msgspec.Struct, frozen=True, tag=True):
     decision: Decision
 
 
+class Direct(msgspec.Struct, frozen=True, tag=True):
+    """An order to whoever keeps an engine's process, one transaction. Compares: own election key's create revision, the
+    mod_revision of `processes/<engine>` (0: there is none). Puts: the order, and the decision. Answered by `Granted` or
+    `GrantRefused` with the same `id`; a lost reply is read back from the key."""
+
+    id: int
+    engine: EngineId
+    order: ProcessOrder
+    revision: int
+    election_key: str
+    election_revision: int
+    decision: Decision
+
+
 class Endpoint(msgspec.Struct, frozen=True, order=True):
     """An engine that may be sent a model's requests now; `engine` and `url` from its spec."""
 
@@ -73,4 +87,4 @@ class Refuse(msgspec.Struct, frozen=True, tag=True):
     retry_after_s: float
 
 
-Command = Grant | Reclaim | Route | Refuse
+Command = Grant | Reclaim | Direct | Route | Refuse

@@ -18,6 +18,8 @@ from coordinator.core.model import (
     ModelId,
     Order,
     Policy,
+    Process,
+    ProcessOrder,
     Refusal,
     Residency,
     Seat,
@@ -49,6 +51,21 @@ class LoadSeen(msgspec.Struct, frozen=True, tag=True):
 class DeviceSeen(msgspec.Struct, frozen=True, tag=True):
     device: DeviceId
     state: Device | None
+    revision: int
+
+
+class ProcessSeen(msgspec.Struct, frozen=True, tag=True):
+    """A supervisor's word about the process of an engine that it keeps on `node`."""
+
+    node: str
+    engine: EngineId
+    process: Process | None
+    revision: int
+
+
+class ProcessOrderSeen(msgspec.Struct, frozen=True, tag=True):
+    engine: EngineId
+    order: ProcessOrder | None
     revision: int
 
 
@@ -108,6 +125,8 @@ Fact = (
     | DemandSeen
     | RefusalSeen
     | DecisionSeen
+    | ProcessSeen
+    | ProcessOrderSeen
 )
 
 

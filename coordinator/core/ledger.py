@@ -31,6 +31,7 @@ from coordinator.core.model import (
     Seat,
     Token,
 )
+from coordinator.core.processes import Processes
 from coordinator.errors import VnpuError
 
 
@@ -54,6 +55,7 @@ class Ledger:
         self.engines: dict[EngineId, EngineEntry] = {}
         self.devices: dict[DeviceId, DeviceEntry] = {}
         self.models: dict[ModelId, set[EngineId]] = {}
+        self.processes = Processes()
         self._places: dict[Holder, set[DeviceId]] = {}
         """Where a holder owns pages or has the seat."""
         self._touched = Touched()
@@ -62,6 +64,7 @@ class Ledger:
 
     def apply(self, fact: Fact, now: float) -> None:
         """One fact; facts that are not the ledger's change nothing."""
+        self._touched.models.update(self.processes.apply(fact, now))
         match fact:
             case SpecSeen():
                 self._spec(fact, now)
@@ -93,7 +96,7 @@ class Ledger:
 
     def touch_all(self, old: Ledger) -> None:
         """Everything here and in `old` may have changed."""
-        self._touched.models.update(self.models, old.models)
+        self._touched.models.update(self.models, old.models, self.processes.models, old.processes.models)
         self._touched.devices.update(self.devices, old.devices)
 
     def take_touched(self) -> Touched:

@@ -15,6 +15,7 @@ def relisted(old: Ledger, facts: tuple[Fact, ...], revision: int, now: float) ->
     for fact in sorted(facts, key=lambda fact: not isinstance(fact, EpochSeen)):
         new.apply(fact, now)
     new.revision = revision
+    new.processes.carry(old.processes)
     same_life = new.epoch == old.epoch
     for engine in new.engines.values():
         before = old.engines.get(engine.id)

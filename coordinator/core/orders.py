@@ -14,7 +14,7 @@ from coordinator.core.commands import Grant, Reclaim, SeatAt
 from coordinator.core.entries import EngineEntry, pages
 from coordinator.core.events import Fact, SeatSeen, TokenSeen
 from coordinator.core.ledger import Ledger
-from coordinator.core.model import Candidate, Decision, DeviceId, Holder, Order, Phase, Seat, Token
+from coordinator.core.model import Candidate, Decision, DeviceId, EngineId, Holder, Order, Phase, Seat, Token
 from coordinator.core.settings import Limits
 from coordinator.core.victims import MOST_CANDIDATES
 
@@ -144,6 +144,13 @@ class Orders:
         self._send(reclaim)
         return reclaim
 
+    def number(self, order: Order, engine: EngineId, devices: tuple[str, ...], why: Why) -> tuple[int, Decision]:
+        """Id and decision of a transaction that is kept elsewhere."""
+        id_, decision = self._next_id, self._decision(order, engine, devices, why)
+        self._next_id += 1
+        self.next_decision += 1
+        return id_, decision
+
     def _send(self, command: Grant | Reclaim) -> None:
         self._next_id += 1
         self.next_decision += 1
@@ -156,7 +163,7 @@ class Orders:
             return self._limits.offload_s
         return self._limits.startup_s if engine.phase is Phase.STARTING else self._limits.restore_s
 
-    def _decision(self, order: Order, engine: str, devices: tuple[DeviceId, ...], why: Why) -> Decision:
+    def _decision(self, order: Order, engine: str, devices: tuple[str, ...], why: Why) -> Decision:
         """`at` stays 0: whoever carries it out stamps it."""
         return Decision(
             n=self.next_decision,

@@ -18,7 +18,7 @@ from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
 from coordinator.core.foresight import next_needed
-from coordinator.core.model import DeviceId, Holder, Order, Phase
+from coordinator.core.model import DeviceId, Holder, Order, Phase, Wish
 from coordinator.core.orders import Lead, Orders, Why
 from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
@@ -179,7 +179,9 @@ class Round:
         settings = self._world.settings(engine)
         if not at.orderable or self._world.busy(engine):
             return
-        if settings.drained:
+        if not self._world.open(engine):
+            due, cause = engine.retry_at, "its process is to end, and what it had begun is done"
+        elif settings.drained:
             due, cause = engine.retry_at, "it is drained, and what it had begun is done"
         elif settings.keep_alive is None or settings.pin:
             return
@@ -237,9 +239,13 @@ class Round:
 
     def _options(self, waiter: Waiter) -> list[EngineEntry]:
         if waiter.engine is None:
-            return list(self._ledger.engines_of(waiter.model))
+            return [engine for engine in self._ledger.engines_of(waiter.model) if self._stays(engine)]
         engine = self._ledger.engines.get(waiter.engine)
-        return [engine] if engine is not None else []
+        return [engine] if engine is not None and self._stays(engine) else []
+
+    def _stays(self, engine: EngineEntry) -> bool:
+        """Whether its process is not about to be stopped."""
+        return self._ledger.processes.wish(engine.id) is not Wish.STOP
 
     def _plan(self, waiter: Waiter, engine: EngineEntry) -> Plan:
         return plan(self._world, self._wanted(waiter, engine), engine, self._projection, self._now)

@@ -37,7 +37,7 @@ def route_of(world: World, model: ModelId, now: float) -> Route:
     """Where requests of `model` may go as things stand. A drained model takes nothing new."""
     engines = list(world.ledger.engines_of(model))
     specs = [engine.spec for engine in engines if engine.spec is not None]
-    open_ = [] if world.models.of(model).drained else engines
+    open_ = [] if world.models.of(model).drained else [engine for engine in engines if world.open(engine)]
     endpoints = [
         Endpoint(engine.id, engine.spec.url)
         for engine in open_

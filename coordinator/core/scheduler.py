@@ -26,6 +26,7 @@ from coordinator.core.events import (
     Listed,
     OrderAsked,
     PolicySeen,
+    ProcessOrderSeen,
     Reconfigured,
     ResidencySeen,
     SpecSeen,
@@ -38,12 +39,14 @@ from coordinator.core.orders import Lead, Orders, effects_of
 from coordinator.core.policies.registry import DEFAULT, make
 from coordinator.core.policy import EvictionPolicy
 from coordinator.core.predictions import Predictions
+from coordinator.core.process_round import ProcessRound
 from coordinator.core.refusals import Refusals
 from coordinator.core.round import Desk, Round
 from coordinator.core.routes import Routes
 from coordinator.core.settings import Limits, Models, Settings
 from coordinator.core.snapshot import snapshot
 from coordinator.core.standing import COMING, Standing, judge, stand
+from coordinator.core.starts import Starts
 from coordinator.core.ties import Ties
 from coordinator.core.victims import World
 from coordinator.core.view import PolicyState, State
@@ -95,7 +98,9 @@ class Scheduler:
         self._ledger = Ledger()
         self._demand = Demand()
         self._routes = Routes()
-        self._desk = Desk(Queue(), Orders(self._limits, next_decision), Refusals(), Asks(), Alarms(), Ties())
+        orders = Orders(self._limits, next_decision)
+        self._desk = Desk(Queue(), orders, Refusals(), Asks(), Alarms(), Ties())
+        self._starts = Starts(orders, self._limits)
         self._lead: Lead | None = None
         self._now = 0.0
 
@@ -111,6 +116,7 @@ class Scheduler:
         devices |= touched.devices
         self._desk.orders.changed(touched.devices)
         self._desk.orders.overtaken(self._ledger, touched.devices)
+        self._starts.overtaken(self._ledger.processes)
         due = self._desk.alarms.due(now)
         models |= {ModelId(name) for kind, name in due if kind == "model"}
         devices |= {DeviceId(name) for kind, name in due if kind == "device"}
@@ -122,6 +128,8 @@ class Scheduler:
             devices |= self._desk.ties.take(devices)
             for group in self._desk.queue.groups(devices):
                 commands += Round(self._world, self._desk, self._lead, now).run(group)
+            if self._ledger.processes.models:
+                commands += ProcessRound(self._world, self._desk, self._starts, self._lead, now).run(models)
         return commands
 
     def deadline(self) -> float | None:
@@ -150,7 +158,7 @@ class Scheduler:
 
     def view(self) -> State:
         """All that is known, as of the last event; immutable. Costs a walk over everything."""
-        return snapshot(self._world, self._desk, self._routes, self._now, leading=self._lead is not None)
+        return snapshot(self._world, self._desk, self._starts, self._routes, self._now, leading=self._lead is not None)
 
     def check(self) -> None:
         """Raises LedgerBroken if the ledger contradicts itself (tests call it after every step)."""
@@ -264,6 +272,7 @@ class Scheduler:
     def _take_lead(self, event: LeadershipGained, now: float) -> set[ModelId]:
         self._lead = Lead(event.key, event.create_revision)
         self._desk.orders.give_up()
+        self._starts.forget()
         self._ledger.restart_limits(now)
         self._ledger.touch_all(self._ledger)
         return set()
@@ -271,6 +280,7 @@ class Scheduler:
     def _resign(self) -> set[ModelId]:
         self._lead = None
         self._desk.orders.give_up()
+        self._starts.forget()
         self._desk.asks.clear()
         self._desk.refusals.clear()
         self._desk.alarms.clear_all()
@@ -279,6 +289,10 @@ class Scheduler:
         return set()
 
     def _granted(self, event: Granted, now: float) -> set[DeviceId]:
+        if (direct := self._starts.answered(event.id)) is not None:
+            seen = ProcessOrderSeen(direct.engine, direct.order, event.revision)
+            self._ledger.apply(seen, now)
+            return set()
         command = self._desk.orders.answered(event.id)
         if command is None:
             return set()
@@ -288,6 +302,11 @@ class Scheduler:
         return {seat.device for seat in command.seats}
 
     def _refused(self, event: GrantRefused, now: float) -> set[DeviceId]:
+        if (direct := self._starts.answered(event.id)) is not None:
+            self._starts.failed(direct, now)
+            for model in self._ledger.processes.models_of(direct.engine):
+                self._desk.alarms.set("model", model, self._starts.rests_until(direct.engine))
+            return set()
         command = self._desk.orders.answered(event.id)
         if command is None:
             return set()
@@ -298,7 +317,7 @@ class Scheduler:
     def _asked(self, event: OrderAsked, now: float) -> set[ModelId]:
         """Only a leader takes asks."""
         engines = list(self._ledger.engines_of(event.model))
-        if self._lead is None or not engines:
+        if self._lead is None or not (engines or event.model in self._ledger.processes.models):
             return set()
         if event.order is Order.RESTORE:
             self._desk.asks.wake(event.model, event.by, engines)
@@ -359,6 +378,8 @@ class Scheduler:
         refusals = self._desk.refusals
         if self._models.of(model).drained and self._lead is not None and model in self._ledger.models:
             return refusals.consider(model, f"{model} is drained by the operator", self._demand.waiting(model), 30.0)
+        if self._starts.since(model) is not None:
+            return None  # its start is decided, or refused, elsewhere
         if self._desk.queue.since(model) is None and (self._demand.waiting(model) or self._routes.endpoints(model)):
             refusals.lift(model)
         return None

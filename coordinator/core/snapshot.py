@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from coordinator.core.commands import Grant
 from coordinator.core.entries import DeviceEntry, EngineEntry
-from coordinator.core.model import Bytes, ModelId, Order
+from coordinator.core.model import Bytes, Life, ModelId, Order, Phase
+from coordinator.core.processes import ProcessEntry
 from coordinator.core.round import Desk
 from coordinator.core.routes import Routes
 from coordinator.core.standing import stand
+from coordinator.core.starts import Starts
 from coordinator.core.victims import World
 from coordinator.core.view import DeviceState, EngineState, ModelState, OwnerState, PendingState, State
 
+_PHASES = {
+    Life.STOPPED: Phase.STOPPED,
+    Life.STARTING: Phase.STARTING,
+    Life.RUNNING: Phase.STARTING,
+    Life.STOPPING: Phase.STOPPED,
+    Life.FAILED: Phase.FAILED,
+}
 
-def snapshot(world: World, desk: Desk, routes: Routes, now: float, *, leading: bool) -> State:
+
+def snapshot(world: World, desk: Desk, starts: Starts, routes: Routes, now: float, *, leading: bool) -> State:
     """Everything that is known at `now`."""
     ledger = world.ledger
-    models = sorted({*ledger.models, *world.demand.models})
+    models = sorted({*ledger.models, *ledger.processes.models, *world.demand.models})
+    registered = [_engine(world, ledger.engines[id_], now) for id_ in sorted(ledger.engines)]
+    asleep = [_process(entry) for id_, entry in ledger.processes.entries.items() if id_ not in ledger.engines]
     return State(
         leading=leading,
         epoch=ledger.epoch,
         revision=ledger.revision,
         devices=tuple(_device(world, desk, ledger.devices[id_], now) for id_ in sorted(ledger.devices)),
-        engines=tuple(_engine(world, ledger.engines[id_], now) for id_ in sorted(ledger.engines)),
-        models=tuple(_model(world, desk, routes, model, now) for model in models),
+        engines=tuple(sorted(registered + [one for one in asleep if one is not None], key=lambda one: one.id)),
+        models=tuple(_model(world, desk, starts, routes, model, now) for model in models),
         pending=tuple(_pending(command) for command in desk.orders.pending.values() if isinstance(command, Grant))
         + tuple(
             PendingState(command.id, Order.RECLAIM, command.holder.engine, tuple(s.device for s in command.seats))
@@ -84,13 +96,36 @@ def _engine(world: World, entry: EngineEntry, now: float) -> EngineState:
     )
 
 
-def _model(world: World, desk: Desk, routes: Routes, model: ModelId, now: float) -> ModelState:
+def _process(entry: ProcessEntry) -> EngineState | None:
+    """An engine that is known by its supervisor's word alone. None: not even that."""
+    process = entry.process
+    if process is None:
+        return None
+    return EngineState(
+        id=entry.id,
+        model=process.model,
+        url="",
+        devices=process.devices,
+        phase=_PHASES[process.life],
+        standing=process.life,
+        why=entry.order.cause if entry.order is not None and entry.order.keeper == process.keeper else "",
+        footprint=Bytes(weights=process.weights // len(process.devices)),
+        held=Bytes(),
+        running=0,
+        waiting=0,
+        idle_s=0.0,
+        error=process.error,
+    )
+
+
+def _model(world: World, desk: Desk, starts: Starts, routes: Routes, model: ModelId, now: float) -> ModelState:
     engines = list(world.ledger.engines_of(model))
-    since = desk.queue.since(model)
+    kept = {entry.id for entry in world.ledger.processes.of(model)}
+    since = starts.since(model) if desk.queue.since(model) is None else desk.queue.since(model)
     return ModelState(
         id=model,
         settings=world.models.of(model),
-        engines=tuple(engine.id for engine in engines),
+        engines=tuple(sorted({*kept, *(engine.id for engine in engines)})),
         endpoints=routes.endpoints(model),
         waiting=world.demand.waiting(model) + sum(engine.load.waiting for engine in engines),
         waiting_s=now - since if since is not None else None,

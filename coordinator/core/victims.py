@@ -11,7 +11,7 @@ from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand
 from coordinator.core.entries import EngineEntry, chargeable
 from coordinator.core.ledger import Ledger
-from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
+from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order, Wish
 from coordinator.core.policy import EvictionPolicy, Resident, Wanted
 from coordinator.core.predictions import Predictions
 from coordinator.core.settings import Limits, Models, Settings
@@ -61,7 +61,13 @@ class World(msgspec.Struct, frozen=True):
 
     def busy(self, engine: EngineEntry) -> bool:
         """Whether it works, or is about to: requests for its model wait at a gateway."""
-        return engine.working or (engine.model is not None and self.demand.waiting(engine.model) > 0)
+        if engine.working or engine.model is None:
+            return engine.working
+        return self.open(engine) and self.demand.waiting(engine.model) > 0
+
+    def open(self, engine: EngineEntry) -> bool:
+        """Whether it takes new requests: not once its process is to end."""
+        return self.ledger.processes.wish(engine.id) is Wish.RUN
 
     def settings(self, engine: EngineEntry) -> Settings:
         return self.models.of(engine.model) if engine.model is not None else Settings()

@@ -9,7 +9,14 @@ import msgspec
 from coordinator.core.model import Decision, Order
 
 NEWEST = 5
-_DONE = {Order.RESTORE: "came back", Order.OFFLOAD: "left", Order.RECLAIM: "was reclaimed"}
+_DONE = {
+    Order.RESTORE: "came back",
+    Order.OFFLOAD: "left",
+    Order.RECLAIM: "was reclaimed",
+    Order.RUN: "was started",
+    Order.CLOSE: "takes nothing new",
+    Order.STOP: "was stopped",
+}
 
 
 class Told(msgspec.Struct, frozen=True):

@@ -21,6 +21,8 @@ from coordinator.core.events import (
     Listed,
     LoadSeen,
     PolicySeen,
+    ProcessOrderSeen,
+    ProcessSeen,
     RefusalSeen,
     ResidencySeen,
     SeatSeen,
@@ -37,6 +39,8 @@ from coordinator.core.model import (
     Load,
     ModelId,
     Policy,
+    Process,
+    ProcessOrder,
     Refusal,
     Residency,
     Seat,
@@ -147,6 +151,15 @@ def _fact(segments: list[str], reading: _Reading) -> Fact | None:
             return _of_engine(kind, engine, reading)
         case ["nodes", node, "devices", device]:
             return _of_device("devices", node, device, reading)
+        case ["nodes", node, "engines", engine]:
+            at, named = reading.ids(keys.process, node, engine)
+            its = EngineId(named)
+            gone = ProcessSeen(at, its, None, reading.revision)
+            return ProcessSeen(at, its, reading.value(Process, gone), reading.revision)
+        case ["processes", engine]:
+            its = EngineId(*reading.ids(keys.process_order, engine))
+            nothing = ProcessOrderSeen(its, None, reading.revision)
+            return ProcessOrderSeen(its, reading.value(ProcessOrder, nothing), reading.revision)
         case ["tokens" | "seats" as kind, node, device]:
             return _of_device(kind, node, device, reading)
         case ["policy", model]:

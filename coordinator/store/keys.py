@@ -34,6 +34,15 @@ def device(device_id: str) -> str:
     return f"{ROOT}nodes/{escape(node)}/devices/{escape(dev)}"
 
 
+def process(node: str, engine: str) -> str:
+    """What the supervisor of `node` says of the process of `engine`."""
+    return f"{ROOT}nodes/{escape(node)}/engines/{escape(engine)}"
+
+
+def process_order(engine: str) -> str:
+    return f"{ROOT}processes/{escape(engine)}"
+
+
 def token(device_id: str) -> str:
     node, dev = split_device(device_id)
     return f"{ROOT}tokens/{escape(node)}/{escape(dev)}"

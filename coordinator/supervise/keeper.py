@@ -120,6 +120,11 @@ class Keeper:
             self._move(State.ENDED)
             self.ended.set()
 
+    @property
+    def told_to_stop(self) -> bool:
+        """Whether its end is what was wanted."""
+        return self._stopping.is_set()
+
     async def stop(self, hurry: asyncio.Event) -> None:
         """Ends the program for good and returns when nothing of it is left; `hurry` ends the patience."""
         self._hurry = hurry

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Protocol
 
@@ -31,6 +32,7 @@ from coordinator.supervise.etcd_child import EtcdChild
 from coordinator.supervise.guard import Guard
 from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, State
 from coordinator.supervise.layout import Process, RunDir, RunFile
+from coordinator.supervise.on_demand import OnDemand, Roll, told
 from coordinator.supervise.ports import check_free, free_port
 
 STARTS_AT_ONCE = 2
@@ -86,7 +88,9 @@ class Node:
         self._watch = watch
         self._names = [name for name in config.models if name not in without]
         self._identifier = f"{config.node}-{os.getpid()}"
+        self._nonce = token_hex(8)
         self._keepers: list[Keeper] = []
+        self._on_demand: list[OnDemand] = []
         self._core_lost = asyncio.Event()
         self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
         self._core_up = False
@@ -131,6 +135,9 @@ class Node:
         store = connect(self._urls, environ=self._environ)
         try:
             self._mirror = Mirror(store)
+            self._roll = Roll(
+                store, self._config.node, lambda: {one.program.name: one.process for one in self._on_demand}
+            )
             await first((self._mirror.run(), self._with_store(store)))
         finally:
             await store.close()
@@ -149,10 +156,17 @@ class Node:
         await self._store_answers()
         await preflight(store, embedded=not self._config.endpoints)
         await self._start_core()
-        engines = [self._keep(program, self._spawn) for program in self._engine_programs()]
+        programs_ = self._engine_programs()
+        self._on_demand += [self._lazily(program) for program in programs_ if self._lazy(program)]
+        engines = [self._keep(program, self._spawn) for program in programs_ if not self._lazy(program)]
         self._display.follow(self._keepers, self._mirror.picture)
         self._core_up = True
         self._tell()
+        beside = [self._roll.run(), *(one.run() for one in self._on_demand)] if self._on_demand else []
+        await first((self._bring_up(engines), *beside))
+
+    async def _bring_up(self, engines: Sequence[Keeper]) -> None:
+        """The engines that run as long as the node does."""
         await asyncio.gather(*(first((keeper.ready_once.wait(), keeper.ended.wait())) for keeper in engines))
         self._engines_settled = True
         self._tell()
@@ -207,6 +221,20 @@ class Node:
             found.append(programs.engine(self._config, name, self._urls, port, cores[name], self._python))
         return found
 
+    def _lazy(self, program: Program) -> bool:
+        return self._config.models[program.name].start == "lazy"
+
+    def _lazily(self, program: Program) -> OnDemand:
+        def keep(program: Program) -> Keeper:
+            return self._keep(program, self._spawn)
+
+        process = told(self._config, program.name, self._nonce)
+        return OnDemand(program, process, self._mirror, keep, self._released, self._roll.moved)
+
+    def _released(self, keeper: Keeper) -> None:
+        self._keepers.remove(keeper)
+        self._tell()
+
     def _keep(self, program: Program, spawn: Spawn) -> Keeper:
         slot = self._slot if program.kind is Kind.ENGINE else asyncio.Semaphore()
         keeper = Keeper(program, spawn, self._until_ready, self, slot, Backoff())
@@ -232,6 +260,10 @@ class Node:
     def moved(self, keeper: Keeper) -> None:
         self._tell()
         self._display.moved(keeper)
+        for one in self._on_demand:
+            one.heard(keeper)
+        if keeper.told_to_stop:
+            return
         if keeper.state is State.ENDED and keeper.program.kind is not Kind.ENGINE:
             self._core_lost.set()
         if keeper.state in (State.BACKING_OFF, State.ENDED) and not self._going_down:
@@ -269,13 +301,21 @@ class Node:
             gateway=self._coordinator.gateway_url,
             admin=self._coordinator.admin_url,
             socket=str(self._run_dir.socket),
-            processes=tuple(map(self._process, self._keepers)),
+            processes=(*map(self._process, self._keepers), *self._asleep()),
         )
 
     def _process(self, keeper: Keeper) -> Process:
         program, child = keeper.program, keeper.child
         log = str(self._run_dir.log(program.name))
         return Process(program.name, program.kind, child.pid if child else 0, log, program.url, keeper.state)
+
+    def _asleep(self) -> list[Process]:
+        """Engines that nobody needs now."""
+        programs_ = [one.program for one in self._on_demand if one.keeper is None]
+        return [
+            Process(program.name, program.kind, 0, str(self._run_dir.log(program.name)), program.url, "stopped")
+            for program in programs_
+        ]
 
     async def _take_down(self, hurry: asyncio.Event) -> None:
         self._going_down = True

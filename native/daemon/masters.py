@@ -126,6 +126,11 @@ class Masters:
         """Bytes of sealed masters that some process has mapped."""
         return sum(master.size for master in self._sealed.values() if master.users)
 
+    @property
+    def unused(self) -> int:
+        """Bytes of sealed masters that nobody has mapped: they go when their bytes are needed."""
+        return sum(master.size for master in self._sealed.values() if not master.users)
+
     def facts(self) -> dict[str, int]:
         """For people: bytes some process has mapped, bytes nobody has handed back since a restart, masters evicted."""
         missed = sum(missed.kept.size for missed in self._missed)

@@ -269,7 +269,8 @@ class Node:
         )
 
     def host_ram(self) -> model.HostRam:
-        return model.HostRam(total=self.masters.total, masters=self.masters.bytes, saved_kv=self.masters.saved_kv)
+        masters = self.masters
+        return model.HostRam(masters.total, masters.bytes, masters.saved_kv, masters.unused)
 
     def _daemon(self) -> model.Daemon:
         return model.Daemon(socket=str(self._server.path), boot_id=boot_id(), pid=os.getpid(), version=self.version)

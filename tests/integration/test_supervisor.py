@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -12,10 +13,16 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
+from coordinator.core.model import Life, Process, ProcessOrder, Wish
+from coordinator.store import connect, keys
+from coordinator.store.base import Put
+from coordinator.store.codec import decode, encode
+from coordinator.store.follow import follow
 from tests.helpers.etcd import running_etcd
 from tests.helpers.processes import alive, wait_gone
 
@@ -233,6 +240,78 @@ def test_a_killed_engine_is_announced_and_restarted_and_a_killed_up_leaves_nothi
         wait_gone(pid)
     wait_gone_file(up.run_dir / "run.json")
     wait_gone_file(up.run_dir / "daemon.sock")
+
+
+def test_a_lazy_engine_runs_when_the_leader_says_so(start, folder):
+    text = (folder / "vnpu.yaml").read_text().replace("org/a: {", "org/a: {start: lazy, stop_after: 1h, ")
+    (folder / "vnpu.yaml").write_text(text)
+    up = start()
+    up.until("Ctrl-C")
+    process = asyncio.run(said(up, Life.STOPPED))
+    assert (process.model, process.devices, process.lazy) == ("org/a", ("local/0",), True)
+    assert (process.stop_after, process.weights, process.bytes >> 30) == (3600.0, 16 << 20, 1)
+    assert states(up)["org/a"] == ("stopped", 0)
+    asyncio.run(order(up, "somebody else", Wish.RUN))
+    first = asyncio.run(order(up, process.keeper, Wish.RUN))
+    up.until("org/a: ready")
+    running = asyncio.run(said(up, Life.RUNNING))
+    assert (running.obeyed, running.measured) == (first, True)
+    assert 0 < running.bytes < process.bytes
+    asyncio.run(order(up, process.keeper, Wish.CLOSE))
+    pids = up.pids()
+    second = asyncio.run(order(up, process.keeper, Wish.STOP))
+    assert asyncio.run(said(up, Life.STOPPED)).obeyed == second
+    assert states(up)["org/a"] == ("stopped", 0)
+    assert states(up)["b"][0] == "ready"
+    asyncio.run(order(up, process.keeper, Wish.RUN))
+    up.until("org/a: ready")
+    pids |= up.pids()
+    up.process.send_signal(signal.SIGTERM)
+    assert up.end() == 0
+    assert "last words" not in up.said
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_lazy_engine_that_cannot_start_is_told_to_the_leader(start, folder):
+    text = (folder / "vnpu.yaml").read_text().replace("b: {", "b: {start: lazy, ")
+    (folder / "vnpu.yaml").write_text(text)
+    up = start(STAND_IN_FAIL="b")
+    up.until("Ctrl-C")
+    keeper = asyncio.run(said(up, Life.STOPPED, "b")).keeper
+    asyncio.run(order(up, keeper, Wish.RUN, "b"))
+    failed = asyncio.run(said(up, Life.FAILED, "b"))
+    assert failed.error == "b ended and is not started again; its log says why"
+    again = asyncio.run(order(up, keeper, Wish.RUN, "b"))
+    asyncio.run(said(up, Life.FAILED, "b", again))
+
+
+def states(up):
+    return {part["name"]: (part["state"], part["pid"]) for part in up.run_file()["processes"]}
+
+
+async def said(up, life, engine="org/a", obeyed=0):
+    """What the node says of the engine's process, as soon as it is in that life."""
+    store = connect(up.run_file()["etcd"], environ={})
+    key = keys.process("local", engine)
+    try:
+        async with asyncio.timeout(60), aclosing(follow(store, key)) as news:
+            async for _ in news:
+                kv = await store.get(key)
+                found = decode(Process, kv.value) if kv is not None else None
+                if found is not None and found.life is life and found.obeyed >= obeyed:
+                    return found
+    finally:
+        await store.close()
+
+
+async def order(up, keeper, wish, engine="org/a"):
+    """As the leader does; returns its revision."""
+    store = connect(up.run_file()["etcd"], environ={})
+    try:
+        put = Put(keys.process_order(engine), encode(ProcessOrder(keeper=keeper, wish=wish)))
+        return (await store.txn([], [put])).revision
+    finally:
+        await store.close()
 
 
 def wait_gone_file(path: Path) -> None:

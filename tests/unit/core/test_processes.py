@@ -1,0 +1,287 @@
+"""Engines that are started when they are needed and stopped when their memory is: what the scheduler orders."""
+
+from __future__ import annotations
+
+from coordinator.core.commands import Direct
+from coordinator.core.events import DeviceSeen, Granted, GrantRefused, ProcessOrderSeen, ProcessSeen
+from coordinator.core.model import DeviceId, EngineId, Life, Order, Phase, Policy, ProcessOrder, Wish
+from tests.helpers.kept import KEEPER, KeptStage, directs
+from tests.helpers.stage import grants, of, only, orders, refusals, routes
+
+RUN, CLOSE, STOP = Wish.RUN, Wish.CLOSE, Wish.STOP
+
+
+def running(*engines: str, budget: int = 100, **kept: object) -> KeptStage:
+    """These were asked for, and run; each for longer than its start took. Device and budget hold two."""
+    stage = KeptStage(budget=budget)
+    for engine in engines:
+        stage.keep(engine, **kept)  # type: ignore[arg-type]
+        stage.obeyed(only(Direct, stage.demand(engine, 1)))
+        stage.run(engine)
+        stage.demand(engine, 0)
+    stage.ram(budget, masters=40 * len(engines))
+    stage.at(stage.now + 100.0)
+    return stage
+
+
+def test_nobody_asks_nothing_starts() -> None:
+    stage = KeptStage()
+    assert directs(stage.keep("a")) == []
+    (shown,) = stage.scheduler.view().engines
+    assert (shown.id, shown.phase, shown.standing) == ("a", Phase.STOPPED, "stopped")
+
+
+def test_a_request_starts_it_and_is_served() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    direct = only(Direct, stage.demand("a", 1))
+    assert (direct.engine, direct.order.wish, direct.order.keeper, direct.revision) == ("a", RUN, KEEPER, 0)
+    assert (direct.decision.order, direct.decision.wanted) == (Order.RUN, "a")
+    assert directs(stage.obeyed(direct)) == []
+    stage.life("a", Life.STARTING)
+    said = stage.engine("a", Phase.STARTING)
+    assert orders(said) == [(Order.RESTORE, "a")]
+    assert routes(stage.done(grants(said)[0])) == {"a": ["a"]}
+
+
+def test_an_operator_may_wake_it() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    assert directs(stage.ask("a", Order.RESTORE)) == [(RUN, "a")]
+
+
+def test_an_eager_process_is_nobodys_business() -> None:
+    stage = KeptStage(budget=10)
+    stage.keep("e", lazy=False)
+    assert directs(stage.demand("e", 1)) == []
+    stage.keep("a", size=5, weights=5)
+    assert directs(stage.demand("a", 1)) == [(RUN, "a")]
+
+
+def test_an_order_to_another_keeper_is_void() -> None:
+    stage = KeptStage()
+    stage.see(ProcessOrderSeen(EngineId("a"), ProcessOrder(keeper="k0", wish=RUN), stage.next()))
+    assert directs(stage.keep("a")) == []
+    direct = only(Direct, stage.demand("a", 1))
+    assert direct.revision == stage.revision - 1
+
+
+def test_it_is_ordered_once() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    direct = only(Direct, stage.demand("a", 1))
+    assert directs(stage.demand("a", 2)) == []
+    stage.obeyed(direct)
+    assert directs(stage.demand("a", 3)) == []
+
+
+def test_a_transaction_that_failed_is_tried_again_after_a_while() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    direct = only(Direct, stage.demand("a", 1))
+    assert directs(stage.hear(GrantRefused(direct.id, "etcd is away"))) == []
+    assert directs(stage.at(stage.now + 2.0)) == [(RUN, "a")]
+
+
+def test_a_lost_answer_is_found_in_the_watch() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    direct = only(Direct, stage.demand("a", 1))
+    stage.ordered["a"] = stage.next()
+    stage.see(ProcessOrderSeen(direct.engine, direct.order, stage.revision))
+    assert directs(stage.life("a", Life.FAILED, error="no such file")) == []
+    assert refusals(stage.demand("a", 2))
+    assert directs(stage.hear(Granted(direct.id, stage.revision))) == []
+
+
+def test_what_fits_runs_beside_and_what_does_not_waits_for_room() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    closed = only(Direct, stage.demand("c", 1))
+    assert (closed.engine, closed.order.wish) == ("a", CLOSE)
+    assert closed.decision.cause.startswith("host memory for c: requests for c have waited")
+    assert {candidate.engine for candidate in closed.decision.candidates} == {"a", "b"}
+    said = stage.obeyed(closed)
+    assert routes(said) == {"a": []}
+    assert orders(said) == [(Order.OFFLOAD, "a")]
+    assert directs(stage.done(grants(said)[0])) == [(STOP, "a")]
+
+
+def test_room_that_was_made_is_taken() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    offload = grants(stage.obeyed(only(Direct, stage.demand("c", 1))))[0]
+    stage.obeyed(only(Direct, stage.done(offload)))
+    said = stage.stopped("a")
+    assert directs(said) == []
+    assert refusals(said) == []
+    assert directs(stage.ram(100, masters=80, unused=40)) == [(RUN, "c")]
+
+
+def test_a_master_that_its_daemon_does_not_give_back_is_not_waited_for() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    offload = grants(stage.obeyed(only(Direct, stage.demand("c", 1))))[0]
+    stage.obeyed(only(Direct, stage.done(offload)))
+    stage.stopped("a")
+    assert directs(stage.at(stage.now + 6.0)) == [(CLOSE, "b")]
+
+
+def test_idle_ones_before_busy_ones() -> None:
+    stage = running("a", "b")
+    stage.load("a", running=1)
+    stage.keep("c")
+    assert directs(stage.demand("c", 1)) == [(CLOSE, "b")]
+
+
+def test_a_busy_one_leaves_once_the_newcomer_has_waited_and_loses_nothing() -> None:
+    stage = running("a", budget=60)
+    stage.load("a", running=1)
+    stage.keep("c")
+    assert directs(stage.demand("c", 1)) == []
+    closed = only(Direct, stage.at(stage.now + 40.0))
+    assert (closed.engine, closed.order.wish) == ("a", CLOSE)
+    said = stage.obeyed(closed)
+    assert routes(said) == {"a": []}
+    assert orders(said) == directs(said) == []
+    assert orders(stage.demand("a", 3)) == []
+    said = stage.load("a")
+    assert orders(said) == [(Order.OFFLOAD, "a")]
+    assert directs(stage.done(grants(said)[0])) == [(STOP, "a")]
+
+
+def test_a_closed_one_that_is_away_comes_back_for_what_it_holds() -> None:
+    stage = running("a", "b", "d", budget=150)
+    stage.keep("c")
+    stage.see(stage.residency("a", Phase.OFFLOADED), stage.disown("n/0", "a"))
+    stage.load("a", waiting=1)
+    stage.see(ProcessOrderSeen(EngineId("a"), ProcessOrder(keeper=KEEPER, wish=CLOSE), stage.next()))
+    assert (STOP, "a") not in directs(stage.said)
+    assert (Order.RESTORE, "a") in orders(stage.said) or (Order.OFFLOAD, "b") in orders(stage.said)
+
+
+def test_pinned_ones_stay_and_that_is_the_reason() -> None:
+    stage = running("a", "b")
+    for engine in ("a", "b"):
+        stage.policy(engine, Policy(pin=True))
+    stage.keep("c")
+    (refusal,) = refusals(stage.demand("c", 1))
+    assert refusal.reason == ("c needs 50 B of n's host memory, which has 100 B; pinned a, b hold memory of it")
+
+
+def test_what_is_larger_than_the_budget_is_refused_and_tried_when_that_changes() -> None:
+    stage = KeptStage(budget=49)
+    stage.keep("a")
+    (refusal,) = refusals(stage.demand("a", 1))
+    assert refusal.reason == "a needs 50 B of n's host memory, which has 49 B"
+    assert stage.scheduler.view().models[0].refused == refusal.reason
+    assert directs(stage.ram(50)) == [(RUN, "a")]
+
+
+def test_without_a_budget_all_may_run() -> None:
+    stage = KeptStage(budget=0)
+    for engine in ("a", "b", "c"):
+        stage.keep(engine)
+        assert directs(stage.demand(engine, 1)) == [(RUN, engine)]
+
+
+def test_without_a_daemon_nothing_starts() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    stage.see(DeviceSeen(DeviceId("n/0"), None, stage.next()))
+    assert directs(stage.demand("a", 1)) == []
+    assert directs(stage.see(stage.device("n/0"))) == [(RUN, "a")]
+
+
+def test_those_that_wait_are_served_in_order() -> None:
+    stage = running("a", budget=60)
+    stage.load("a", running=1)
+    stage.keep("c")
+    stage.keep("d", size=5, weights=5)
+    stage.demand("c", 1)
+    stage.at(stage.now + 1.0)
+    assert directs(stage.demand("d", 1)) == []  # its room is c's
+
+
+def test_stop_after() -> None:
+    stage = running("a", stop_after=200.0)
+    assert directs(stage.at(stage.now + 50.0)) == []
+    closed = only(Direct, stage.at(stage.now + 60.0))
+    assert (closed.order.wish, closed.decision.cause) == (CLOSE, "idle for 200.0 s, stopped after 200 s")
+    said = stage.obeyed(closed)
+    assert directs(stage.done(grants(said)[0])) == [(STOP, "a")]
+
+
+def test_stop_after_counts_from_the_last_work() -> None:
+    stage = running("a", stop_after=200.0)
+    stage.load("a", running=1)
+    stage.load("a")
+    assert directs(stage.at(stage.now + 150.0)) == []
+    assert directs(stage.at(stage.now + 60.0)) == [(CLOSE, "a")]
+
+
+def test_a_pinned_one_is_never_stopped() -> None:
+    stage = running("a", stop_after=200.0)
+    stage.policy("a", Policy(pin=True))
+    assert directs(stage.at(stage.now + 1000.0)) == []
+
+
+def test_one_that_cannot_be_started_is_refused_with_the_reason_and_tried_again() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    stage.obeyed(only(Direct, stage.demand("a", 1)))
+    stage.life("a", Life.STARTING)
+    (refusal,) = refusals(stage.life("a", Life.FAILED, error="ended with status 1"))
+    assert refusal.reason == "a could not be started: ended with status 1"
+    assert 0 < refusal.retry_after_s <= 60
+    stage.demand("a", 0)
+    assert directs(stage.at(stage.now + 61.0)) == []
+    assert directs(stage.demand("a", 1)) == [(RUN, "a")]
+
+
+def test_of_several_places_the_emptier_device_is_taken() -> None:
+    stage = KeptStage("n/0", "n/1")
+    stage.engine("other", Phase.RESIDENT, weights=30)
+    stage.keep("a@0", "n/0", model="a")
+    stage.keep("a@1", "n/1", model="a")
+    assert directs(stage.demand("a", 1)) == [(RUN, "a@1")]
+
+
+def test_one_process_for_a_model_is_enough() -> None:
+    stage = KeptStage("n/0", "n/1")
+    stage.keep("a@0", "n/0", model="a")
+    stage.keep("a@1", "n/1", model="a")
+    stage.obeyed(only(Direct, stage.demand("a", 1)))
+    assert directs(stage.demand("a", 5)) == []
+
+
+def test_a_drained_model_is_not_started() -> None:
+    stage = KeptStage()
+    stage.keep("a")
+    stage.policy("a", Policy(drained=True))
+    assert directs(stage.demand("a", 1)) == []
+
+
+def test_a_standby_orders_nothing_and_routes_no_closed_one() -> None:
+    stage = KeptStage(lead=False)
+    stage.keep("a")
+    assert directs(stage.demand("a", 1)) == []
+    stage.see(ProcessOrderSeen(EngineId("a"), ProcessOrder(keeper=KEEPER, wish=RUN), stage.next()))
+    assert routes(stage.run("a"))["a"] == ["a"]
+    order = ProcessOrder(keeper=KEEPER, wish=CLOSE)
+    assert routes(stage.see(ProcessOrderSeen(EngineId("a"), order, stage.next()))) == {"a": []}
+
+
+def test_a_supervisor_that_is_gone_leaves_its_engines_as_they_are() -> None:
+    stage = running("a")
+    stage.see(ProcessSeen("n", EngineId("a"), None, stage.next()))
+    assert stage.scheduler.view().models[0].endpoints
+    assert of(Direct, stage.at(stage.now + 1000.0)) == []
+
+
+def test_saved_kv_and_masters_in_use_are_charged() -> None:
+    stage = KeptStage(budget=100)
+    stage.ram(100, masters=30, saved_kv=30, unused=0)
+    stage.keep("a")
+    assert "which has 100 B" in refusals(stage.demand("a", 1))[0].reason
+    assert directs(stage.ram(100, masters=30, saved_kv=30, unused=20)) == [(RUN, "a")]
