@@ -131,8 +131,8 @@ class VllmEngine:
         return reports
 
     async def offload(self) -> tuple[Report, ...]:
-        live = await self._hop(self._client.engine_core.call_utility_async(live_blocks.METHOD, self._kv_keep))
-        return await self._call("vnpu_offload", live)
+        offloading = self._client.engine_core.call_utility_async(live_blocks.METHOD, self._kv_keep)
+        return report.decode(await self._hop(offloading))
 
     async def restore(self) -> tuple[Report, ...]:
         self._pending = await self._call("vnpu_restore")

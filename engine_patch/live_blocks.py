@@ -1,8 +1,9 @@
 """Which KV blocks must outlive a switch: vLLM's scheduler knows, in the EngineCore process.
 
-The agent asks by a utility call, which finds any method of EngineCore by its name (vllm/v1/engine/core.py, 0.32.0);
-`install` adds one. It reads the block pool (vllm/v1/core/block_pool.py): blocks that requests hold have `ref_cnt > 0`,
-the free queue has the rest in the order in which vLLM itself would evict them. Called while the scheduler is paused.
+The agent offloads by a utility call, which finds any method of EngineCore by its name (vllm/v1/engine/core.py, 0.32.0);
+`install` adds one, which hands the blocks on to the workers. It reads the block pool (vllm/v1/core/block_pool.py):
+blocks that requests hold have `ref_cnt > 0`, the free queue has the rest in the order in which vLLM itself would evict
+them. Called while the scheduler is paused.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 log = logging.getLogger("vllm.vnpu.live_blocks")
 
-METHOD = "vnpu_live_blocks"
+METHOD = "vnpu_offload"
+"""Of EngineCore, and of its workers."""
 
 
 def choose(held: Sequence[int], cached: Sequence[int], room: int | None) -> tuple[list[int], list[int]] | None:
@@ -50,6 +52,12 @@ def live_blocks(core: Any, budget: int | None) -> list[int]:
     return kept
 
 
+def offload(core: Any, budget: int | None) -> list[str]:
+    """The workers' reports, one call of the agent instead of two."""
+    reports: list[str] = core.collective_rpc(METHOD, args=(live_blocks(core, budget),))
+    return reports
+
+
 def _room(config: Any, budget: int) -> int:
     size = max((tensor.size for tensor in config.kv_cache_tensors), default=0)
     return budget * config.num_blocks // size if size else 0
@@ -59,4 +67,4 @@ def install() -> None:
     """In the EngineCore process, which has loaded its own module when plugins are called. Idempotent."""
     module = sys.modules.get("vllm.v1.engine.core")
     if module is not None:
-        setattr(module.EngineCore, METHOD, live_blocks)
+        setattr(module.EngineCore, METHOD, offload)

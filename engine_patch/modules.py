@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import msgspec
 import torch
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 from vllm.model_executor.model_loader import base_loader
@@ -70,31 +71,56 @@ class Packed:
                 yield from ((module, block) for block in blocks & live)
 
 
-def stages(model: torch.nn.Module) -> tuple[dict[torch.nn.Module, int], int]:
-    """Stage of each module that has one of its own, and how many stages there are: a decoder layer's modules that of
-    their layer, the output head's the last. Modules that are not listed are used before the layers, or nobody knows."""
+class Stages(msgspec.Struct, frozen=True):
+    """Who waits for which stage, of `count` stages in all."""
+
+    count: int
+    modules: dict[torch.nn.Module, int]
+    """Before such a module runs. Modules that are not listed are used before the layers, or nobody knows."""
+    kernels: dict[torch.nn.Module, int]
+    """Before such a module's `cpu_linear` runs: nothing else can read what it has packed."""
+
+
+def stages(model: torch.nn.Module, packed: Packed) -> Stages:
+    """A decoder layer has one stage for whatever lies in tensors, which anybody may read once the layer runs, and one
+    for each packed kernel, in the order in which they are defined; the output head has the last stage."""
+    kernels_of = {module for module, _ in packed.blocks()}
+    modules: dict[torch.nn.Module, int] = {}
+    kernels: dict[torch.nn.Module, int] = {}
+    count = 1
+    for layer in _layers(model):
+        first, count = count, count + 1
+        for module in layer.modules():
+            modules.setdefault(module, first)
+            if module in kernels_of and module not in kernels:
+                kernels[module], count = count, count + 1
+    for module in _head(model):
+        modules[module] = count
+        kernels.pop(module, None)
+    return Stages(count + 1, modules, kernels)
+
+
+def _layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = max(lists, key=len, default=torch.nn.ModuleList())
-    found: dict[torch.nn.Module, int] = {}
+    return max(lists, key=len, default=torch.nn.ModuleList())
+
+
+def _head(model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+    """The output head and who calls it, where it is nothing else as well (tied embeddings)."""
     processors = [module for module in model.modules() if isinstance(module, LogitsProcessor)]
     head = getattr(model, HEAD, None)
     alone = [module for _, module in model.named_modules(remove_duplicate=False) if module is head]
     if len(processors) == 1 and len(alone) == 1 and isinstance(head, torch.nn.Module):
-        found = {module: len(layers) + 1 for module in (*processors, *head.modules())}
-    for number, layer in reversed(list(enumerate(layers, 1))):
-        found.update((module, number) for module in layer.modules())
-    return found, len(layers) + 2
+        return (*processors, *head.modules())
+    return ()
 
 
-def owners(
-    model: torch.nn.Module, packed: Packed, arena: Arena, stage: dict[torch.nn.Module, int], count: int
-) -> Owners:
+def owners(model: torch.nn.Module, packed: Packed, arena: Arena, stages: Stages) -> Owners:
     """Which stage needs each block first."""
     blocks = arena.blocks()
     first: dict[Range, int] = {}
 
-    def need(block: Range, module: torch.nn.Module) -> None:
-        at = stage.get(module, 0)
+    def need(block: Range, at: int) -> None:
         first[block] = min(at, first.get(block, at))
 
     starts = {arena.base + offset: (offset, length) for offset, length in blocks}
@@ -102,9 +128,9 @@ def owners(
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         for tensor in own:
             if (block := starts.get(tensor.untyped_storage().data_ptr())) is not None:
-                need(block, module)
+                need(block, stages.modules.get(module, 0))
     known = set(first)
     for module, block in packed.blocks():
         if block not in known:
-            need(block, module)
-    return Owners(count, first)
+            need(block, stages.kernels.get(module, stages.modules.get(module, 0)))
+    return Owners(stages.count, first)

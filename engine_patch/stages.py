@@ -1,7 +1,8 @@
 """PURE: in which order the weights come back, so that the first forward pass can begin before the last byte is there.
 
 Stage 0 comes first and is waited for before anything runs: whatever nobody is known to use alone. A later stage belongs
-to one decoder layer, the last to the output head. What lies in a stage is there once the stage and all before it are.
+to one decoder layer or to one kernel within it, the last to the output head. What lies in a stage is there once the
+stage and all before it are.
 """
 
 from __future__ import annotations

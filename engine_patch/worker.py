@@ -85,8 +85,8 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             log.info("compiled graphs: requests wait until all weights are back; --enforce-eager lets layers wait")
             return None, None
         model = self.model_runner.get_model()
-        stages, count = modules.stages(model)
-        owners = modules.owners(model, packed, self._hands.weights.arena, stages, count)
+        stages = modules.stages(model, packed)
+        owners = modules.owners(model, packed, self._hands.weights.arena, stages)
         return owners, Gates(stages, self._hands.await_stage)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:

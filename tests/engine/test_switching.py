@@ -301,12 +301,14 @@ async def test_an_engine_whose_source_fails_loads_from_disk_and_nothing_of_the_a
             await lab.seed(third, lambda seed: seed.whole)
 
 
-async def test_every_layer_has_a_stage_of_its_own_and_what_all_share_comes_first(lab: RealLab):
-    """Packed weights are found too: hardly anything is left for stage 0 but the embedding."""
-    first, *layers, head = await lab.engine.probe("stages")
+async def test_every_layer_has_stages_of_its_own_and_what_all_share_comes_first(lab: RealLab):
+    """Packed weights are found too (qkv, o, gate and up, down): stage 0 has hardly more than the embedding."""
+    first, *stages, head = await lab.engine.probe("stages")
     weights = await asyncio.to_thread(weight_bytes, lab.model)
+    layers = [sum(layer) for layer in zip(*[iter(stages)] * 5, strict=True)]
     assert head > 0
     assert min(layers) > 0
+    assert max(stages) < max(layers), "a layer's weights do not all come in one stage"
     assert sum(layers) >= 0.5 * weights
     assert first <= 0.35 * weights
 

@@ -80,8 +80,9 @@ class Probe:
         def forgetful() -> list[list[tuple[int, int, int]]]:
             spoilt.set()
             stages = whole()
-            to, at, length = stages[-2][-1]
-            stages[-2][-1] = (to, at, length - hands._unit)
+            last = [stage for stage in stages[:-1] if stage][-1]
+            to, at, length = last[-1]
+            last[-1] = (to, at, length - hands._unit)
             return stages
 
         hands._entries = forgetful
