@@ -17,6 +17,7 @@ from coordinator.admin.keyring import Caller
 from coordinator.admin.leader import FORWARDED, Leader
 from coordinator.admin.openapi import document
 from coordinator.admin.operations import OPERATIONS
+from coordinator.admin.page import FILES, Page
 from coordinator.admin.stream import Stream, View, wanted
 from coordinator.core.events import OrderAsked
 from coordinator.core.model import Decision, EngineId, ModelId, Order, Policy
@@ -96,11 +97,14 @@ class Handlers:
         self._feed = feed
         self._leader = leader
         self._view = View(feed)
+        self._page = Page()
         self._document = msgspec.json.encode(document())
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._answer], client_max_size=MAX_BODY)
         app.router.add_get("/openapi.json", self.openapi)
+        for path in FILES:
+            app.router.add_get(path, self.page)
         for one in OPERATIONS:
             app.router.add_route(one.method, one.route, getattr(self, one.handler))
         return app
@@ -118,7 +122,10 @@ class Handlers:
 
     async def _checked(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            request[CALLER] = self._access.check(request)
+            if request.method in READS and request.path in FILES:
+                self._access.guard(request)
+            else:
+                request[CALLER] = self._access.check(request)
             return await handler(request)
         except Problem as problem:
             return _problem(problem)
@@ -132,6 +139,9 @@ class Handlers:
             return _problem(Problem(503, "store_unavailable", f"etcd: {error}", retry_after=2))
 
     # ---- what is
+
+    async def page(self, request: web.Request) -> web.StreamResponse:
+        return self._page.answer(request)
 
     async def openapi(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self._document, content_type="application/json")
