@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
@@ -195,24 +195,48 @@ class Client(Link):
             DaemonRefused: NOT_FOUND: there is no such view for this process (any more).
             DaemonUnavailable: the daemon is away or silent.
         """
-        deadline = self._deadline(timeout_s)
-        chunks: list[Chunk] = []
-        total = 1
+        chunks = self._read_only(
+            lambda first: protocol.OpenView(view, first), lambda: self.close_view(view), self._deadline(timeout_s)
+        )
+        return View(view, chunks)
+
+    def offer_share(self, device: str, digest: str, chunks: Iterable[int], timeout_s: float | None = None) -> None:
+        """Let other engines of this content map these weight chunks of this process read-only. They are not written to
+        any more; unmap them all in one call, and the pages stay with who shares them.
+
+        Raises:
+            DaemonRefused: NOT_OPEN; BAD_REQUEST: a chunk is not this process's, or the driver cannot do it.
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        self._ask(protocol.OfferShare(device, digest, tuple(chunks)), protocol.Done, timeout_s)
+
+    def open_share(self, device: str, digest: str, timeout_s: float | None = None) -> tuple[Chunk, ...] | None:
+        """The chunks of that content, in its order, to be mapped read-only (descriptors are the caller's to close).
+        None: nobody offers it on this device. Uncharged, until this process inherits them.
+
+        Raises:
+            DaemonRefused: NOT_OPEN.
+            DaemonUnavailable: the daemon is away or silent.
+        """
         try:
-            while len(chunks) < total:
-                request = protocol.OpenView(view, len(chunks))
-                reply, descriptors = self._call(lambda left, request=request: request, protocol.Viewed, deadline)  # type: ignore[misc]
-                if len(descriptors) != len(reply.chunks) or not descriptors:
-                    close_all(descriptors)
-                    raise DaemonError(f"{len(reply.chunks)} chunks came with {len(descriptors)} descriptors")
-                chunks += [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
-                total = reply.total
-        except DaemonError:
-            close_all(chunk.fd for chunk in chunks)
-            if chunks:
-                self.close_view(view)
+            return self._read_only(
+                lambda first: protocol.OpenShare(device, digest, first),
+                lambda: self.close_share(device, digest),
+                self._deadline(timeout_s),
+            )
+        except DaemonRefused as refused:
+            if refused.code is Code.NOT_FOUND:
+                return None
             raise
-        return View(view, tuple(chunks))
+
+    def close_share(self, device: str, digest: str, timeout_s: float | None = None) -> None:
+        """That content is unmapped here and its descriptors closed. Idempotent.
+
+        Raises:
+            DaemonRefused: NOT_OPEN.
+            DaemonUnavailable: the daemon is away or silent: close it again.
+        """
+        self._ask(protocol.CloseShare(device, digest), protocol.Done, timeout_s)
 
     def close_view(self, view: int, timeout_s: float | None = None) -> None:
         """The view is unmapped here and its descriptors closed. Always allowed, idempotent.
@@ -260,6 +284,28 @@ class Client(Link):
         if reply.handles:
             return [Chunk(id, -1, reply.chunk, handle) for id, handle in zip(reply.chunks, reply.handles, strict=True)]
         return [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
+
+    def _read_only(
+        self, ask: Callable[[int], protocol.Request], close: Callable[[], None], deadline: float
+    ) -> tuple[Chunk, ...]:
+        """All chunks of a view or share; `ask` says which request brings those from a number on."""
+        chunks: list[Chunk] = []
+        total = 1
+        try:
+            while len(chunks) < total:
+                request = ask(len(chunks))
+                reply, descriptors = self._call(lambda left, request=request: request, protocol.Viewed, deadline)  # type: ignore[misc]
+                if len(descriptors) != len(reply.chunks) or not descriptors:
+                    close_all(descriptors)
+                    raise DaemonError(f"{len(reply.chunks)} chunks came with {len(descriptors)} descriptors")
+                chunks += [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
+                total = reply.total
+        except DaemonError:
+            close_all(chunk.fd for chunk in chunks)
+            if chunks:
+                close()
+            raise
+        return tuple(chunks)
 
     def _descriptor(self, request: protocol.Request, timeout_s: float | None) -> tuple[int, int]:
         reply, descriptors = self._call(lambda left: request, protocol.Master, self._deadline(timeout_s))

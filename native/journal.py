@@ -20,7 +20,7 @@ import msgspec
 
 from native.fences import Holder, Record
 from native.files import FileId, FileRun
-from native.pool import Extent
+from native.pool import Extent, Owner
 from native.processes import Identity
 
 log = logging.getLogger("vnpu.daemon.journal")
@@ -65,6 +65,16 @@ class KeptView(msgspec.Struct, frozen=True):
     holders: tuple[int, ...]
 
 
+class KeptShare(msgspec.Struct, frozen=True):
+    """Weights of `owner` that `sharers` may have mapped read-only too. `former`: process numbers of who had them."""
+
+    digest: str
+    owner: Owner
+    chunks: tuple[int, ...]
+    sharers: tuple[Owner, ...]
+    former: tuple[int, ...] = ()
+
+
 class DeviceLedger(msgspec.Struct, frozen=True):
     """`files`: where the chunks lie that somebody holds, so that who hands one back can be believed."""
 
@@ -72,6 +82,7 @@ class DeviceLedger(msgspec.Struct, frozen=True):
     owners: tuple[Held, ...] = ()
     files: tuple[FileRun, ...] = ()
     views: tuple[KeptView, ...] = ()
+    shares: tuple[KeptShare, ...] = ()
 
 
 class KeptMaster(msgspec.Struct, frozen=True):

@@ -224,6 +224,21 @@ class Pool:
                 raise NotYours(f"chunk {chunk} is not held by the caller")
         return self._drop(owner, [chunk for chunk in named if chunk in self._owner])
 
+    def bequeath(self, owner: Owner, heir: Owner, chunks: Iterable[int]) -> None:
+        """These chunks of `owner` are charged to `heir` from now on, who has them mapped already.
+
+        Raises:
+            NotYours: one is not `owner`'s; nothing has changed.
+        """
+        named = tuple(chunks)
+        if not self.holds(owner, named):
+            raise NotYours(f"not all of these chunks are held by {owner.holder}")
+        mine = self._held[owner]
+        for chunk in named:
+            self._hold(heir, chunk, mine.pop(chunk))
+        if not mine:
+            self._held.pop(owner, None)
+
     def release(self, owner: Owner, keep: frozenset[int] = frozenset()) -> int:
         """The process is proven dead: all it held is back, but for the chunks `keep`. Returns how many bytes."""
         return self._drop(owner, [chunk for chunk in self._held.get(owner, ()) if chunk not in keep])
@@ -232,9 +247,10 @@ class Pool:
         """Who holds this chunk."""
         return self._owner.get(chunk)
 
-    def holds(self, owner: Owner, chunks: Iterable[int]) -> bool:
-        """Whether all these chunks are the owner's."""
-        return all(self._owner.get(chunk) == owner for chunk in chunks)
+    def holds(self, owner: Owner, chunks: Iterable[int], kind: Kind | None = None) -> bool:
+        """Whether all these chunks are the owner's (and of this kind)."""
+        mine = self._held.get(owner, {})
+        return all(chunk in mine and kind in (None, mine[chunk].kind) for chunk in chunks)
 
     def held_by(self, holder: Holder) -> int:
         """Bytes that all processes of an engine hold together."""

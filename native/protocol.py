@@ -180,14 +180,54 @@ class RevokeView(msgspec.Struct, frozen=True, tag=True):
     timeout_s: Timeout
 
 
+class OfferShare(msgspec.Struct, frozen=True, tag=True):
+    """These weight chunks of the caller, in this order, hold the content of `digest`, and the caller writes to them no
+    more until it unmaps them all: other engines may map them read-only, uncharged. When the caller unmaps them or dies,
+    one of those owns them. Where that content is offered on the device already, nothing changes. In an operation."""
+
+    device: DeviceName
+    digest: Name
+    chunks: Annotated[tuple[ChunkId, ...], msgspec.Meta(min_length=1, max_length=65536)]
+
+
+class OpenShare(msgspec.Struct, frozen=True, tag=True):
+    """From now on the caller may have the content of `digest` mapped read-only: answered with `Viewed`, from its chunk
+    number `first` on, at most MAX_FDS with a read-only descriptor each; `not_found` where nobody offers it. In an
+    operation. The caller may come to own the pages."""
+
+    device: DeviceName
+    digest: Name
+    first: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 0
+
+
+class CloseShare(msgspec.Struct, frozen=True, tag=True):
+    """The caller has unmapped that content and closed its descriptors, whether it owns the pages by now or not. In an
+    operation; idempotent."""
+
+    device: DeviceName
+    digest: Name
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """What the daemon knows, as one JSON text (for people, doctor and tests). Needs no hello."""
 
 
 MasterRequest = CreateMaster | SealMaster | OpenMaster | ReleaseMaster | ReportHost | HandBackMaster
 ViewRequest = OfferView | OpenView | CloseView | RevokeView
+ShareRequest = OfferShare | OpenShare | CloseShare
 Request = (
-    Hello | Enter | Leave | AwaitOpen | Map | Unmap | HandBackChunks | MasterRequest | ViewRequest | Listen | Stats
+    Hello
+    | Enter
+    | Leave
+    | AwaitOpen
+    | Map
+    | Unmap
+    | HandBackChunks
+    | MasterRequest
+    | ViewRequest
+    | ShareRequest
+    | Listen
+    | Stats
 )
 
 
@@ -255,8 +295,8 @@ class Offered(msgspec.Struct, frozen=True, tag=True):
 
 
 class Viewed(msgspec.Struct, frozen=True, tag=True):
-    """Answer to `OpenView`: ids of these chunks, in the view's order and that of the descriptors beside the frame;
-    `chunk` bytes each; the view has `total`."""
+    """Answer to `OpenView` and `OpenShare`: ids of these chunks, in the view's order and that of the descriptors beside
+    the frame; `chunk` bytes each; the view has `total`."""
 
     device: str
     chunks: tuple[int, ...]

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 
 import msgspec
 
-from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, rounded
+from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, pages, rounded
 from coordinator.core.events import DeviceSeen, EpochSeen, Fact, LoadSeen, ResidencySeen, SeatSeen, SpecSeen, TokenSeen
 from coordinator.core.model import (
+    Bytes,
     Device,
     DeviceId,
     EngineId,
@@ -135,9 +136,21 @@ class Ledger:
         return ""
 
     def need(self, engine: EngineEntry, device: DeviceId) -> int:
-        """Bytes the engine takes of this device when resident, its overhead included."""
+        """Bytes the engine takes of this device when resident, its overhead included; without its weights where another
+        engine of the same content is charged for them."""
         state = self.device(device).state
-        return rounded(engine.spec.footprint, state.chunk if state is not None else 1) if engine.spec is not None else 0
+        if engine.spec is None or state is None:
+            return rounded(engine.spec.footprint, 1) if engine.spec is not None else 0
+        return rounded(engine.spec.footprint, state.chunk) - self._shared(engine, device, state)
+
+    def _shared(self, engine: EngineEntry, device: DeviceId, state: Device) -> int:
+        """Bytes of its weights that lie on the device and are not its own."""
+        if not state.shared or engine.spec is None or engine.spec.footprint.weights == 0:
+            return 0
+        held = self.device(device).held.get(engine.spec.holder, Bytes())
+        digest = engine.spec.digest_on(device)
+        found = next((shared.bytes for shared in state.shared if shared.digest == digest), 0) if digest else 0
+        return min(found, pages(Bytes(weights=engine.spec.footprint.weights), state.chunk)) if not held.weights else 0
 
     def others(self, engine: EngineEntry, device: DeviceId) -> int:
         """Bytes that everyone else takes of this device: owners, and overheads of other engines' processes that live

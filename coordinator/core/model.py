@@ -121,9 +121,16 @@ class Spec(Value, frozen=True, kw_only=True):
     cold_start: Seconds = 0.0
     """From the start of the API-server process to resident; 0 while that has not happened yet."""
     digest: Text = ""
+    """Of the weights' content and layout, as its daemon knows them: one for each of `devices`, with commas between."""
     aliases: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     capabilities: Annotated[tuple[Name, ...], msgspec.Meta(max_length=64)] = ()
     versions: dict[str, str] = {}
+
+    def digest_on(self, device: str) -> str:
+        """Of what it has on this device; empty where that is not known."""
+        digests = self.digest.split(",")
+        known = len(digests) == len(self.devices) and device in self.devices
+        return digests[self.devices.index(device)] if known else ""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -213,6 +220,14 @@ class Open(msgspec.Struct, frozen=True):
     order: Order
 
 
+class Shared(msgspec.Struct, frozen=True):
+    """Weights of this content lie on the device, charged to their owner: another engine of the same digest maps them
+    read-only and is charged nothing for them. `bytes`: whole chunks."""
+
+    digest: Text
+    bytes: ByteCount
+
+
 class HostRam(msgspec.Struct, frozen=True):
     """The node's second budget: host memory that holds masters and saved KV."""
 
@@ -266,6 +281,7 @@ class Device(Value, frozen=True, kw_only=True):
     closed: Revision = 0
     open: Open | None = None
     owners: Annotated[tuple[Owner, ...], msgspec.Meta(max_length=4096)] = ()
+    shared: Annotated[tuple[Shared, ...], msgspec.Meta(max_length=4096)] = ()
     host_ram: HostRam = HostRam()
     free_measured: ByteCount = 0
     drift: ByteCount = 0

@@ -55,7 +55,7 @@ void check_shareable(const char* call, int fd, std::size_t size) {
                           "pass the descriptor that came from export_handle");
     }
     if (!S_ISREG(facts.st_mode) || static_cast<std::uint64_t>(system.f_type) != TMPFS_MAGIC ||
-        (flags & O_ACCMODE) != O_RDWR) {
+        (flags & O_ACCMODE) == O_WRONLY) {
         throw errno_error(call, EINVAL, "descriptor " + std::to_string(fd) + " is no chunk",
                           "pass the descriptor that came from export_handle");
     }

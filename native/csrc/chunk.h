@@ -31,7 +31,8 @@ struct Backing {
 // All throw DriverError.
 Backing open_backing(const DriverOptions& options);
 Chunk create_chunk(const Backing& backing, std::size_t size);
-// The chunk behind a descriptor that stays the caller's; it must be one of `size` bytes, writable.
+// The chunk behind a descriptor that stays the caller's; it must be one of `size` bytes. Where the descriptor is
+// read-only, the kernel lets it be mapped read-only alone.
 Chunk import_chunk(int fd, std::size_t size);
 // Zeroes it. `call` is for the error.
 void wipe_chunk(const char* call, const Fd& file, std::size_t size);

@@ -18,7 +18,7 @@ from native.daemon.wiper import Wiper
 from native.fences import Fences
 from native.files import FileId, files, identify, runs
 from native.frames import close_all
-from native.journal import DeviceLedger, Held, KeptView
+from native.journal import DeviceLedger, Held, KeptShare, KeptView
 from native.pool import Extent, NotYours, Owner, Pool
 from native.processes import Identity
 
@@ -183,7 +183,12 @@ class Device:
         for chunk in chunks:
             self.driver.permit(self._handles[chunk], (share_id,))
 
-    def ledger(self, identities: Mapping[int, Identity], views: tuple[KeptView, ...] = ()) -> DeviceLedger:
+    def ledger(
+        self,
+        identities: Mapping[int, Identity],
+        views: tuple[KeptView, ...] = (),
+        shares: tuple[KeptShare, ...] = (),
+    ) -> DeviceLedger:
         """What is to be persisted of this device; `identities` by process number."""
         owners = (
             Held(owner.process, owner.holder, identities[owner.process], self.pool.extents_of(owner))
@@ -191,7 +196,7 @@ class Device:
         )
         held = {c: f for c, f in self._files.items() if self.pool.owner_of(c) is not None}
         self._files = {c: f for c, f in self._files.items() if c in held or c in self._descriptors}
-        return DeviceLedger(self.fences.record, tuple(owners), runs(held), views)
+        return DeviceLedger(self.fences.record, tuple(owners), runs(held), views, shares)
 
     def measured_free(self) -> int:
         """Bytes that engines may still take, as far as the driver can tell: never more than the ledger says."""

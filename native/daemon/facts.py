@@ -32,6 +32,11 @@ def facts(node: Node) -> str:
         "host_ram": {**msgspec.to_builtins(node.host_ram()), **node.masters.facts()},
         "calls": node.counters.facts(),
         "samples": node.measure.samples,
+        "shares": [
+            {"device": share.device, "digest": share.digest, "owner": share.owner.process, "chunks": len(share.chunks)}
+            | {"sharers": sorted(sharer.process for sharer in share.sharers)}
+            for share in node.shares
+        ],
         "views": [
             {"id": view.id, "device": view.device, "owner": view.owner, "chunks": len(view.chunks), "to": view.to}
             | {"holders": sorted(view.holders), "revoked": view.revoked}

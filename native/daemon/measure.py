@@ -90,10 +90,11 @@ class Measure:
         """Who may have each chunk mapped, by its file."""
         rights: dict[FileId, frozenset[int]] = {}
         for name, device in self._node.devices.items():
-            viewers = self._node.views.viewers(name)
+            viewers, sharers = self._node.views.viewers(name), self._node.shares.rights(name)
             for chunk, file in device.files.items():
                 owner = device.pool.owner_of(chunk)
-                rights[file] = viewers.get(chunk, frozenset()) | (frozenset() if owner is None else {owner.process})
+                others = viewers.get(chunk, frozenset()) | sharers.get(chunk, frozenset())
+                rights[file] = others | (frozenset() if owner is None else {owner.process})
         return rights
 
     def _end(self, process: int, chunks: int) -> None:

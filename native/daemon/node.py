@@ -36,6 +36,7 @@ from native.daemon.notices import Notices
 from native.daemon.options import Options
 from native.daemon.publisher import Publisher
 from native.daemon.session import EngineSession
+from native.daemon.shares import Shares
 from native.daemon.view import Engine, NodeView
 from native.daemon.views import Views
 from native.fences import Holder, Open
@@ -66,6 +67,7 @@ class Node:
         self.measure = Measure(self, options.sample)
         self.counters = Counters()
         self.views = Views()
+        self.shares = Shares()
         self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)
         self._store = store
@@ -148,6 +150,7 @@ class Node:
         self.masters.forget(member.number)
         self.notices.forget(member.number)
         self.views.forget(member.number)
+        self.shares.forget(member.number, {name: device.pool for name, device in self.devices.items()})
         self.take_pages(member)
 
     def take_pages(self, member: Member) -> None:
@@ -236,7 +239,10 @@ class Node:
             node=self.name,
             generation=self.generation,
             processes=tuple(member.known for member in self.engines),
-            devices={name: device.ledger(identities, self.views.kept(name)) for name, device in self.devices.items()},
+            devices={
+                name: device.ledger(identities, self.views.kept(name), self.shares.kept(name))
+                for name, device in self.devices.items()
+            },
             host=self.masters.ledger(),
         )
 
@@ -264,6 +270,10 @@ class Node:
             closed=record.closed,
             open=None if record.open is None else _open(record.open),
             owners=tuple(_owner(device, owner, members.get(owner.process)) for owner in device.pool.owners),
+            shared=tuple(
+                model.Shared(share.digest, len(share.chunks) * device.pool.chunk)
+                for share in self.shares.on(device.option.id)
+            ),
             host_ram=self.host_ram(),
             free_measured=device.measured_free(),
         )
@@ -285,14 +295,17 @@ class Node:
             kept = ledger.devices.get(name, DeviceLedger())
             for view in kept.views:
                 self.views.recall(name, view, alive)
+            self.shares.recall(name, kept.shares, alive)
             for held in kept.owners:
                 owner, covered = Owner(held.holder, held.process), self.views.covered(held.process)
                 if held.process in alive:
                     device.adopt(owner, held.extents)
                     log.info("device %s: %s still holds %d MiB", name, held.holder, held.bytes >> 20)
-                elif covered:
+                elif covered or self.shares.of(owner):
                     device.adopt(owner, held.extents)
+                    self.shares.forget(owner.process, {name: device.pool})
                     device.release(owner, covered)
+                if covered and held.process not in alive:
                     self._remains[held.process] = Member(held.process, held.holder, "worker", 0, held.identity, None)
         for member in self._remains.values():
             self.clearing.bury(member)

@@ -20,6 +20,8 @@ from native.daemon.clearing import Stuck
 from native.daemon.device import Device
 from native.daemon.engines import Member, Unwelcome
 from native.daemon.host_calls import HostCalls
+from native.daemon.share_calls import ShareCalls
+from native.daemon.shares import OnlyPart
 from native.daemon.view_calls import ViewCalls
 from native.fences import Accept, Holder, Open, Refuse
 from native.pool import NotYours, Pending, Shortage, Soiled
@@ -37,6 +39,7 @@ class EngineSession(Calls):
         super().__init__(node)
         self._host = HostCalls(node)
         self._views = ViewCalls(node)
+        self._shares = ShareCalls(node)
         self._process = process
         self._member: Member | None = None
         self._role = ""
@@ -82,6 +85,10 @@ class EngineSession(Calls):
                 return await self._host.handle(request, self._caller(), beside)
             case protocol.OfferView() | protocol.OpenView() | protocol.CloseView() | protocol.RevokeView():
                 return await self._views.handle(request, self._caller("worker"))
+            case protocol.OfferShare() | protocol.OpenShare() | protocol.CloseShare():
+                member = self._caller("worker")
+                self._open(self.device(request.device))
+                return await self._shares.handle(request, member)
             case _:
                 return await self._host.handle(request, self._caller("worker"), beside)
 
@@ -198,12 +205,13 @@ class EngineSession(Calls):
         owner, device = self._caller("worker").owner, self.device(request.device)
         self._open(device)
         try:
-            await self.node.clearing.clear(self.node.views.of(owner.process, request.chunks))
+            await self.node.clearing.clear(self.node.views.touching(device.option.id, request.chunks))
             self._open(device)
-            device.give_back(owner, request.chunks)
+            rest = self.node.shares.unmapped(device.option.id, device.pool, owner, request.chunks)
+            device.give_back(owner, rest)
         except Stuck as error:
             raise Denied(Code.TIMEOUT, str(error)) from error
-        except NotYours as error:
+        except (NotYours, OnlyPart) as error:
             raise Denied(Code.BAD_REQUEST, str(error)) from error
         await self.settled()
         return Answer(protocol.Done())

@@ -80,6 +80,11 @@ class Views:
         mine = (view for view in self._views.values() if view.owner == owner)
         return tuple(view for view in mine if wanted is None or not wanted.isdisjoint(view.chunks))
 
+    def touching(self, device: str, chunks: Collection[int]) -> tuple[View, ...]:
+        """Views of any owner, living or dead, that show one of `chunks`."""
+        wanted = set(chunks)
+        return tuple(v for v in self._views.values() if v.device == device and not wanted.isdisjoint(v.chunks))
+
     def covered(self, owner: int) -> frozenset[int]:
         """Chunks of this owner that other processes may have mapped."""
         return frozenset(chunk for view in self.of(owner) if view.holders for chunk in view.chunks)

@@ -363,6 +363,30 @@ class _Hands:
             content.close()
         self.client.close_view(view)
 
+    def offer_share(self, device: str, digest: str, chunks: list[int]) -> None:
+        self.client.offer_share(device, digest, chunks)
+
+    def open_share(self, device: str, digest: str) -> list[list[int | None]] | None:
+        """Id of each chunk and the byte it is filled with; None: nobody offers it. Raises RuntimeError where it could
+        be mapped to write."""
+        opened = self.client.open_share(device, digest)
+        if opened is None:
+            return None
+        for chunk in opened:
+            try:
+                mmap.mmap(chunk.fd, chunk.size)
+                raise RuntimeError("a share could be written to")
+            except PermissionError:
+                self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size, prot=mmap.PROT_READ)
+            os.close(chunk.fd)
+        return [[chunk.id, _fill(self.mapped[chunk.id])] for chunk in opened]
+
+    def close_share(self, device: str, digest: str, chunks: list[int]) -> None:
+        for chunk in chunks:
+            if chunk in self.mapped:
+                self.mapped.pop(chunk).close()
+        self.client.close_share(device, digest)
+
     def revoke_view(self, view: int, timeout_s: float) -> None:
         self.client.revoke_view(view, timeout_s)
 

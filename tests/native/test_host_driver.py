@@ -72,13 +72,30 @@ def test_a_fork_does_not_get_the_pages(driver: Driver, base: int, handles) -> No
     driver.unmap(base)
 
 
-def test_only_a_writable_chunk_of_that_size_is_imported(case: DriverCase, driver: Driver, chunk: int, refused) -> None:
+def test_a_read_only_descriptor_gives_a_chunk_that_is_mapped_read_only(
+    case: DriverCase, driver: Driver, base: int, chunk: int, refused
+) -> None:
+    """As the daemon lends what others own (shares)."""
     owner = case.open()
     shareable = owner.export_handle(owner.create(chunk))
     read_only = os.open(f"/proc/self/fd/{shareable}", os.O_RDONLY)
-    assert refused("import_handle", shareable, 2 * chunk).name == "EINVAL"
-    assert refused("import_handle", read_only, chunk).name == "EINVAL"
+    handle = driver.import_handle(read_only, chunk)
+    assert refused("map", base, handle).name == "EACCES"
+    driver.map_many([(base, handle)], False)
+    assert read(base, 4) == bytes(4)
+    driver.unmap(base)
+    driver.destroy(handle)
     os.close(read_only)
+    os.close(shareable)
+
+
+def test_only_a_chunk_of_that_size_is_imported(case: DriverCase, driver: Driver, chunk: int, refused) -> None:
+    owner = case.open()
+    shareable = owner.export_handle(owner.create(chunk))
+    write_only = os.open(f"/proc/self/fd/{shareable}", os.O_WRONLY)
+    assert refused("import_handle", shareable, 2 * chunk).name == "EINVAL"
+    assert refused("import_handle", write_only, chunk).name == "EINVAL"
+    os.close(write_only)
     os.close(shareable)
     assert refused("import_handle", shareable, chunk).name == "EBADF"
     assert refused("import_handle", 1 << 40, chunk).name == "EBADF"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from coordinator.core.entries import pages
 from coordinator.core.events import Changed, DeviceSeen, EpochSeen, Listed, SeatSeen, SpecSeen, TokenSeen
-from coordinator.core.model import Bytes, Device, Fence, Holder, Open, Order, Owner, Seat, Token
+from coordinator.core.model import Bytes, Device, Fence, Holder, Open, Order, Owner, Seat, Shared, Token
 from tests.helpers.sim.clockwork import Clockwork
 from tests.helpers.sim.etcd import Etcd, Watch
 
@@ -28,6 +28,8 @@ class SimDevice:
         self.patience = 0.0
         """When the open operation is over its limit."""
         self.owners: dict[Holder, Bytes] = {}
+        self.shares: dict[str, list[Holder]] = {}
+        """By digest, who has these weights mapped: the first is charged for them."""
         self.entered: dict[str, int] = {}
         """Highest fence ever entered, by epoch: they must strictly increase (I1)."""
         self.seat: tuple[Seat, int] | None = None
@@ -36,6 +38,19 @@ class SimDevice:
     @property
     def mapped(self) -> int:
         return sum(held.weights + held.kv for held in self.owners.values())
+
+    def drop(self, holder: Holder) -> None:
+        """It has unmapped all, or is dead: weights that others share go to the next of them."""
+        gone = self.owners.pop(holder, Bytes())
+        for digest, line in tuple(self.shares.items()):
+            if holder in line:
+                owned = line[0] == holder
+                line.remove(holder)
+                if not line:
+                    del self.shares[digest]
+                elif owned:
+                    heir = self.owners[line[0]]
+                    self.owners[line[0]] = Bytes(weights=heir.weights + gone.weights, kv=heir.kv)
 
 
 class SimDaemon:
@@ -116,7 +131,7 @@ class SimDaemon:
     def _bury(self, device: SimDevice) -> None:
         """Pages of the dead come back, what they had open is closed, their lease is revoked (rule 9)."""
         for holder in [holder for holder in device.owners if not self.alive(holder)]:
-            del device.owners[holder]
+            device.drop(holder)
             self.etcd.revoke(self.lease_of(holder))
         if device.open is not None and not self.alive(device.open[0]):
             holder = device.open[0]
@@ -159,6 +174,7 @@ class SimDaemon:
             owners=tuple(
                 Owner(holder, held, alive=self.alive(holder)) for holder, held in sorted(device.owners.items())
             ),
+            shared=tuple(Shared(digest, device.owners[line[0]].weights) for digest, line in device.shares.items()),
         )
         if self.published.get(device.id) != state:
             self.published[device.id] = state
@@ -192,21 +208,28 @@ class SimDaemon:
         self._publish(device)
         return "accepted"
 
-    def map(self, id_: str, holder: Holder, footprint: Bytes) -> bool:
-        """Pages for the whole footprint; False: denied."""
+    def map(self, id_: str, holder: Holder, footprint: Bytes, digest: str = "", *, joins: bool = True) -> bool:
+        """Pages for the whole footprint; False: denied. Weights of `digest` are shared: offered, and where it `joins`,
+        those that another offers are mapped instead."""
         device = self.devices[id_]
         if device.open is None or device.open[0] != holder:
             raise Violated(f"I1: {holder.engine} maps on {id_} without an open operation")
         if self.denials:
             self.denials -= 1
             return False
-        need = pages(footprint, device.chunk)
+        there = device.shares.get(digest, [])
+        joins = joins and bool(there) and holder not in there
+        need = pages(Bytes(kv=footprint.kv) if joins else footprint, device.chunk)
         others = sum(held.weights + held.kv for owner, held in device.owners.items() if owner != holder)
         if others + need > device.capacity or need > device.open[3]:
             raise Violated(
                 f"a valid fence, and no room for {holder.engine} on {id_}: {others}+{need}>{device.capacity}"
             )
-        weights = pages(Bytes(weights=footprint.weights), device.chunk)
+        weights = 0 if joins else pages(Bytes(weights=footprint.weights), device.chunk)
+        if joins:
+            there.append(holder)
+        elif digest:
+            device.shares.setdefault(digest, [holder])
         device.owners[holder] = Bytes(weights=weights, kv=need - weights)
         return True
 
@@ -214,7 +237,7 @@ class SimDaemon:
         device = self.devices[id_]
         if device.open is None or device.open[0] != holder:
             raise Violated(f"I1: {holder.engine} unmaps on {id_} without an open operation")
-        device.owners.pop(holder, None)
+        device.drop(holder)
 
     def leave(self, id_: str, holder: Holder, fence: Fence) -> bool:
         """False: the daemon is away, try again."""

@@ -37,6 +37,8 @@ class Kind(msgspec.Struct, frozen=True):
     restore_s: float = 0.3
     drain_s: float = 0.05
     name: str = ""
+    digest: str = ""
+    """Of its weights on each device; engines of the same one share them."""
 
     @property
     def engine(self) -> str:
@@ -174,6 +176,7 @@ class SimEngine:
             boot_id="boot",
             footprint=self.kind.footprint if self.measured else estimate,
             measured=self.measured,
+            digest=",".join([self.kind.digest] * len(self.kind.devices)) if self.measured else "",
         )
 
     def _residency(self, error: str) -> Residency:
@@ -232,7 +235,8 @@ class SimEngine:
             return ""
         mapped: list[str] = []
         for device in self.kind.devices:
-            if not self.daemon_of(device).map(device, self.holder, self.kind.footprint):
+            joins = before is not Phase.STARTING
+            if not self.daemon_of(device).map(device, self.holder, self.kind.footprint, self.kind.digest, joins=joins):
                 self._unmap(tuple(mapped))
                 return "denied pages"
             mapped.append(device)

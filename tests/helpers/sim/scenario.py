@@ -35,6 +35,9 @@ def fleet(seed: int) -> World:
         )
     if len(devices) > 1 and rng.random() < 0.4:
         kinds.append(_replica(kinds[0], devices, capacity))
+    if rng.random() < 0.5:  # another model of the same weights on the same device
+        kinds[0] = msgspec.structs.replace(kinds[0], digest="same")
+        kinds.append(msgspec.structs.replace(kinds[0], model="twin", name=""))
     return World(seed, capacity, kinds, models=models, settings=SETTINGS)
 
 

@@ -1,0 +1,158 @@
+"""Weights of one content on one device: the same pages for several engines, read-only, charged once, whoever dies."""
+
+from __future__ import annotations
+
+from coordinator.core.model import Order, Shared
+from tests.helpers.daemon import DaemonProcess
+from tests.helpers.leader import Leader
+from tests.helpers.puppet_engine import CHUNK, PuppetEngine, puppet_engine
+from tests.integration.daemon.test_tokens import ALL, refused
+
+WEIGHTS, KV = 20, 4
+"""Chunks; two engines fit beside each other only because they share."""
+DIGEST = "content:layout"
+
+
+async def first(engine: PuppetEngine) -> list[int]:
+    """Resident with weights of its own, which it offers; the ids of their chunks."""
+    fence = await engine.begin()
+    weights = await engine.worker.map(engine.device, WEIGHTS, 7)
+    await engine.worker.map(engine.device, KV, 1, "kv")
+    await engine.worker.call("offer_share", engine.device, DIGEST, weights)
+    await engine.leave(fence)
+    return weights
+
+
+async def joined(engine: PuppetEngine, fill: int = 7) -> list[int]:
+    """Resident in the weights that another offers."""
+    fence = await engine.begin()
+    seen = await engine.worker.call("open_share", engine.device, DIGEST)
+    await engine.worker.map(engine.device, KV, 2, "kv")
+    await engine.leave(fence)
+    assert isinstance(seen, list)
+    assert [byte for _, byte in seen] == [fill] * WEIGHTS
+    return [chunk for chunk, _ in seen]
+
+
+async def kv_of(engine: PuppetEngine, weights: list[int]) -> list[int]:
+    fills = await engine.worker.fills()
+    return [int(chunk) for chunk in fills if int(chunk) not in weights]  # type: ignore[attr-defined]
+
+
+async def gone(engine: PuppetEngine, weights: list[int]) -> None:
+    fence = await engine.begin(Order.OFFLOAD, size=0)
+    await engine.worker.unmap(engine.device, await kv_of(engine, weights))
+    await engine.worker.call("close_share", engine.device, DIGEST, weights)
+    await engine.leave(fence)
+
+
+async def charged(leader: Leader, device: str) -> dict[str, tuple[int, int]]:
+    """Chunks with weights and with KV by engine, of those that hold any."""
+    state = await leader.closed(device)
+    assert state.charged <= state.capacity
+    assert state.shared in ((), (Shared(DIGEST, WEIGHTS * CHUNK),))
+    found = {o.holder.engine: (o.bytes.weights // CHUNK, o.bytes.kv // CHUNK) for o in state.owners}
+    return {engine: held for engine, held in found.items() if any(held)}
+
+
+def name(engine: PuppetEngine) -> str:
+    return engine.spec.holder.engine
+
+
+async def test_two_engines_of_one_content_lie_in_the_same_pages_and_are_charged_once(
+    daemon: DaemonProcess, leader: Leader
+) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        assert await joined(b) == weights
+        assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV), name(b): (0, KV)}
+        await daemon.until_sampled()
+        await daemon.until_sampled()  # both have a right to these pages: nobody is ended as a trespasser
+        assert (a.worker.alive, b.worker.alive) == (True, True)
+        with refused("not_open"):
+            await b.worker.call("close_share", b.device, DIGEST, [])
+
+
+async def test_the_owner_leaves_and_the_pages_stay_with_who_shares_them(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        await joined(b)
+        fence = await a.begin(Order.OFFLOAD, size=0)
+        with refused("bad_request"):
+            await a.worker.call("unmap_without_unmapping", a.device, weights[:1])  # a part of it
+        for _ in range(2):  # the second as after a lost answer
+            await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
+        await a.leave(fence)
+        assert await charged(leader, a.device) == {name(b): (WEIGHTS, KV)}
+        assert await b.worker.call("fills") == {
+            str(c): 7 if c in weights else 2 for c in [*weights, *await kv_of(b, weights)]
+        }
+        assert await joined(a) == weights  # and it comes back without a copy
+        await gone(b, weights)
+        assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV)}
+        await gone(a, weights)
+        assert await charged(leader, a.device) == {}
+        await b.restore(ALL, 3)  # blank, every one of them
+
+
+async def test_kill_9_of_the_owner(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        await joined(b)
+        a.worker.kill()
+        await leader.until(a.device, lambda state: len(state.owners) == 1)
+        assert await charged(leader, b.device) == {name(b): (WEIGHTS, KV)}
+        fills = await b.worker.call("fills")
+        assert {fills[str(chunk)] for chunk in weights} == {7}  # type: ignore[index]
+        await gone(b, weights)
+        await b.restore(ALL, 3)
+
+
+async def test_kill_9_of_a_sharer(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        await joined(b)
+        b.worker.kill()
+        await leader.until(a.device, lambda state: len(state.owners) == 1)
+        assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV)}
+        fence = await a.begin(Order.OFFLOAD, size=0)
+        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
+        await a.leave(fence)
+        assert await charged(leader, a.device) == {}
+
+
+async def test_over_a_restart_of_the_daemon(own_daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+        weights = await first(a)
+        await joined(b)
+        own_daemon.kill()
+        await own_daemon.ended()
+        a.worker.kill()
+        await a.worker.ended()
+        own_daemon.start()
+        await own_daemon.ready(leader.store)
+        await leader.until(b.device, lambda state: bool(state.owners))
+        assert await charged(leader, b.device) == {name(b): (WEIGHTS, KV)}
+        fills = await b.worker.call("fills")
+        assert {fills[str(chunk)] for chunk in weights} == {7}  # type: ignore[index]
+        await gone(b, weights)
+        assert await charged(leader, b.device) == {}
+        await b.restore(ALL, 3)
+
+
+async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        fence = await b.begin()
+        for chunks in (weights[:1], await b.worker.map(b.device, 1, 1, "kv"), [4711]):
+            with refused("bad_request"):
+                await b.worker.call("offer_share", b.device, "another", chunks)
+        assert await b.worker.call("open_share", b.device, "another") is None
+        own = await b.worker.map(b.device, 1, 1)
+        await b.worker.call("offer_share", b.device, DIGEST, own)  # it is there: b keeps a copy of its own
+        await b.leave(fence)
+        fence = await a.begin()
+        assert await a.worker.call("open_share", a.device, DIGEST) is None  # its own
+        with refused("bad_request"):
+            await a.worker.call("offer_share", a.device, "another", weights)
+        await a.leave(fence)
