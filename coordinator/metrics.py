@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from coordinator.core.commands import Command, Direct, Grant, Reclaim
@@ -84,6 +84,12 @@ class Metrics:
 
     def _make_latencies(self) -> None:
         registry = self._registry
+        self._restored = Counter(
+            "vnpu_restored_bytes",
+            "Bytes that wakes brought back; over the seconds of the phase `copy`: throughput",
+            ["model", "device", "path"],
+            registry=registry,
+        )
         self._ttft = Histogram(
             "vnpu_ttft_seconds",
             "From arrival at this gateway to the first byte of an answer, or to the whole of one that is not streamed",
@@ -175,6 +181,7 @@ class Metrics:
     def _switched(self, switch: Switch) -> None:
         self._switch.labels(switch.model, switch.order).observe(switch.seconds)
         if switch.path:
+            self._restored.labels(switch.model, ",".join(switch.devices), switch.path).inc(switch.bytes)
             for step in switch.phases:
                 device = ",".join(switch.devices)
                 self._wake.labels(switch.model, device, switch.path, step.name).observe(step.seconds)
@@ -188,7 +195,7 @@ class _Gauges(Collector):
         self._devices = devices
         self._model_of = model_of
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         view = self._view()
         yield GaugeMetricFamily("vnpu_leader", "1 on the coordinator that leads", value=float(view.leading))
         yield self._resident()
@@ -198,6 +205,20 @@ class _Gauges(Collector):
         yield self._capacity()
         yield self._phases(view)
         yield self._waiting(view)
+        yield from self._work()
+
+    def _work(self) -> Iterator[CounterMetricFamily]:
+        """What daemons count, as of their last write: they start at zero when a daemon does."""
+        labels = ["device", "step"]
+        calls = CounterMetricFamily("vnpu_daemon_steps", "How often a daemon did it on a device", labels=labels)
+        seconds = CounterMetricFamily("vnpu_daemon_seconds", "How long that took together", labels=labels)
+        moved = CounterMetricFamily("vnpu_daemon_bytes", "How many bytes it was about", labels=labels)
+        for name, device in self._devices.items():
+            for work in device.work:
+                calls.add_metric((name, work.name), work.count)
+                seconds.add_metric((name, work.name), work.seconds)
+                moved.add_metric((name, work.name), work.bytes)
+        yield from (calls, seconds, moved)
 
     def _capacity(self) -> GaugeMetricFamily:
         family = GaugeMetricFamily("vnpu_device_capacity_bytes", "What engines may hold together", labels=["device"])

@@ -228,6 +228,15 @@ class Shared(msgspec.Struct, frozen=True):
     bytes: ByteCount
 
 
+class Work(msgspec.Struct, frozen=True):
+    """What the daemon has done on a device since it started: how often, seconds together, bytes moved."""
+
+    name: Name
+    count: Revision
+    seconds: Seconds
+    bytes: Revision
+
+
 class HostRam(msgspec.Struct, frozen=True):
     """The node's second budget: host memory that holds masters and saved KV."""
 
@@ -282,6 +291,8 @@ class Device(Value, frozen=True, kw_only=True):
     open: Open | None = None
     owners: Annotated[tuple[Owner, ...], msgspec.Meta(max_length=4096)] = ()
     shared: Annotated[tuple[Shared, ...], msgspec.Meta(max_length=4096)] = ()
+    work: Annotated[tuple[Work, ...], msgspec.Meta(max_length=32)] = ()
+    """As of the last change of anything else here: for metrics, nothing is decided by it."""
     host_ram: HostRam = HostRam()
     free_measured: ByteCount = 0
     drift: ByteCount = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from coordinator.core.model import Work
+
 
 class Counters:
     """By name. Seconds and bytes since the daemon started."""
@@ -16,6 +18,11 @@ class Counters:
         one["seconds"] += seconds
         one["longest"] = max(one["longest"], seconds)
         one["bytes"] += moved
+
+    def work(self) -> tuple[Work, ...]:
+        """For the device key."""
+        all_ = sorted(self._all.items())
+        return tuple(Work(name, int(one["count"]), one["seconds"], int(one["bytes"])) for name, one in all_)
 
     def facts(self) -> dict[str, dict[str, float]]:
         """`count`, `seconds` (all together), `longest` and `bytes` of each."""

@@ -15,6 +15,8 @@ from contextlib import aclosing
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
+import msgspec
+
 from coordinator.core import model
 from coordinator.errors import SchemaError, StoreError
 from coordinator.store import keys
@@ -233,7 +235,8 @@ class Node:
         """The ledger as it is now; what it shows to etcd is drawn at the same moment."""
         identities = {member.number: member.identity for member in (*self.engines, *self._remains.values())}
         self._drawn = {
-            name: self.state(device) if device.fences.publishable else None for name, device in self.devices.items()
+            name: self._draw(name, device) if device.fences.publishable else None
+            for name, device in self.devices.items()
         }
         return Ledger(
             node=self.name,
@@ -277,6 +280,14 @@ class Node:
             host_ram=self.host_ram(),
             free_measured=device.measured_free(),
         )
+
+    def _draw(self, name: str, device: Device) -> model.Device:
+        """What is to be shown: the counts of work go along when something else has changed, and cost no write of their
+        own."""
+        state, shown = self.state(device), self._shown.get(name)
+        if shown is not None and state == msgspec.structs.replace(shown, work=()):
+            return shown
+        return msgspec.structs.replace(state, work=device.counters.work())
 
     def host_ram(self) -> model.HostRam:
         masters = self.masters

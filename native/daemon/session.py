@@ -53,7 +53,17 @@ class EngineSession(Calls):
         except TimeoutError:
             return Answer(Refused(Code.FAILED, "the ledger could not be written in time; see the daemon's log"))
         finally:
-            self.node.counters.took(type(request).__name__, self.node.now() - began)
+            self._took(request, self.node.now() - began)
+
+    def _took(self, request: protocol.Request, seconds: float) -> None:
+        """Waiting and refusals included; the steps of an operation are counted of the device as well."""
+        name = type(request).__name__
+        self.node.counters.took(name, seconds)
+        if not isinstance(request, protocol.Enter | protocol.Leave | protocol.Map | protocol.Unmap):
+            return
+        device = self.node.devices.get(request.device.removeprefix(f"{self.node.name}/"))
+        if device is not None:
+            device.counters.took(name.lower(), seconds, _chunks(request) * device.pool.chunk)
 
     def closed(self) -> None:
         """The process may live on and come back; only what nobody else can use goes."""
@@ -248,6 +258,16 @@ class EngineSession(Calls):
         if isinstance(opened, Refuse):
             raise Denied(opened.code, opened.why)
         return opened
+
+
+def _chunks(request: protocol.Enter | protocol.Leave | protocol.Map | protocol.Unmap) -> int:
+    match request:
+        case protocol.Map():
+            return request.count
+        case protocol.Unmap():
+            return len(request.chunks)
+        case _:
+            return 0
 
 
 def _opened(epoch: str, opened: Open) -> protocol.Opened:

@@ -20,6 +20,7 @@ from coordinator.core.model import (
     Seat,
     Spec,
     Step,
+    Work,
 )
 from coordinator.core.view import DeviceState, State
 from coordinator.metrics import Metrics
@@ -37,6 +38,7 @@ DEVICE = Device(
     owners=(Owner(A, Bytes(weights=60, kv=5)),),
     host_ram=HostRam(1000, 60, 5),
     free_measured=30,
+    work=(Work("wipe", 2, 0.5, 64),),
 )
 
 
@@ -114,6 +116,17 @@ def test_a_scrape_reads_what_is() -> None:
     assert scrape.lines("vnpu_ledger_drift_bytes") == {'vnpu_ledger_drift_bytes{device="local/0"}': 5}
     assert scrape.lines("vnpu_token_holder_info") == {'vnpu_token_holder_info{device="local/0",engine="e"}': 1}
     assert scrape.lines("vnpu_token_fence") == {'vnpu_token_fence{device="local/0"}': 42}
+
+
+def test_what_a_daemon_did_and_what_a_wake_brought_back_are_counted() -> None:
+    scrape = Scrape()
+    for what, value in (("steps", 2), ("seconds", 0.5), ("bytes", 64)):
+        name = f"vnpu_daemon_{what}_total"
+        assert scrape.lines(name) == {f'{name}{{device="local/0",step="wipe"}}': value}
+    scrape.order(Order.RESTORE, 7)
+    scrape.answer(Phase.RESIDENT, 7, 12.5, restored=60)
+    restored = 'vnpu_restored_bytes_total{device="local/0",model="m",path="warm"}'
+    assert scrape.lines("vnpu_restored_bytes_total") == {restored: 60}
 
 
 def test_a_listing_forgets_what_it_does_not_name() -> None:

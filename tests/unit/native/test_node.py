@@ -243,6 +243,20 @@ async def test_kv_is_never_handed_out_unwiped(tmp_path: Path) -> None:
         assert reply.code is Code.BAD_REQUEST
 
 
+async def test_what_is_counted_goes_along_with_a_change_and_makes_none(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        await at.map(1)
+        await at.leave(fence)
+        state = await at.leader.until("n/0", lambda state: state.closed == fence.revision)
+        work = {one.name: one for one in state.work}
+        assert (work["map"].count, work["map"].bytes, work["populate"].bytes) == (1, CHUNK, 8 * MIB)
+        before = at.node._draw("0", at.node.devices["0"])
+        at.node.devices["0"].counters.took("wipe", 1.0, CHUNK)
+        assert at.node._draw("0", at.node.devices["0"]) == before
+
+
 async def test_facts_are_told(tmp_path: Path) -> None:
     async with place(tmp_path) as at:
         fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
