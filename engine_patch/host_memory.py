@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from collections.abc import Callable
 
 from native.client import Client
 
@@ -25,6 +26,7 @@ _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
 _MADV_HUGEPAGE = 14
+_GRAIN = 2 << 20
 
 
 class Mapping:
@@ -49,6 +51,37 @@ class Mapping:
         if self.size:
             _LIBC.munmap(self.address, self.size)
             self.size = 0
+
+
+class SaveRoom:
+    """Host memory for saved KV: as much as was asked for at once, counted in the node's budget before it is taken."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        """`report(size)` tells the daemon, and raises where it refuses."""
+        self._report = report
+        self._mapping: Mapping | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self._mapping.size if self._mapping is not None else 0
+
+    def fit(self, size: int) -> Mapping:
+        """At least `size` bytes. Where that is more than there was, it is other memory, and what lay in it is gone.
+
+        Raises:
+            DaemonRefused: NO_SPACE: the node's budget is spent; what there was stays.
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        if self._mapping is not None and self._mapping.size >= size:
+            return self._mapping
+        size = max(1, -(-size // _GRAIN)) * _GRAIN
+        self._report(size)
+        if self._mapping is not None:
+            self._mapping.close()
+            self._mapping = None
+        self._mapping = Mapping(size)
+        return self._mapping
 
 
 def open_master(client: Client, digest: str, timeout_s: float) -> Mapping | None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
 from engine_patch.copier import Copier
-from engine_patch.host_memory import Mapping, close_master, new_master, open_master
+from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
 from engine_patch.kv_blocks import gaps
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
@@ -70,7 +70,18 @@ class Stopwatch:
 class Hands:
     """See the module. Not thread-safe, but for `spare`: the worker's one thread calls it."""
 
-    def __init__(self, driver: _native.Driver, client: Client, device: str, chunk: int, copier: Copier) -> None:
+    def __init__(
+        self,
+        driver: _native.Driver,
+        client: Client,
+        device: str,
+        chunk: int,
+        copier: Copier,
+        *,
+        kv_keep: int | None = None,
+    ) -> None:
+        """`kv_keep`: bytes of KV that will be saved at most, as far as is known; None: all of it. More is saved all the
+        same, if it has to be and the node's budget allows it."""
         self._client = client
         self._copier = copier
         self.weights = Region(driver, client, device, Kind.WEIGHTS, chunk, WEIGHTS_AT, RESERVED)
@@ -82,7 +93,8 @@ class Hands:
         self._samples: dict[int, int] = {}
         self._restoring: Restoring | None = None
         self._master: Mapping | None = None
-        self._buffer: Mapping | None = None
+        self._buffer = SaveRoom(client.report_host)
+        self._kv_keep = kv_keep
         self._saved: list[tuple[int, int, int]] = []
         self.readers = Guard()
         """Other engines read these weights (Netloader) inside it, where `at` says."""
@@ -164,8 +176,8 @@ class Hands:
         blocks = self.weights.arena.blocks()
         self._stages = units_by_stage(self._units(), self._unit, blocks, owners)
         self._samples = {i: self._sample(i) for i in self._units()}
-        self._buffer = Mapping(max(self.kv.bytes, self.kv.chunk))
-        self._client.report_host(self._buffer.size)
+        # A chunk more than the budget: vLLM's null block and what else lies beside the KV cache is saved as well.
+        self._buffer.fit(self.kv.bytes if self._kv_keep is None else min(self.kv.bytes, self._kv_keep + self.kv.chunk))
         return self.digest
 
     def at(self, address: int) -> int:
@@ -248,7 +260,7 @@ class Hands:
         and evicted (`spare`), the weights are copied out first.
 
         Raises:
-            DaemonRefused: NO_SPACE: there is no host memory to keep the weights in; nothing was unmapped.
+            DaemonRefused: NO_SPACE: there is no host memory to keep the weights or the KV in; nothing was unmapped.
             DaemonUnavailable: the daemon is away or silent; memory is unmapped here, or nothing was.
         """
         watch = Stopwatch()
@@ -324,11 +336,11 @@ class Hands:
             self._restoring.await_stage(stage)
 
     def _save(self, keep: Sequence[Range]) -> int:
-        if self._buffer is None:
-            raise MemoryFault("nothing was sealed yet", remedy="report this")
-        self._saved = [(at, to, length) for at, to, length in _paired(keep, self._buffer.address)]
+        size = sum(length for _, length in keep)
+        buffer = self._buffer.fit(size)
+        self._saved = [(at, to, length) for at, to, length in _paired(keep, buffer.address)]
         self._copier.copy([(to, at, length) for at, to, length in self._saved])
-        return sum(length for _, length in keep)
+        return size
 
     def _entries(self) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""

@@ -62,7 +62,9 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         _await_admission(client, found)
         driver = _native.open_driver(birth.drivers[self.rank])
         chunk = client.connect().chunk[device]
-        self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus))
+        connector = self.vllm_config.kv_transfer_config is not None  # it keeps the whole buffer, whatever the budget
+        kv_keep = None if connector else found.kv_keep
+        self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus), kv_keep=kv_keep)
         self._desk, self._turn = Desk(birth.desk), 0
         self._start = Stopwatch()
         with self._start.step("map"):
