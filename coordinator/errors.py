@@ -35,6 +35,14 @@ class Compacted(StoreError):
         self.revision = revision
 
 
+class Rewound(Compacted):
+    """The store is behind what was seen of it: its data was lost or a backup was put back (PROTOCOL rule 13)."""
+
+    def __init__(self, revision: int) -> None:
+        StoreError.__init__(self, f"the store went back to revision {revision}", remedy="list again")
+        self.revision = revision
+
+
 class LeaseLost(StoreError):
     """The lease expired or was revoked; everything put under it is gone."""
 

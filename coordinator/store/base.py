@@ -108,8 +108,9 @@ class Store(Protocol):
 
     def watch(self, prefix: str, start_revision: int) -> AsyncGenerator[Changes, None]:
         """Every change under `prefix` from `start_revision` (at least 1) on, exactly once, in order, resumed across
-        broken connections and server restarts. Raises `Compacted` when history is gone. Use it within
-        `contextlib.aclosing`, so that the server's watch ends when yours does."""
+        broken connections and server restarts. Raises `Compacted` when history is gone, and its kind `Rewound`
+        where the store has not come that far: it lost its data. Use it within `contextlib.aclosing`, so that the
+        server's watch ends when yours does."""
         ...
 
     async def grant_lease(self, ttl: int) -> int:

@@ -24,7 +24,9 @@ async def follow(
 
     After `doubt` seconds of silence (None: never) the watch is opened anew and the prefix listed; the listing is
     yielded only if it tells something new. Goes on while etcd is away; raises `StoreError` where etcd refuses. A
-    listing whose revision is below an earlier one means that etcd lost data (PROTOCOL rule 13).
+    listing whose revision is below an earlier one means that etcd lost data (PROTOCOL rule 13). Where it lost data and
+    has come further since, a watch resumes as if nothing had happened: then the first key that was born anew without
+    having died tells, at the latest the leader's heartbeat.
     """
     view = _View()
     while True:
@@ -38,34 +40,46 @@ async def follow(
                         changes = await anext(watch)
                     view.apply(changes)
                     yield changes
+        except _AnotherLife:
+            log.warning("the store under %s is not the one that was followed: listing again", prefix)
         except TimeoutError:
             log.debug("nothing heard under %s for %s s: listing again", prefix, doubt)
         except Compacted as error:
             log.warning("watch on %s: %s", prefix, error)
 
 
+class _AnotherLife(Exception):
+    """What came is not the continuation of what was known."""
+
+
 class _View:
-    """What the follower was told: mod_revision by key."""
+    """What the follower was told: mod_revision and create_revision by key."""
 
     def __init__(self) -> None:
         self._revision = 0
-        self._keys: dict[str, int] | None = None
+        self._keys: dict[str, tuple[int, int]] | None = None
 
     def replace(self, listing: Listing) -> bool:
         """False where the listing tells nothing new."""
-        keys = {kv.key: kv.mod_revision for kv in listing.kvs}
+        keys = {kv.key: (kv.mod_revision, kv.create_revision) for kv in listing.kvs}
         news = keys != self._keys or listing.revision < self._revision
         self._keys, self._revision = keys, listing.revision
         return news
 
     def apply(self, changes: Changes) -> None:
+        """Raises _AnotherLife."""
         self._revision = changes.revision
         known = self._keys if self._keys is not None else {}
         for change in changes.changes:
-            if change.kv:
-                known[change.key] = change.revision
-            else:
+            kv = change.kv
+            if kv is None:
                 known.pop(change.key, None)
+                continue
+            born = known.get(change.key, (0, kv.create_revision))[1]
+            if born != kv.create_revision:
+                self._keys = None
+                raise _AnotherLife
+            known[change.key] = (change.revision, kv.create_revision)
 
 
 async def _list(store: Store, prefix: str) -> Listing:

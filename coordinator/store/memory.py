@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from coordinator.errors import Ambiguous, LeaseLost, StoreUnavailable
+from coordinator.errors import Ambiguous, LeaseLost, Rewound, StoreUnavailable
 from coordinator.store.base import Changes, Compare, KeyValue, Listing, Op, TxnResult
 from coordinator.store.mvcc import Mvcc
 
@@ -172,7 +172,9 @@ class MemoryEtcd:
 
     @contextmanager
     def watching(self, prefix: str, start_revision: int) -> Iterator[_Watcher]:
-        """Raises `Compacted` where `start_revision` is forgotten."""
+        """Raises `Compacted` where `start_revision` is forgotten, `Rewound` where it is too far ahead."""
+        if start_revision > self.mvcc.revision + 1:
+            raise Rewound(self.mvcc.revision)
         watcher = _Watcher(prefix)
         for changes in self.mvcc.since(start_revision):
             watcher.offer(changes)

@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from coordinator.errors import Compacted, StoreError
+from coordinator.errors import Compacted, Rewound, StoreError
 from coordinator.store import wire
 from coordinator.store.access import Endpoint
 from coordinator.store.base import Changes
@@ -70,7 +70,7 @@ class Watch:
         self._heard = False  # anything at all on the present stream
 
     async def changes(self) -> AsyncGenerator[Changes, None]:
-        """Raises `Compacted`, and `Refused` where etcd denies the watch for good."""
+        """Raises `Compacted`, `Rewound`, and `Refused` where etcd denies the watch for good."""
         while True:
             endpoint = self._channel.endpoint
             try:
@@ -112,6 +112,8 @@ class Watch:
             log.info("watch on %s resumed at revision %d", self._prefix, self._following)
         self._heard = True
         self._failures = self._denials = 0
+        if result.created and result.header.revision < self._following - 1:
+            raise Rewound(result.header.revision)
         if result.created and not self._spare and start <= result.header.revision:
             raise _Behind
 

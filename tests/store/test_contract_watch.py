@@ -7,7 +7,7 @@ from contextlib import aclosing
 
 import pytest
 
-from coordinator.errors import Compacted, StoreError, StoreUnavailable
+from coordinator.errors import Compacted, Rewound, StoreError, StoreUnavailable
 from coordinator.store.base import Change, Delete, Put, Store
 from tests.helpers.store import PATIENCE_S, changes_until, keys_of, put, put_once, take
 from tests.store.conftest import Server
@@ -174,3 +174,11 @@ async def test_many_watches_do_not_starve_calls(store: Store, prefix: str) -> No
     assert all(keys_of(batches) == [f"{prefix}b"] for batches in seen)
     for watch in watches:
         await watch.aclose()
+
+
+async def test_a_watch_ahead_of_the_store_says_so(store: Store, prefix: str) -> None:
+    """Whoever resumes in a store that lost its data must hear of it, and not wait until it has come that far."""
+    at = await put(store, f"{prefix}a")
+    with pytest.raises(Rewound, match=str(at)):
+        async with aclosing(store.watch(prefix, at + 1000)) as watch:
+            await anext(watch)
