@@ -7,7 +7,7 @@ ROUNDS := 20
 SEEDS := 500
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo test test-system campaign lint type check bench verify-device docs lock clean
+.PHONY: help doctor setup demo test test-system campaign sim mutants lint type check bench verify-device docs lock clean
 
 help: ## this list
 	@echo "make TARGET:"
@@ -40,6 +40,12 @@ campaign: setup ## hours: the protocol in large; property tests and simulations,
 	    SEQUENCES=$(SEEDS) FIRST_SEED=$$seed $(PYTEST) -q tests/integration/daemon/test_sequences.py \
 	        --timeout=7200 $(ARGS) || exit 1; \
 	done
+
+sim: setup ## SEEDS=10000 histories of the whole system in virtual time, on all cores (ten minutes on two)
+	$(BIN)/python -m tests.helpers.whole $(SEEDS) --first $(or $(FIRST_SEED),0)
+
+mutants: setup ## every planted bug is built in and looked for; the table of who was found, and by what
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .

@@ -181,6 +181,29 @@ def test_lost_data_begins_again_at_revision_one_and_a_backup_goes_back() -> None
     run_virtual(main())
 
 
+def test_a_store_of_another_life_that_has_come_further_is_listed_again() -> None:
+    """A watch resumes in it as if nothing had happened; a key that was born anew without having died tells."""
+
+    async def main() -> None:
+        server = MemoryEtcd()
+        store = server.client()
+        await put(store, "/heartbeat")
+        async with aclosing(follow(store, "/", doubt=60.0)) as updates:
+            await take(updates, 1)
+            server.lose_data()
+            server.stop()
+            for key in ("/epoch", "/heartbeat", "/a", "/b"):
+                server.mvcc.txn([], [Put(key, b"")])
+            server.start()
+            await put(store, "/heartbeat")
+            (found,) = await take(updates, 1)
+            while not isinstance(found, Listing):
+                (found,) = await take(updates, 1)
+            assert [kv.key for kv in found.kvs] == ["/a", "/b", "/epoch", "/heartbeat"]
+
+    run_virtual(main())
+
+
 def test_the_same_seed_makes_the_same_run() -> None:
     async def main(seed: int) -> list[object]:
         rng = random.Random(seed)

@@ -35,8 +35,12 @@ class NoMetrics:
     def __init__(self, *args: object) -> None:
         pass
 
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        return lambda *args: None
+    def __getattr__(self, name: str) -> Callable[..., tuple[()]]:
+        return _nothing
+
+
+def _nothing(*args: object, **more: object) -> tuple[()]:
+    return ()
 
 
 class NoAdmin:
@@ -100,7 +104,10 @@ class SimGateway(NoAdmin):
     async def serve(self, request: Request) -> str:
         """How it ended."""
         deadline = self._clock() + request.patience
-        call = Call(request.model, "/v1/completions", b"", {}, deadline, request.id, request.id)
+        call = Call(
+            model=request.model, path="/v1/completions", body=b"", headers={}, deadline=deadline, arrived=self._clock(),
+            client_id=request.id, engine_id=request.id,
+        )  # fmt: skip
         try:
             await self.dispatcher.serve(call, request, {})  # type: ignore[arg-type]
         except Problem as problem:
@@ -157,7 +164,7 @@ class SimCoordinator:
             return
         self.proc = Proc(self.id)
         self.store = self.world.store(self.proc, self.kill)
-        spawn(self.world.loop, self.proc, self._live(self.store))
+        spawn(self.world.loop, self.proc, self._live(self.store), self._died)
 
     async def _live(self, store: SimStore) -> None:
         world = self.world
@@ -171,12 +178,10 @@ class SimCoordinator:
         self.runtime = _Watched(Settings(id=self.id, lease_ttl=TTL), store, scheduler, clock=world.loop.time)
         self.runtime.world = world
         self.gateway = self.runtime._gateway  # type: ignore[assignment]
-        try:
-            await self.runtime.run(asyncio.Event())
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            world.violate(f"coordinator {self.id} died of {error!r}")
+        await self.runtime.run(asyncio.Event())
+
+    def _died(self, error: BaseException) -> None:
+        self.world.violate(f"coordinator {self.id} died of {error!r}")
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -95,16 +95,14 @@ class SimDaemon:
         self.life = self._lives
         self.proc = Proc(self.name)
         self.store = self.world.store(self.proc, self.kill)
-        spawn(self.world.loop, self.proc, self._live(self.store))
+        spawn(self.world.loop, self.proc, self._live(self.store), self._died)
 
     async def _live(self, store: SimStore) -> None:
-        try:
-            self.node = Node(self.options, self.journal, store)  # type: ignore[arg-type]
-            await self.node.run()
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self.world.violate(f"daemon {self.name} died of {_cause(error)!r}")
+        self.node = Node(self.options, self.journal, store)  # type: ignore[arg-type]
+        await self.node.run()
+
+    def _died(self, error: BaseException) -> None:
+        self.world.violate(f"daemon {self.name} died of {error!r}")
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -168,12 +166,6 @@ def _put(answer: asyncio.Future[Any], value: protocol.Reply | None) -> None:
     """None: the connection broke."""
     if not answer.done():
         answer.set_result(value)
-
-
-def _cause(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 class SimClient:

@@ -82,7 +82,7 @@ class SimEngine:
         self._still = asyncio.Event()
         self._tickets = 0
         world.machine.living[self.pid] = self.proc
-        spawn(world.loop, self.proc, self._live())
+        spawn(world.loop, self.proc, self._live(), self._died)
 
     @property
     def alive(self) -> bool:
@@ -110,19 +110,17 @@ class SimEngine:
         self.agent = Agent(settings, plan, Holder(self.id, self.nonce), self.store, self._ended)
         self.agent._publisher = Publisher(self.store, Holder(self.id, self.nonce), asyncio.get_running_loop().time)
         registered = asyncio.Event()
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.agent.run(lambda socket: registered.set()))
-                await registered.wait()
-                await self._boot()
-                self.agent.attach(self, self.url, ("", 0))
-        except* (VnpuError, DaemonError) as errors:
-            self.world.say(f"{self.id} ends: {errors.exceptions[0]}")
-            self.world.loop.call_later(0.0, self.die, context=NOBODY)
-        except* asyncio.CancelledError:
-            raise
-        except* Exception as errors:
-            self.world.violate(f"{self.id} died of {errors.exceptions[0]!r}")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.agent.run(lambda socket: registered.set()))
+            await registered.wait()
+            await self._boot()
+            self.agent.attach(self, self.url, ("", 0))
+
+    def _died(self, error: BaseException) -> None:
+        if isinstance(error, (VnpuError, DaemonError)):
+            self._ended(str(error), None)
+        else:
+            self.world.violate(f"{self.id} died of {error!r}")
 
     async def _boot(self) -> None:
         for device in self.kind.devices:
@@ -159,7 +157,10 @@ class SimEngine:
 
     async def _map(self, device: str, kind: Pages, count: int) -> None:
         self._tickets += 1
-        request = protocol.Map(device=device, kind=kind, count=count, ticket=self._tickets, timeout_s=5.0)
+        request = protocol.Map(
+            device=device, kind=kind, count=count, ticket=self._tickets, timeout_s=5.0,
+            overwritten=kind is Pages.WEIGHTS,
+        )  # fmt: skip
         mapped = await self._client.ask(request, CALL_S)
         held = self.chunks.setdefault(device, [])
         for number, handle in zip(mapped.chunks, mapped.handles, strict=True):

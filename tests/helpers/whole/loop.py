@@ -1,4 +1,4 @@
-"""An asyncio event loop in virtual time that knows operating-system processes: one can be killed or stopped at any step.
+"""An asyncio event loop in virtual time that knows operating-system processes: each can be killed or stopped any time.
 
 Every task and timer belongs to the process in whose context it was made. What belongs to a dead process never runs
 again, as after SIGKILL: no `finally`, no farewell. What belongs to a stopped one waits until it goes on, with its
@@ -16,7 +16,6 @@ from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
 from random import Random
 from typing import Any
-
 
 _PROC: ContextVar[Proc | None] = ContextVar("proc", default=None)
 
@@ -165,20 +164,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return done
 
     def _work(self, func: Callable[..., Any], args: tuple[Any, ...], done: asyncio.Future[Any]) -> None:
-        try:
-            result = func(*args)
-        except Exception as error:
-            if not done.done():
-                done.set_exception(error)
-            return
-        if inspect.iscoroutine(result):
-            task = self.create_task(result)
-            task.add_done_callback(lambda task: _pass_on(task, done))
-        elif not done.done():
-            done.set_result(result)
+        task = self.create_task(_done_by(func, args))
+        task.add_done_callback(lambda task: _pass_on(task, done))
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
         pass
+
+
+async def _done_by(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    result = func(*args)
+    return await result if inspect.iscoroutine(result) else result
 
 
 def _pass_on(task: asyncio.Task[Any], done: asyncio.Future[Any]) -> None:
@@ -200,6 +195,22 @@ def current() -> Proc:
     return proc
 
 
-def spawn(loop: VirtualLoop, proc: Proc, coro: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-    """The first task of a process."""
-    return loop.create_task(coro, context=proc.context)
+def spawn(
+    loop: VirtualLoop, proc: Proc, coro: Coroutine[Any, Any, Any], died: Callable[[BaseException], None]
+) -> asyncio.Task[Any]:
+    """The first task of a process; `died` is told where it ends of an exception."""
+    task = loop.create_task(coro, context=proc.context)
+
+    def over(task: asyncio.Task[Any]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            died(cause(error))
+
+    task.add_done_callback(over, context=NOBODY)
+    return task
+
+
+def cause(error: BaseException) -> BaseException:
+    """The first of a group's."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

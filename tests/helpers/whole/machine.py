@@ -7,7 +7,7 @@ engines. A page exists while a living daemon holds it or a living process has it
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from native._native import DriverError
@@ -80,6 +80,10 @@ class SimDriver:
     def permit(self, handle: int, share_ids: tuple[int, ...]) -> None:
         pass
 
+    def wipe(self, handles: Sequence[int]) -> None:
+        for handle in handles:
+            self._machine.wipe(handle)
+
     def free_bytes(self) -> int:
         return 1 << 60
 
@@ -145,6 +149,9 @@ class Machine:
             self.violate(f"I4: a page of {chunk.device.id} is mapped by {self.living[pid].name} and {others[0]}")
         chunk.mapped = {pid: self.living[pid]}
         return chunk
+
+    def wipe(self, handle: int) -> None:
+        self._chunks[handle].content = ""
 
     def unmap(self, chunk: Chunk, pid: int) -> None:
         chunk.mapped.pop(pid, None)

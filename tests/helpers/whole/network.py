@@ -40,7 +40,9 @@ class SimStore(MemoryStore):
     after it took effect.
     """
 
-    def __init__(self, server: SimEtcd, proc: Proc, rng: Random, die: Callable[[], None], over: Callable[[], bool]) -> None:
+    def __init__(
+        self, server: SimEtcd, proc: Proc, rng: Random, die: Callable[[], None], over: Callable[[], bool]
+    ) -> None:
         super().__init__(server, faults=self._watch_lag, timeout=CALL_S)
         self._proc = proc
         self._rng = rng

@@ -269,7 +269,9 @@ class World:
             seat = self.etcd.mvcc.get(keys.seat(f"{name}/{id_}"))
             if seat is not None and device.fences.record.closed < seat.mod_revision:
                 wrong.append(f"seat {seat.mod_revision} of {name}/{id_} is not closed")
-            mapped = sum(any(not p.dead for p in c.mapped.values()) for c in self.machine.devices[f"{name}/{id_}"].chunks)
+            mapped = sum(
+                any(not p.dead for p in c.mapped.values()) for c in self.machine.devices[f"{name}/{id_}"].chunks
+            )
             if device.pool.charged != mapped * CHUNK:
                 wrong.append(f"I6: {device.pool.charged // CHUNK} pages of {name}/{id_} are charged, {mapped} mapped")
         return wrong
@@ -279,6 +281,9 @@ class World:
     def live(self, script: Callable[[World], Any]) -> None:
         """Run `script(self)`, an async function, and put everything away. Raises Violated."""
         loop = self.loop
+        loop.set_exception_handler(
+            lambda loop, told: self.violate(f"unheard: {told.get('exception') or told['message']!r}")
+        )
         gc.disable()
         try:
             loop.run_until_complete(self._until_failed(script))
@@ -309,4 +314,3 @@ class World:
         """Engines that stand in etcd."""
         rows = self.etcd.mvcc.list(keys.ROOT + "engines/").kvs
         return {kv.key: msgspec.json.decode(kv.value, type=Spec) for kv in rows if kv.key.endswith("/spec")}
-
