@@ -148,7 +148,7 @@ class SimCoordinator:
         self.store: SimStore | None = None
         self.runtime: Runtime | None = None
         self.gateway: SimGateway | None = None
-        self.handling: dict[Request, asyncio.Task[None]] = {}
+        self.handling: dict[Request, asyncio.Task[str]] = {}
         self.start()
 
     @property
@@ -200,17 +200,17 @@ class SimCoordinator:
         if self.gateway is None or self.proc.dead:
             self.world.ended(request, "connection refused")
             return
-        self.handling[request] = self.world.loop.create_task(self._handle(request), context=self.proc.context)
+        task = self.world.loop.create_task(self._handle(request), context=self.proc.context)
+        task.add_done_callback(lambda task: self._handled(request, task))
+        self.handling[request] = task
 
-    async def _handle(self, request: Request) -> None:
-        if self.gateway is None:
+    async def _handle(self, request: Request) -> str:
+        return "connection lost" if self.gateway is None else await self.gateway.serve(request)
+
+    def _handled(self, request: Request, task: asyncio.Task[str]) -> None:
+        if self.handling.pop(request, None) is None:
             return
-        try:
-            how = await self.gateway.serve(request)
-        except asyncio.CancelledError:
-            how = "the client left"
-        self.handling.pop(request, None)
-        self.world.ended(request, how)
+        self.world.ended(request, "the client left" if task.cancelled() else task.result())
 
     def hang_up(self, request: Request) -> None:
         """The client leaves."""
