@@ -117,12 +117,13 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order). `kv_keep`
-    None: all KV that is needed is kept across a switch. `start: lazy`: its process runs only when it is needed, and
-    `stop_after` so long without work it ends."""
+    None: all KV that is needed is kept across a switch. `streams` None: an even share of an Ascend device's. `start:
+    lazy`: its process runs only when it is needed, and `stop_after` so long without work it ends."""
 
     path: str
     kv_cache: Size
     kv_keep: Size | None = None
+    streams: Annotated[int, msgspec.Meta(ge=1, le=65536)] | None = None
     device: int | str | list[int | str] = ""
     engine_args: dict[str, Any] = {}
     port: Port | None = None

@@ -60,8 +60,8 @@ def _names(root: Document, config: Config) -> None:
             raise section.error(f"{device.name!r} is not a device id", f"write a number, or {LETTERS}", "id")
         if device.name in seen:
             raise section.error(f"the device {device.name} is declared twice", "give each its own id", "id")
-        if device.driver != "host":
-            raise section.error(f"{device.driver} is not supported yet", "write `driver: host`", "driver")
+        if device.driver != "host" and not device.name.isdecimal():
+            raise section.error(f"{device.name!r} is no number", f"write {device.driver}'s own number of it", "id")
         if device.overhead >= device.capacity:
             raise section.error("leaves nothing of the capacity", "make it smaller than `capacity`", "overhead")
         seen.add(device.name)
@@ -124,6 +124,11 @@ def _placement(section: Document, config: Config, model: Model) -> None:
     for device in model.devices:
         if device not in declared:
             raise section.error(f"the device {device} is not declared", f"declared: {', '.join(declared)}", "device")
+    drivers = {config.device(device).driver for device in model.devices}
+    if len(drivers) > 1:
+        raise section.error("names devices of unlike drivers", "take devices of one kind", "device")
+    if model.load_from != "disk" and drivers != {"host"}:
+        raise section.error("weights are streamed on the host driver only", "write `load_from: disk`", "load_from")
     if len(set(model.devices)) != len(model.devices):
         raise section.error("a device is named twice", "a tensor-parallel group has each device once", "device")
 

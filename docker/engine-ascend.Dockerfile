@@ -2,9 +2,9 @@
 #   docker build -f docker/engine-ascend.Dockerfile -t vnpu/engine-ascend .
 #
 # Never built on that image or run: this project's tests have neither it nor an NPU. The file is linted, and its steps
-# were run once on a stand-in (python:3.11-slim-bookworm with g++). And vNPU
-# has no `ascend` driver yet: with VNPU_ETCD_ENDPOINTS set the engine refuses to start, because the vLLM in this image is
-# none that the hooks were verified on (engine_patch/versions.py). Without it the image is the plain vllm-ascend.
+# were run once on a stand-in (python:3.11-slim-bookworm with g++). With VNPU_ETCD_ENDPOINTS and VNPU_DRIVER=ascend the
+# engine joins its node (docs/memory.md, "Engines on a device"), which nobody has seen happen yet. Without them the image
+# is the plain vllm-ascend.
 ARG VLLM_ASCEND=quay.io/ascend/vllm-ascend:v0.23.0
 
 FROM ${VLLM_ASCEND} AS build

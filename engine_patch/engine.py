@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 from collections.abc import Coroutine
@@ -11,8 +12,11 @@ from typing import Any, Protocol, TypeVar
 
 from engine_patch import live_blocks, report
 from engine_patch.door import Door
+from engine_patch.kv_worth import KvWorth
 from engine_patch.postbox import Postbox
 from engine_patch.report import Report
+
+log = logging.getLogger("vllm.vnpu.agent")
 
 T = TypeVar("T")
 
@@ -90,6 +94,17 @@ class EngineClient(Protocol):
     async def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[str]: ...
 
 
+def last_word(text: str) -> Exception:
+    """The one error whose text and status vLLM passes on to a client; versions before it (0.23) answer 500 with its
+    text."""
+    import vllm.exceptions
+
+    if (graceful := getattr(vllm.exceptions, "GracefulHTTPError", None)) is not None:
+        error: Exception = graceful(text, HTTPStatus.SERVICE_UNAVAILABLE)
+        return error
+    return RuntimeError(text)
+
+
 class VllmEngine:
     """`Engine` over AsyncLLM. Every call hops to the API server's loop `loop`, where client and door live."""
 
@@ -100,13 +115,16 @@ class VllmEngine:
         loop: asyncio.AbstractEventLoop,
         postbox: Postbox,
         kv_keep: int | None = None,
+        worth: KvWorth | None = None,
     ) -> None:
-        """`kv_keep`: bytes of KV a device that may be kept across a switch; None: all that is needed."""
+        """`kv_keep`: bytes of KV a device that may be kept across a switch; None: all that is needed. `worth` says at
+        each switch whether any is (None: it is)."""
         self._client = client
         self._door = door
         self._loop = loop
         self._postbox = postbox
         self._kv_keep = kv_keep
+        self._worth = worth
         self._pending: tuple[Report, ...] = ()
         self._workers: tuple[int, ...] = ()
 
@@ -131,15 +149,19 @@ class VllmEngine:
         return reports
 
     async def offload(self) -> tuple[Report, ...]:
-        offloading = self._client.engine_core.call_utility_async(live_blocks.METHOD, self._kv_keep)
-        return report.decode(await self._hop(offloading))
+        offloading = self._client.engine_core.call_utility_async(live_blocks.METHOD, self._budget())
+        reports = report.decode(await self._hop(offloading))
+        if self._worth is not None:
+            for one in reports:
+                self._worth.saved(one.kv_saved, _seconds(one, "save_kv"))
+        return reports
 
     async def restore(self) -> tuple[Report, ...]:
         self._pending = await self._call("vnpu_restore")
-        return self._pending
+        return self._restored(self._pending)
 
     async def settle(self) -> tuple[Report, ...]:
-        return await self._postbox.collect([one.rank for one in self._pending], self._pending[0].turn)
+        return self._restored(await self._postbox.collect([one.rank for one in self._pending], self._pending[0].turn))
 
     async def undo(self) -> tuple[Report, ...]:
         return await self._call("vnpu_undo")
@@ -158,11 +180,26 @@ class VllmEngine:
         killed, workers follow their parent (`family.die_with_parent`), and the server is told to end."""
         self._loop.call_soon_threadsafe(self._end, reason)
 
-    def _end(self, reason: str) -> None:
-        from vllm.exceptions import GracefulHTTPError  # the one error whose text and status vLLM passes on
+    def _budget(self) -> int | None:
+        """Bytes of KV to keep at this switch: none where computing them again was measured to be cheaper."""
+        if self._worth is None or self._worth.keep:
+            return self._kv_keep
+        log.info(
+            "KV is computed again: %.3g s a token, keeping it would cost %.3g s",
+            self._worth.prefill_s,
+            self._worth.keep_s,
+        )
+        return 0
 
+    def _restored(self, reports: tuple[Report, ...]) -> tuple[Report, ...]:
+        if self._worth is not None:
+            for one in reports:
+                self._worth.restored(one.restored, _seconds(one, "copy"))
+        return reports
+
+    def _end(self, reason: str) -> None:
         self._door.fail(reason)
-        error = GracefulHTTPError(f"this engine cannot go on: {reason}", HTTPStatus.SERVICE_UNAVAILABLE)
+        error = last_word(f"this engine cannot go on: {reason}")
         for delay in (0.0, GOODBYE_S / 2):  # the second for who had passed the door and was not vLLM's request yet
             self._loop.call_later(delay, self._client.output_processor.propagate_error, error)
         self._loop.call_later(GOODBYE_S, self._kill)
@@ -182,3 +219,7 @@ class VllmEngine:
 
     async def _hop(self, work: Coroutine[Any, Any, T]) -> T:
         return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+
+
+def _seconds(report: Report, step: str) -> float:
+    return sum(one.seconds for one in report.steps if one.name == step)

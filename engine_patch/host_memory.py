@@ -56,9 +56,17 @@ class Mapping:
 class SaveRoom:
     """Host memory for saved KV: as much as was asked for at once, counted in the node's budget before it is taken."""
 
-    def __init__(self, report: Callable[[int], None]) -> None:
-        """`report(size)` tells the daemon, and raises where it refuses."""
+    def __init__(
+        self,
+        report: Callable[[int], None],
+        lock: Callable[[Mapping], None] = lambda memory: None,
+        unlock: Callable[[Mapping], None] = lambda memory: None,
+    ) -> None:
+        """`report(size)` tells the daemon, and raises where it refuses; `lock` and `unlock`: as `engine_patch.bus` has
+        them, for each memory that is made."""
         self._report = report
+        self._lock = lock
+        self._unlock = unlock
         self._mapping: Mapping | None = None
 
     @property
@@ -78,9 +86,11 @@ class SaveRoom:
         size = max(1, -(-size // _GRAIN)) * _GRAIN
         self._report(size)
         if self._mapping is not None:
+            self._unlock(self._mapping)
             self._mapping.close()
             self._mapping = None
         self._mapping = Mapping(size)
+        self._lock(self._mapping)
         return self._mapping
 
 

@@ -59,7 +59,10 @@ def offload(core: Any, budget: int | None) -> list[str]:
 
 
 def _room(config: Any, budget: int) -> int:
-    size = max((tensor.size for tensor in config.kv_cache_tensors), default=0)
+    sizes = [tensor.size for tensor in config.kv_cache_tensors]
+    # Views of one buffer say where they lie in it (vLLM 0.32); before, each tensor had memory of its own.
+    shared = any(hasattr(tensor, "offset") for tensor in config.kv_cache_tensors)
+    size = max(sizes, default=0) if shared else sum(sizes)
     return budget * config.num_blocks // size if size else 0
 
 

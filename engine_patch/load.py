@@ -1,4 +1,5 @@
-"""`vllm.stat_logger_plugins`: how full the KV cache is, from vLLM's own statistics, for the load key."""
+"""`vllm.stat_logger_plugins`: from vLLM's own statistics how full the KV cache is, for the load key, and how long
+prompts took, for `kv_worth`."""
 
 from __future__ import annotations
 
@@ -24,6 +25,9 @@ class KvUse(StatLoggerBase):  # type: ignore[misc]  # vLLM is not followed
     ) -> None:
         if self._agent is not None and scheduler_stats is not None:
             self._agent.kv_use(scheduler_stats.kv_cache_usage)
+        if self._agent is not None and iteration_stats is not None:
+            for one in iteration_stats.finished_requests:
+                self._agent.prefilled(one.num_prompt_tokens - one.num_cached_tokens, one.prefill_time)
 
     def log_engine_initialized(self) -> None:
         if self._agent is not None:

@@ -7,7 +7,6 @@ after each, `seal` (host master), then `offload` and `restore` in turn.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import hashlib
 import logging
@@ -18,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
-from engine_patch.copier import Copier
+from engine_patch.bus import Bus, Range
 from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
-from engine_patch.kv_blocks import gaps
+from engine_patch.kv_blocks import coalesce, gaps
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
@@ -33,10 +32,6 @@ from transfer.netloader.guard import Guard
 
 log = logging.getLogger("vllm.vnpu.memory")
 
-WEIGHTS_AT = 0x2000_0000_0000
-KV_AT = 0x2800_0000_0000
-RESERVED = 1 << 40
-"""Address space of each of the two regions: nothing is mapped there that is not needed."""
 SPILL = 0.01
 """Share of the weights that may lie outside device pages."""
 CALL_S = 50.0
@@ -46,9 +41,6 @@ FILLS = 3
 """How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
 UNIT = 2 << 20
 """Weights come back, and are checked, in pieces of so many bytes; of a chunk where that is smaller."""
-
-Range = tuple[int, int]
-"""Address and length, in bytes."""
 
 
 class Stopwatch:
@@ -71,21 +63,16 @@ class Hands:
     """See the module. Not thread-safe, but for `spare`: the worker's one thread calls it."""
 
     def __init__(
-        self,
-        driver: _native.Driver,
-        client: Client,
-        device: str,
-        chunk: int,
-        copier: Copier,
-        *,
-        kv_keep: int | None = None,
+        self, driver: _native.Driver, client: Client, device: str, chunk: int, bus: Bus, *, kv_keep: int | None = None
     ) -> None:
-        """`kv_keep`: bytes of KV that will be saved at most, as far as is known; None: all of it. More is saved all the
+        """`device`: the daemon's name of it; `chunk`: its chunk size; `bus`: how its bytes are reached.
+
+        `kv_keep`: bytes of KV that will be saved at most, as far as is known; None: all of it. More is saved all the
         same, if it has to be and the node's budget allows it."""
         self._client = client
-        self._copier = copier
-        self.weights = Region(driver, client, device, Kind.WEIGHTS, chunk, WEIGHTS_AT, RESERVED)
-        self.kv = Region(driver, client, device, Kind.KV, chunk, KV_AT, RESERVED)
+        self._bus = bus
+        self.weights = Region(driver, client, device, Kind.WEIGHTS, chunk, *bus.room(Kind.WEIGHTS))
+        self.kv = Region(driver, client, device, Kind.KV, chunk, *bus.room(Kind.KV))
         self._weight_chunks: tuple[int, ...] = ()
         self._kv_chunks: tuple[int, ...] = ()
         self._unit = min(UNIT, chunk)
@@ -93,7 +80,7 @@ class Hands:
         self._samples: dict[int, int] = {}
         self._restoring: Restoring | None = None
         self._master: Mapping | None = None
-        self._buffer = SaveRoom(client.report_host)
+        self._buffer = SaveRoom(client.report_host, bus.lock, bus.unlock)
         self._kv_keep = kv_keep
         self._saved: list[tuple[int, int, int]] = []
         self.readers = Guard()
@@ -121,14 +108,17 @@ class Hands:
 
     @contextmanager
     def allocating(self, region: Region) -> Iterator[None]:
-        """Within it, what torch and oneDNN allocate in this process (64 KiB and more) lands in `region`."""
-        if not _native.install_hook():
-            raise MemoryFault("there is no allocator to hook: libtorch is not loaded", remedy="report your versions")
-        _native.activate(region.arena)
-        try:
+        """Within it, what torch (and oneDNN) allocates on the device lands in `region`. Raises as `Bus.allocating`."""
+        with self._bus.allocating(region.kind, region.arena):
             yield
-        finally:
-            _native.activate(None)
+
+    def live(self, region: Region) -> list[Range]:
+        """Tensors that live in `region`, as (offset, length), by offset."""
+        return self._bus.live(region.kind, region.arena)
+
+    def zero(self, ranges: Sequence[Range]) -> None:
+        """Zero these ranges of pages that are mapped, before what is given to the device from now on."""
+        self._bus.zero(ranges)
 
     def trim(self, region: Region) -> None:
         """Give back the chunks that no live block touches, and check that hardly anything was spilled.
@@ -151,7 +141,7 @@ class Hands:
             arena.capacity,
             arena.spilled_bytes,
         )
-        used = set(arena.chunks_in_use())
+        used = {i for at, size in self.live(region) for i in range(at // region.chunk, -(-(at + size) // region.chunk))}
         arena.trim()
         region.drop([i for i in region.indices if i not in used], CALL_S)
 
@@ -173,9 +163,8 @@ class Hands:
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
         self._master = self._some_master()
-        blocks = self.weights.arena.blocks()
-        self._stages = units_by_stage(self._units(), self._unit, blocks, owners)
-        self._samples = {i: self._sample(i) for i in self._units()}
+        self._stages = units_by_stage(self._units(), self._unit, self.live(self.weights), owners)
+        self._samples = dict(zip(self._units(), self._sample(self._units()), strict=True))
         # A chunk more than the budget: vLLM's null block and what else lies beside the KV cache is saved as well.
         self._buffer.fit(self.kv.bytes if self._kv_keep is None else min(self.kv.bytes, self._kv_keep + self.kv.chunk))
         return self.digest
@@ -207,16 +196,20 @@ class Hands:
         base, chunk = self.weights.base, self.weights.chunk
         kept = set(self._weight_chunks)
         end = (max(kept, default=-1) + 1) * chunk
-        for start, length in gaps(self.weights.arena.extents(), end):
+        holes = []
+        for start, length in gaps(coalesce(self.live(self.weights)), end):
             for i in range(start // chunk, -(-(start + length) // chunk)):
                 low, high = max(start, i * chunk), min(start + length, (i + 1) * chunk)
                 if i in kept:
-                    ctypes.memset(base + low, 0, high - low)
+                    holes.append((base + low, high - low))
+        self._bus.quiesce()
+        self._bus.zero(holes)
 
     def _some_master(self) -> Mapping:
         """The daemon's, or else a new one out of the pages that are mapped."""
         for _ in range(FILLS):
             if (master := open_master(self._client, self.digest, CALL_S)) is not None:
+                self._bus.lock(master)
                 return master
             self._fill_master()
         raise MemoryFault("the host master that was just sealed is gone", remedy="see the daemon's log")
@@ -226,8 +219,10 @@ class Hands:
         size = sum(length for _, length in ranges)
         filled = new_master(self._client, size, FILL_S)
         try:
-            self._copier.copy([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
+            self._bus.lock(filled)
+            self._bus.save([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
         finally:
+            self._bus.unlock(filled)
             filled.close()
         self.copied_out += size
         try:
@@ -251,6 +246,7 @@ class Hands:
             self._read_from(pages=True)
             self._master = None
             log.info("the host master is let go of: the node's memory for masters is short")
+            self._bus.unlock(master)
             close_master(self._client, digest, master, CALL_S)
 
     # ---- switches
@@ -265,6 +261,7 @@ class Hands:
         """
         watch = Stopwatch()
         with self._turn:
+            self._bus.quiesce()
             self.copied_out = 0
             if self._master is None:
                 with watch.step("master"):
@@ -304,7 +301,7 @@ class Hands:
                 # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
                 self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
                 self.kv.map(self._kv_chunks, CALL_S)
-            start = functools.partial(self._copier.start, beside=beside)
+            start = functools.partial(self._bus.start, beside=beside)
             self._restoring = Restoring(start, self._entries(), self._check)
             self.resident = True
         return tuple(watch.steps)
@@ -339,7 +336,7 @@ class Hands:
         size = sum(length for _, length in keep)
         buffer = self._buffer.fit(size)
         self._saved = [(at, to, length) for at, to, length in _paired(keep, buffer.address)]
-        self._copier.copy([(to, at, length) for at, to, length in self._saved])
+        self._bus.save([(to, at, length) for at, to, length in self._saved])
         return size
 
     def _entries(self) -> list[list[Entry]]:
@@ -358,19 +355,20 @@ class Hands:
 
     def _check(self, stage: int) -> None:
         """The canary: samples of every piece against those taken when it was sealed. Raises `MemoryFault`."""
-        wrong = [i for i in self._stages[stage] if self._sample(i) != self._samples[i]]
+        units = self._stages[stage]
+        wrong = [i for i, found in zip(units, self._sample(units), strict=True) if found != self._samples[i]]
         if wrong:
             raise MemoryFault(
                 f"{len(wrong)} of {len(self._samples)} pieces of the weights came back wrong, the first is {wrong[0]}",
                 remedy="the engine ends and is started again; if this comes back, check the machine's memory",
             )
 
-    def _sample(self, unit: int) -> int:
-        return _native.sample_digest([(self.weights.base + unit * self._unit, self._unit)])
+    def _sample(self, units: Sequence[int]) -> list[int]:
+        return self._bus.samples([self.weights.base + unit * self._unit for unit in units], self._unit)
 
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""
-        return self._copier.digest(self.weights.ranges(self._weight_chunks))
+        return self._bus.digest(self.weights.ranges(self._weight_chunks))
 
 
 def _paired(ranges: Sequence[Range], address: int) -> list[tuple[int, int, int]]:

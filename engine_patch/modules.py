@@ -8,7 +8,7 @@ stays unknown belongs to nobody, and comes back first.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,15 +115,14 @@ def _head(model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
     return ()
 
 
-def owners(model: torch.nn.Module, packed: Packed, arena: Arena, stages: Stages) -> Owners:
-    """Which stage needs each block first."""
-    blocks = arena.blocks()
+def owners(model: torch.nn.Module, packed: Packed, base: int, blocks: Sequence[Range], stages: Stages) -> Owners:
+    """Which stage needs each block first. `blocks`: those that live, as offsets from `base`."""
     first: dict[Range, int] = {}
 
     def need(block: Range, at: int) -> None:
         first[block] = min(at, first.get(block, at))
 
-    starts = {arena.base + offset: (offset, length) for offset, length in blocks}
+    starts = {base + offset: (offset, length) for offset, length in blocks}
     for module in model.modules():
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
         for tensor in own:

@@ -29,8 +29,14 @@ def first_spec(plan: Plan, settings: Settings, holder: Holder, devices: Sequence
     """The spec with an estimated footprint. `devices` are the states of `settings.devices`, in their order.
 
     Raises:
-        ConfigError: a device cannot hold the model even alone.
+        ConfigError: a device cannot hold the model even alone, or is of another driver than the engine's.
     """
+    for name, device in zip(settings.devices, devices, strict=True):
+        if device.driver != settings.driver:
+            raise ConfigError(
+                f"device {name} has the driver {device.driver}, this engine was started for {settings.driver}",
+                remedy=f"set VNPU_DRIVER={device.driver}, or correct VNPU_DEVICE",
+            )
     need = footprint(plan.weights, plan.kv, len(devices), max(device.chunk for device in devices))
     for name, device in zip(settings.devices, devices, strict=True):
         if need.total > device.capacity:

@@ -10,20 +10,31 @@ import logging
 import os
 
 from coordinator.errors import ConfigError
-from engine_patch import family, live_blocks, spin, versions
+from engine_patch import family, live_blocks, settings, spin, versions
 from engine_patch.settings import endpoints
+
+PLATFORMS = {
+    "host": "engine_patch.platform.VnpuCpuPlatform",
+    "cuda": "engine_patch.cuda_platform.VnpuCudaPlatform",
+    "ascend": "engine_patch.npu_platform.VnpuNPUPlatform",
+}
 
 
 def platform() -> str | None:
-    """`vllm.platform_plugins`: our platform on vLLM's CPU build, nothing elsewhere.
+    """`vllm.platform_plugins`: our platform for the driver of the engine's devices; for the host on vLLM's CPU build
+    only.
 
-    vLLM swallows what is raised here, so whatever must be refused is refused in `register` and in the platform.
+    vLLM swallows what is raised here, so whatever must be refused is refused in `register` and in the platform. It
+    wants one platform plugin at most: beside vllm-ascend's, VLLM_PLUGINS must leave that one out (`vnpu engine` does).
     """
     if not endpoints():
         return None
+    name = os.environ.get("VNPU_DRIVER") or "host"
+    if name != "host":
+        return PLATFORMS.get(name)
     from vllm.platforms import vllm_version_matches_substr
 
-    return "engine_patch.platform.VnpuCpuPlatform" if vllm_version_matches_substr("cpu") else None
+    return PLATFORMS["host"] if vllm_version_matches_substr("cpu") else None
 
 
 def register() -> None:
@@ -37,7 +48,7 @@ def register() -> None:
     level = os.environ.get("VNPU_LOG_LEVEL", "").upper()
     if level in logging.getLevelNamesMapping():
         logging.getLogger("vllm.vnpu").setLevel(level)
-    versions.require_supported(versions.installed())
+    versions.require_supported(versions.installed(), settings.driver())
     if os.environ.get("VLLM_TARGET_DEVICE") == "cpu":
         raise ConfigError("VLLM_TARGET_DEVICE=cpu makes vLLM ignore platform plugins, vNPU's too", remedy="unset it")
     family.die_with_parent()

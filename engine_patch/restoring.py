@@ -59,6 +59,7 @@ class Restoring:
         self._lock = threading.Lock()
         self._open = 0
         self._fault: MemoryFault | None = None
+        self._cancelled = False
         self._job = start([entry for entries in stages for entry in entries])
 
     @property
@@ -97,10 +98,14 @@ class Restoring:
         self.await_stage(len(self._ends) - 1)
 
     def cancel(self) -> None:
-        """Returns when nothing is copied any more. Idempotent."""
+        """Returns when nothing is copied or looked at any more. Idempotent."""
         self._job.cancel()
+        with self._lock:
+            self._cancelled = True
 
     def _open_next(self) -> None:
+        if self._cancelled:
+            raise Cancelled
         if self._fault is not None:
             raise self._fault
         try:

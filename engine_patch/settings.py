@@ -13,12 +13,13 @@ from coordinator.errors import ConfigError
 BIRTH = "VNPU_BIRTH"
 """Set by the agent for the engine's own children, see `Birth`. Nobody else sets it."""
 
+DRIVERS = ("host", "cuda", "ascend")
 _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds; `kv_keep`: bytes, None: no limit. `devices` are ids as in etcd, `<node>/<device>`, one for each
-    rank."""
+    rank, all of `driver`. `streams`: of an Ascend device, that this engine may use; None: no limit."""
 
     endpoints: tuple[str, ...]
     node: str = "local"
@@ -30,6 +31,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_wait: float = 300.0
     lease_ttl: int = 5
     kv_keep: int | None = None
+    driver: str = "host"
+    streams: int | None = None
 
     def device(self, rank: int) -> str:
         """The name the daemon knows the device of `rank` by."""
@@ -77,6 +80,18 @@ def endpoints(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
+def driver(environ: Mapping[str, str] = os.environ) -> str:
+    """The driver of the engine's devices, by which its platform is chosen.
+
+    Raises:
+        ConfigError: there is no such driver.
+    """
+    name = environ.get("VNPU_DRIVER") or "host"
+    if name not in DRIVERS:
+        raise ConfigError(f"VNPU_DRIVER={name!r} is no driver", remedy=f"give one of {', '.join(DRIVERS)}")
+    return name
+
+
 def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
     """The settings of this process, or None where no endpoints are given: the plugins are inert then.
 
@@ -98,6 +113,8 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
         max_wait=_number(environ, "VNPU_MAX_WAIT", 300, 0, 86_400),
         lease_ttl=int(_number(environ, "VNPU_LEASE_TTL", 5, 1, 3600)),
         kv_keep=int(_number(environ, "VNPU_KV_KEEP", 0, 0, 2**50)) if environ.get("VNPU_KV_KEEP") else None,
+        driver=driver(environ),
+        streams=int(_number(environ, "VNPU_STREAMS", 0, 1, 65536)) if environ.get("VNPU_STREAMS") else None,
     )
 
 

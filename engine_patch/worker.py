@@ -1,4 +1,5 @@
-"""The worker of each rank: vLLM's CPU worker with the memory hands around it.
+"""What vNPU adds to vLLM's worker of each rank: the memory hands around it. `cpu_worker`, `cuda_worker` and
+`npu_worker` put it in front of vLLM's own; they say how the device is reached and where KV blocks lie.
 
 The `vnpu_*` methods are called by the agent through `collective_rpc`; they answer with a report as text and never raise
 (see `engine_patch.report`). While memory is away the scheduler is paused, so that no step can come; one that comes
@@ -9,7 +10,6 @@ wake blocks.
 
 from __future__ import annotations
 
-import ctypes
 import glob
 import logging
 import os
@@ -18,17 +18,15 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from vllm.v1.worker.cpu_worker import CPUWorker
+from typing import Any, Protocol
 
 from coordinator.core.model import Bytes, Order
 from engine_patch import modules, report, settings
-from engine_patch.copier import Copier
+from engine_patch.bus import Bus
 from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
 from engine_patch.gating import Gates
-from engine_patch.kv_connector import kv_pulls, pulled_blocks
+from engine_patch.kv_blocks import KvBlocks
 from engine_patch.kv_layout import books, scheduled_blocks
 from engine_patch.memory import Hands, Stopwatch, denied
 from engine_patch.report import Report
@@ -50,8 +48,51 @@ PAUSE_S = 0.2
 SHARED_MEMORY = Path("/dev/shm")
 
 
-class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
-    """See the module."""
+class Pulls(Protocol):
+    """Transfers of KV that must stop while the memory is away."""
+
+    def sleep(self, timeout_s: float) -> bool: ...
+
+    def wake(self) -> None: ...
+
+
+class VnpuWorker:
+    """Stands before one of vLLM's workers among the bases; see the module."""
+
+    rank: int
+    local_rank: int
+    vllm_config: Any
+    model_config: Any
+    model_runner: Any
+
+    # ---- what differs from device to device
+
+    def vnpu_bus(self, driver: _native.Driver, birth: settings.Birth) -> Bus:
+        """How the device's bytes are reached."""
+        raise NotImplementedError
+
+    def vnpu_ordinal(self) -> int:
+        """The device's number as the vendor counts it in this process."""
+        return self.local_rank
+
+    def vnpu_kv(self, kv_cache_config: Any, foreign: bool) -> tuple[int, frozenset[int], KvBlocks]:
+        """Address that the books' offsets count from, addresses of the blocks of memory that hold KV, the books.
+        `foreign`: somebody writes blocks that nobody tells of.
+
+        Here: of vLLM's one KV buffer (0.32). Raises MemoryFault where it is not in device pages.
+        """
+        base = self._find_kv()
+        return base, frozenset((base,)), books(kv_cache_config, everything=foreign)
+
+    def vnpu_pulls(self) -> Pulls | None:
+        """Our KV connector in this worker, which reads and writes KV by its address: not on a device."""
+        return None
+
+    def vnpu_pulled(self, scheduler_output: Any) -> set[int]:
+        """Block ids that the connector will write in this step."""
+        return set()
+
+    # ---- around vLLM's own
 
     def init_device(self) -> None:
         """Wait for admission first: from here to ready the engine holds the device's memory token."""
@@ -60,26 +101,30 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         device = found.device(self.rank)
         client = Client(birth.socket, birth.engine, birth.nonce, "worker", self.rank)
         _await_admission(client, found)
-        driver = _native.open_driver(birth.drivers[self.rank])
+        driver = _native.open_driver(birth.drivers[self.rank], self.vnpu_ordinal())
         chunk = client.connect().chunk[device]
+        self._bus = self.vnpu_bus(driver, birth)
         connector = self.vllm_config.kv_transfer_config is not None  # it keeps the whole buffer, whatever the budget
         kv_keep = None if connector else found.kv_keep
-        self._hands = Hands(driver, client, device, chunk, Copier(birth.cpus), kv_keep=kv_keep)
+        self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep)
         self._desk, self._turn = Desk(birth.desk), 0
         self._start = Stopwatch()
         with self._start.step("map"):
             self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
         with self._start.step("device"):
-            super().init_device()
+            super().init_device()  # type: ignore[misc]  # the next base is vLLM's worker
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        self._exchange = Exchange(self.rank, self.vllm_config, self._hands)
+        self._exchange = Exchange(self.rank, self.vllm_config, self._hands) if self._bus.readable else None
+        if self._exchange is None:
+            log.info("weights are neither served nor fetched: the device's pages cannot be read by address")
         packed = modules.Packed(self._hands.weights.arena)
         with self._start.step("load"), self._hands.allocating(self._hands.weights), packed.noting():
-            super().load_model(*args, **kwargs)
+            super().load_model(*args, **kwargs)  # type: ignore[misc]
         self._hands.trim(self._hands.weights)
         self._owners, self._gates = self._order(packed)
-        self._exchange.loaded(self.model_runner.get_model())
+        if self._exchange is not None:
+            self._exchange.loaded(self.model_runner.get_model())
 
     def _order(self, packed: modules.Packed) -> tuple[Owners | None, Gates | None]:
         """In which order weights come back, and the gates of who waits for them; none where graphs are compiled."""
@@ -88,18 +133,18 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             return None, None
         model = self.model_runner.get_model()
         stages = modules.stages(model, packed)
-        owners = modules.owners(model, packed, self._hands.weights.arena, stages)
+        weights = self._hands.weights
+        owners = modules.owners(model, packed, weights.base, self._hands.live(weights), stages)
         return owners, Gates(stages, self._hands.await_stage)
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         _forget_meeting_place()
         with self._start.step("kv"), self._hands.allocating(self._hands.kv):
-            super().initialize_from_config(kv_cache_config)
+            super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         self._hands.trim(self._hands.kv)
-        self._pulls = kv_pulls()
+        self._pulls = self.vnpu_pulls()
         foreign = self.vllm_config.kv_transfer_config is not None and self._pulls is None
-        self._books = books(kv_cache_config, everything=foreign)
-        self._kv_at = self._find_kv()
+        self._kv_at, self._kv_blocks, self._books = self.vnpu_kv(kv_cache_config, foreign)
 
     def _find_kv(self) -> int:
         """Where vLLM's one KV buffer lies. A model without KV cache has none."""
@@ -107,7 +152,7 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         if not caches:
             return self._hands.kv.base
         address: int = caches[0].untyped_storage().data_ptr()
-        starts = {self._hands.kv.base + offset for offset, _ in self._hands.kv.arena.blocks()}
+        starts = {self._hands.kv.base + offset for offset, _ in self._hands.live(self._hands.kv)}
         if address not in starts:
             raise MemoryFault("the KV cache did not land in device pages", remedy="report your versions of vLLM, torch")
         return address
@@ -117,10 +162,12 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
             raise RuntimeError("a step was scheduled while this engine's memory is away")
         if self._gates is not None:
             self._gates.pass_first(self._hands.settled)
-        for offset, length in self._books.use(scheduled_blocks(scheduler_output) | pulled_blocks(scheduler_output)):
-            ctypes.memset(self._kv_at + offset, 0, length)
-        self._exchange.stepped()
-        return super().execute_model(scheduler_output)
+        fresh = self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
+        if fresh:
+            self._hands.zero([(self._kv_at + offset, length) for offset, length in fresh])
+        if self._exchange is not None:
+            self._exchange.stepped()
+        return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     # ---- called by the agent
 
@@ -196,8 +243,8 @@ class VnpuCPUWorker(CPUWorker):  # type: ignore[misc]  # vLLM is not followed
         """Addresses of written KV blocks, and whatever else was allocated together with the KV cache."""
         others = [
             (self._hands.kv.base + offset, length)
-            for offset, length in self._hands.kv.arena.blocks()
-            if self._hands.kv.base + offset != self._kv_at
+            for offset, length in self._hands.live(self._hands.kv)
+            if self._hands.kv.base + offset not in self._kv_blocks
         ]
         return [(self._kv_at + offset, length) for offset, length in self._books.keep()] + others
 

@@ -110,6 +110,8 @@ class Driver:
         """A stream: what is put on it is done in order. On the host each is a thread."""
     def destroy_stream(self, stream: int) -> None:
         """Wait for what is on it, then forget it."""
+    def zero_async(self, stream: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """Put zeros into every `(address, length)`, which this driver has mapped; in the stream's order."""
     def copy_async(self, stream: int, entries: Sequence[tuple[int, int, int]], kind: str) -> None:
         """Put a copy of every `(destination, source, length)` on the stream.
 

@@ -19,20 +19,40 @@ Range = tuple[int, int]
 """Address and length of readable memory of this process, in bytes."""
 
 
+class TreeDigest:
+    """The same digest of bytes that come a window at a time: each of whole leaves but the last."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._leaves = bytearray()
+        self._size = 0
+
+    def add(self, ranges: Sequence[Range]) -> None:
+        """Raises ValueError where the bytes so far do not end with a leaf, or as `content_digest`."""
+        if any(length < 0 for _, length in ranges):
+            raise ValueError("a range has a negative length")
+        if self._size % LEAF:
+            raise ValueError("only the last window may end within a leaf")
+        with ThreadPoolExecutor(self._threads, thread_name_prefix="digest") as pool:
+            self._leaves += b"".join(pool.map(_leaf, _leaves(ranges)))
+        self._size += sum(length for _, length in ranges)
+
+    def text(self) -> str:
+        """Of everything that was added."""
+        root = hashlib.sha256(self._leaves)
+        root.update(self._size.to_bytes(8, "little"))
+        return f"sha256-tree:{root.hexdigest()}"
+
+
 def content_digest(ranges: Sequence[Range], threads: int = 1) -> str:
     """`sha256-tree:<64 hex digits>` of the bytes in `ranges`, in that order.
 
     Raises:
         ValueError: a length is negative or `threads` is under 1.
     """
-    if any(length < 0 for _, length in ranges):
-        raise ValueError("a range has a negative length")
-    leaves = list(_leaves(ranges))
-    with ThreadPoolExecutor(threads, thread_name_prefix="digest") as pool:
-        hashes = pool.map(_leaf, leaves)
-        root = hashlib.sha256(b"".join(hashes))
-    root.update(sum(length for _, length in ranges).to_bytes(8, "little"))
-    return f"sha256-tree:{root.hexdigest()}"
+    whole = TreeDigest(threads)
+    whole.add(ranges)
+    return whole.text()
 
 
 def _leaves(ranges: Sequence[Range]) -> Iterator[list[Range]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import psutil
 
-from engine_patch.memory import RESERVED, WEIGHTS_AT
+from engine_patch.host_bus import RESERVED, WEIGHTS_AT
 from native import smaps
 
 

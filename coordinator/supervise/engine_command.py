@@ -14,6 +14,12 @@ MODULE = "vllm.entrypoints.openai.api_server"
 GATE = "engine_patch.gate.Gate"
 NETLOADER = "vnpu_netloader"
 THREADS = "VLLM_CPU_OMP_THREADS_BIND"
+VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "ascend": "ASCEND_RT_VISIBLE_DEVICES"}
+"""What makes an engine's rank n the n-th of its devices."""
+ASCEND_PLUGINS = ("ascend_kv_connector", "ascend_model", "ascend_model_loader", "ascend_service_profiling")
+"""vllm-ascend 0.23's entry points but its platform, before which ours stands: vLLM takes one platform only."""
+ASCEND_STREAMS = 1800
+"""Of the about 2000 hardware streams of a 910B or 910C those that engines use together; the rest is the system's."""
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -82,7 +88,7 @@ def _word(value: object) -> str:
 def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], bind: str) -> dict[str, str]:
     max_wait = config.gateway.max_wait if model.max_wait is None else model.max_wait
     kept = {} if model.kv_keep is None else {"VNPU_KV_KEEP": str(int(model.kv_keep))}
-    return kept | {
+    ours = {
         "VNPU_ETCD_ENDPOINTS": ",".join(etcd),
         "VNPU_NODE": config.node,
         "VNPU_DEVICE": ",".join(model.devices),
@@ -93,8 +99,26 @@ def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], b
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
-        THREADS: bind,
     }
+    return kept | ours | _of_driver(config, model, bind)
+
+
+def _of_driver(config: Config, model: Model, bind: str) -> dict[str, str]:
+    """What differs with the driver of the engine's devices."""
+    driver = config.device(model.devices[0]).driver
+    if driver == "host":
+        return {THREADS: bind}
+    found = {"VNPU_DRIVER": driver, VISIBLE[driver]: ",".join(model.devices)}
+    if driver == "ascend":
+        found["VLLM_PLUGINS"] = ",".join(("vnpu", *ASCEND_PLUGINS))
+        found["VNPU_STREAMS"] = str(model.streams or stream_share(config, model))
+    return found
+
+
+def stream_share(config: Config, model: Model) -> int:
+    """An even share of the streams of the model's busiest device: a sleeping engine keeps its own."""
+    each = [other.devices for other in config.models.values()]
+    return ASCEND_STREAMS // max(sum(device in devices for devices in each) for device in model.devices)
 
 
 def cores_by_model(config: Config, cores: Sequence[int]) -> dict[str, str]:

@@ -22,7 +22,9 @@ using namespace ascend;
 
 constexpr LibraryChoice choice{"ascend", "libascendcl.so", "VNPU_ASCENDCL", "install CANN and source its set_env.sh",
                                "CANN 8.1"};
-constexpr std::uint64_t huge_reservation = 1;  // aclrtReserveMemAddress: the page type of the chunks mapped there
+// aclrtReserveMemAddress: a page type once (8.0: as the chunks'), reserved now, "0 is recommended" (CANN 8.5 and later);
+// vllm-ascend's allocator passes 0 for huge chunks on every release.
+constexpr std::uint64_t reservation_flags = 0;
 constexpr int out_of_device = -1;
 
 class Ascend {
@@ -64,7 +66,6 @@ Ascend::Ascend(const std::string& path) : library(choice, path) {
     VNPU_NEED(aclrtDeviceGetBareTgid);
     VNPU_NEED(aclrtMallocHost);
     VNPU_NEED(aclrtFreeHost);
-    VNPU_NEED(aclrtHostRegister);
     VNPU_NEED(aclrtHostUnregister);
     VNPU_NEED(aclrtMemcpyAsync);
     VNPU_NEED(aclrtMemsetAsync);
@@ -79,6 +80,10 @@ Ascend::Ascend(const std::string& path) : library(choice, path) {
     VNPU_NEED(aclrtSynchronizeEventWithTimeout);
     VNPU_NEED(aclrtEventElapsedTime);
 #undef VNPU_NEED
+    library.want(api.aclrtHostRegisterV2, "aclrtHostRegisterV2");
+    if (api.aclrtHostRegisterV2 == nullptr) {
+        library.need(api.aclrtHostRegister, "aclrtHostRegister");
+    }
     library.want(api.aclrtMemSetAccess, "aclrtMemSetAccess");
     library.want(api.aclGetRecentErrMsg, "aclGetRecentErrMsg");
     const aclError result = api.aclInit(nullptr);
@@ -205,7 +210,7 @@ std::size_t AscendVendor::free_bytes() {
 
 Address AscendVendor::reserve(std::size_t size, Address hint) {
     void* va = nullptr;
-    ascend_.check(api_.aclrtReserveMemAddress(&va, size, 0, pointer(hint), huge_reservation), "reserve",
+    ascend_.check(api_.aclrtReserveMemAddress(&va, size, 0, pointer(hint), reservation_flags), "reserve",
                   "aclrtReserveMemAddress");
     return raw(va);
 }
@@ -293,7 +298,13 @@ void AscendVendor::unpin(Address base) {
     ascend_.check(api_.aclrtFreeHost(pointer(base)), "unpin", "aclrtFreeHost");
 }
 
+// V2 locks the pages, all that copies need. The older call maps them for kernels and fails on CANN 8.5: only without V2.
 void AscendVendor::register_host(Address base, std::size_t size) {
+    if (api_.aclrtHostRegisterV2 != nullptr) {
+        ascend_.check(api_.aclrtHostRegisterV2(pointer(base), size, ACL_HOST_REG_PINNED), "register_host",
+                      "aclrtHostRegisterV2");
+        return;
+    }
     void* on_device = nullptr;  // where kernels would reach it; copies do not need that
     ascend_.check(api_.aclrtHostRegister(pointer(base), size, ACL_HOST_REGISTER_MAPPED, &on_device), "register_host",
                   "aclrtHostRegister");

@@ -33,6 +33,7 @@ enum : int {
     ACL_RT_MEM_ACCESS_FLAGS_READWRITE = 3,
     ACL_RT_VMM_EXPORT_FLAG_DEFAULT = 0,  // importers must be on the white-list
     ACL_HOST_REGISTER_MAPPED = 0,
+    ACL_HOST_REG_PINNED = 0x10000000,
     ACL_MEMCPY_HOST_TO_DEVICE = 1,
     ACL_MEMCPY_DEVICE_TO_HOST = 2,
     ACL_MEMCPY_DEVICE_TO_DEVICE = 3,
@@ -96,7 +97,6 @@ struct Functions {
     aclError (*aclrtDeviceGetBareTgid)(std::int32_t* pid);
     aclError (*aclrtMallocHost)(void** base, std::size_t size);
     aclError (*aclrtFreeHost)(void* base);
-    aclError (*aclrtHostRegister)(void* base, std::uint64_t size, int type, void** on_device);
     aclError (*aclrtHostUnregister)(void* base);
     aclError (*aclrtMemcpyAsync)(void* to, std::size_t room, const void* from, std::size_t size, int kind,
                                  aclrtStream stream);
@@ -112,6 +112,8 @@ struct Functions {
     aclError (*aclrtSynchronizeEventWithTimeout)(aclrtEvent event, std::int32_t milliseconds);
     aclError (*aclrtEventElapsedTime)(float* milliseconds, aclrtEvent from, aclrtEvent to);
     // Null where the library has none.
+    aclError (*aclrtHostRegister)(void* base, std::uint64_t size, int type, void** on_device);
+    aclError (*aclrtHostRegisterV2)(void* base, std::uint64_t size, std::uint32_t flag);
     aclError (*aclrtMemSetAccess)(void* va, std::size_t size, aclrtMemAccessDesc* access, std::size_t count);
     const char* (*aclGetRecentErrMsg)();
 };

@@ -89,6 +89,15 @@ void copy_async(Driver& driver, Stream stream, const Entries& entries, std::stri
     driver.streams().copy(stream, copy_entries(entries), copy_kind(kind));
 }
 
+void zero_async(Driver& driver, Stream stream, const std::vector<std::pair<Address, std::size_t>>& ranges) {
+    std::vector<CopyEntry> entries;
+    entries.reserve(ranges.size());
+    for (const auto& [address, length] : ranges) {
+        entries.push_back({address, 0, length});
+    }
+    driver.streams().zero(stream, entries);
+}
+
 // A member function of the driver's streams.
 template <auto verb, class... Arguments>
 auto on_streams(Driver& driver, Arguments... arguments) {
@@ -186,6 +195,8 @@ void bind_streams(nb::class_<Driver>& driver) {
              "Wait for what is on it, then forget it.")
         .def("copy_async", &copy_async, "stream"_a, "entries"_a, "kind"_a, NoGil(),
              "Put a copy of every (destination, source, length) on the stream.")
+        .def("zero_async", &zero_async, "stream"_a, "ranges"_a, NoGil(),
+             "Put zeros into every (address, length) of the device, by the stream.")
         .def("wait_stream", &on_streams<&Streams::wait_stream, Stream, double>, "stream"_a, "timeout_s"_a = 3600.0,
              NoGil(), "Wait until all that is on it now is done; False when time is up.")
         .def("create_event", &on_streams<&Streams::create_event>, NoGil(), "A point in the work of a stream.")

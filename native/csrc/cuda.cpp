@@ -15,6 +15,7 @@
 #include "cuda_api.h"
 #include "deadline.h"
 #include "library.h"
+#include "pinned.h"
 #include "remedies.h"
 #include "vendor.h"
 
@@ -268,9 +269,11 @@ void CudaVendor::unpin(Address base) {
     cuda_.check(api_.cuMemFreeHost(reinterpret_cast<void*>(base)), "unpin", "cuMemFreeHost");
 }
 
+// Memory that is mapped read-only (host masters are) needs a flag of its own, which not every device knows.
 void CudaVendor::register_host(Address base, std::size_t size) {
-    cuda_.check(api_.cuMemHostRegister_v2(reinterpret_cast<void*>(base), size, CU_MEMHOSTREGISTER_PORTABLE),
-                "register_host", "cuMemHostRegister");
+    const unsigned flags = CU_MEMHOSTREGISTER_PORTABLE | (mapped_writable(base) ? 0 : CU_MEMHOSTREGISTER_READ_ONLY);
+    cuda_.check(api_.cuMemHostRegister_v2(reinterpret_cast<void*>(base), size, flags), "register_host",
+                "cuMemHostRegister");
 }
 
 void CudaVendor::unregister_host(Address base) {

@@ -28,6 +28,7 @@ enum : int {
     CU_EVENT_DEFAULT = 0,
     CU_MEMHOSTALLOC_PORTABLE = 1,
     CU_MEMHOSTREGISTER_PORTABLE = 1,
+    CU_MEMHOSTREGISTER_READ_ONLY = 8,
 };
 
 struct CUmemLocation {

@@ -2,10 +2,12 @@
 
 #include <cerrno>
 #include <condition_variable>
+#include <cstring>
 #include <deque>
 #include <mutex>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "deadline.h"
 #include "error.h"
@@ -138,6 +140,16 @@ class HostStreams final : public Streams {
         auto stream_of_bytes =
             std::make_shared<CopyStream>(std::vector(entries.begin(), entries.end()), find_copy_kernel(""));
         (*on)->give([stream_of_bytes] { stream_of_bytes->work(); });
+    }
+
+    void zero(Stream stream, std::span<const CopyEntry> ranges) override {
+        auto on = streams_.use("zero_async", stream);
+        check_(ranges, CopyKind::host_to_device);
+        (*on)->give([ranges = std::vector(ranges.begin(), ranges.end())] {
+            for (const CopyEntry& range : ranges) {
+                std::memset(reinterpret_cast<void*>(range.destination), 0, range.length);
+            }
+        });
     }
 
     bool wait_stream(Stream stream, double timeout_s) override {

@@ -1,6 +1,8 @@
 #include "pinned.h"
 
 #include <cerrno>
+#include <cstdio>
+#include <fstream>
 #include <iterator>
 #include <string>
 
@@ -35,6 +37,19 @@ std::size_t Pinned::find(const char* call, Address base, Pinning how) const {
                           how == Pinning::pinned ? "pass what pin returned" : "pass what register_host was given");
     }
     return found->second.size;
+}
+
+bool mapped_writable(Address address) {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        unsigned long from = 0;
+        unsigned long to = 0;
+        char access[5] = "";
+        if (std::sscanf(line.c_str(), "%lx-%lx %4s", &from, &to, access) == 3 && address >= from && address < to) {
+            return access[1] == 'w';
+        }
+    }
+    return false;
 }
 
 }  // namespace vnpu

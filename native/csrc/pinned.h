@@ -29,4 +29,7 @@ class Pinned {
     std::map<Address, Range> ranges_;
 };
 
+// Whether this process may write to the byte at `address`, as its memory map has it.
+bool mapped_writable(Address address);
+
 }  // namespace vnpu

@@ -34,6 +34,8 @@ class Streams {
     // Every entry, behind what is on the stream already. The device's side must be mapped by this driver; from device to
     // device addresses and lengths are multiples of 64 (aclrtMemcpyAsync).
     virtual void copy(Stream stream, std::span<const CopyEntry> entries, CopyKind kind) = 0;
+    // Zeros, behind what is on the stream already; every range (an entry's destination) is mapped by this driver.
+    virtual void zero(Stream stream, std::span<const CopyEntry> ranges) = 0;
     virtual bool wait_stream(Stream stream, double timeout_s) = 0;
 
     virtual Event create_event() = 0;

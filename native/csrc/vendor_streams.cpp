@@ -47,6 +47,17 @@ void VendorStreams::copy(Stream stream, std::span<const CopyEntry> entries, Copy
     }
 }
 
+void VendorStreams::zero(Stream stream, std::span<const CopyEntry> ranges) {
+    const Entered entered(vendor_);
+    auto on = streams_.use("zero_async", stream);
+    check_(ranges, CopyKind::host_to_device);
+    for (const CopyEntry& range : ranges) {
+        if (range.length != 0) {
+            vendor_.zero(*on, range.destination, range.length);
+        }
+    }
+}
+
 bool VendorStreams::wait_stream(Stream stream, double timeout_s) {
     const Entered entered(vendor_);
     auto on = streams_.use("wait_stream", stream);

@@ -20,6 +20,7 @@ class VendorStreams final : public Streams {
     Stream create_stream() override;
     void destroy_stream(Stream stream) override;
     void copy(Stream stream, std::span<const CopyEntry> entries, CopyKind kind) override;
+    void zero(Stream stream, std::span<const CopyEntry> ranges) override;
     bool wait_stream(Stream stream, double timeout_s) override;
     Event create_event() override;
     void destroy_event(Event event) override;

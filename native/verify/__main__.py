@@ -10,12 +10,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
+
 from native._native import Driver, DriverError, layouts, open_driver
 from native.verify import bench, sharing
 from native.verify.report import Section, failed, page
 
 SUITE = Path(__file__).parents[2] / "tests" / "native" / "conformance"
 SUITE_TIMEOUT_S = 1800
+TORCH_TIMEOUT_S = 600
+VENDORS = ("ascend", "cuda")
+
+
+class Told(msgspec.Struct):
+    """What `engine_patch.torch_check` prints."""
+
+    rows: tuple[tuple[str, str], ...] = ()
+    failure: str = ""
 
 
 def main(words: list[str] | None = None) -> int:
@@ -59,7 +70,8 @@ def _on_device(asked: argparse.Namespace) -> list[Section]:
             ]
     except DriverError as error:
         sections.append(Section("Bench", failure=str(error)))
-    return [*sections, left(driver)]
+    sections.append(left(driver))
+    return [*sections, tensors(asked)] if asked.driver in VENDORS else sections
 
 
 def facts(driver: Driver) -> Section:
@@ -81,6 +93,19 @@ def left(driver: Driver) -> Section:
     held = {name: getattr(stats, name) for name in ("handles", "reservations", "mapped_bytes", "own_bytes")}
     failure = "" if not any(held.values()) else f"left behind: {held}"
     return Section("Left behind", (("free", f"{driver.free_bytes() >> 20} MiB"),), failure)
+
+
+def tensors(asked: argparse.Namespace) -> Section:
+    """Whether torch's tensors lie in pages of ours, found out by a process that may import torch."""
+    command = [sys.executable, "-m", "engine_patch.torch_check", asked.driver, str(asked.device), asked.library]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TORCH_TIMEOUT_S, check=False)
+        found = msgspec.json.decode(done.stdout.strip().rpartition("\n")[2], type=Told)
+    except subprocess.TimeoutExpired:
+        return Section("Torch", failure=f"torch did not end in {TORCH_TIMEOUT_S} s")
+    except msgspec.MsgspecError:
+        return Section("Torch", failure=f"it ended with {done.returncode}", lines=tuple(done.stderr.splitlines()[-20:]))
+    return Section("Torch", found.rows, found.failure)
 
 
 def conformance(driver: str) -> Section:

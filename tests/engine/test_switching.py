@@ -21,7 +21,7 @@ from coordinator.store import keys
 from coordinator.store.codec import decode
 from coordinator.store.follow import follow
 from coordinator.weights import weight_bytes
-from engine_patch.memory import RESERVED
+from engine_patch.host_bus import RESERVED
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.eventually import eventually

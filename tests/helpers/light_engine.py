@@ -19,6 +19,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Collection
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -141,13 +142,34 @@ class LightEngine:
 # ---- in the process
 
 
+class ArenaPools:
+    """`engine_patch.device_bus.Pools` without torch: blocks are taken from the arena by hand."""
+
+    def allocating(self, kind: Any, arena: Any) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def live(self, kind: Any, arena: Any) -> list[tuple[int, int]]:
+        blocks: list[tuple[int, int]] = arena.blocks()
+        return blocks
+
+    def synchronize(self) -> None:
+        pass
+
+
+def bus_of(driver: Any, cpus: Any, need: Any) -> Any:
+    from engine_patch.device_bus import DeviceBus
+    from engine_patch.host_bus import HostBus
+
+    return HostBus(cpus) if driver.name == "host" else DeviceBus(driver, ArenaPools(), need)
+
+
 class Memory:
     """`engine_patch.engine.Engine` around `Hands`: in this one process, rank 0."""
 
     def __init__(self, light: dict[str, Any], door: Any, server_loop: asyncio.AbstractEventLoop) -> None:
         from coordinator.core.model import Bytes
         from engine_patch import settings
-        from engine_patch.copier import Copier
+        from engine_patch.host_memory import Mapping
         from engine_patch.memory import Hands
         from native import _native
         from native.client import Client
@@ -166,12 +188,16 @@ class Memory:
         client.await_open(device, PATIENCE_S)
         chunk = client.connect().chunk[device]
         kind = Forgetful if light["fault"] == "skip" else Hands
-        self.hands = kind(_native.open_driver(birth.drivers[0]), client, device, chunk, Copier(birth.cpus))
-        self.hands.admit(Bytes(weights=birth.weights, kv=birth.kv), PATIENCE_S)
+        driver = _native.open_driver(birth.drivers[0])
+        need = Bytes(weights=birth.weights, kv=birth.kv)
+        self._bus = bus_of(driver, birth.cpus, need)
+        self.hands = kind(driver, client, device, chunk, self._bus)
+        self.hands.admit(need, PATIENCE_S)
         self.size = light["size"]
+        self._scratch = Mapping(self.size)
         self.at = self.hands.weights.arena.allocate(self.size)
         seed = hashlib.sha256(birth.engine.encode()).digest()
-        ctypes.memmove(self.at, (seed * (self.size // len(seed) + 1))[: self.size], self.size)
+        self._put(self.at, (seed * (self.size // len(seed) + 1))[: self.size])
         self.kv_at = self.hands.kv.arena.allocate(self.hands.kv.bytes)
         for region in (self.hands.weights, self.hands.kv):
             self.hands.trim(region)
@@ -184,14 +210,27 @@ class Memory:
     def read(self, prompt: str) -> str:
         """A function of every byte of the weights, for which it waits; faults where they are away."""
         self.hands.await_stage(0)
-        content = ctypes.string_at(self.at, self.size)
+        content = self._get(self.at, self.size)
         return hashlib.sha256(content + prompt.encode()).hexdigest()
 
     def write_kv(self, text: str) -> None:
-        ctypes.memmove(self.kv_at, text.encode().ljust(4096, b"."), 4096)
+        self._put(self.kv_at, text.encode().ljust(4096, b"."))
 
     def read_kv(self) -> str:
-        return ctypes.string_at(self.kv_at, 4096).decode().rstrip(".")
+        return self._get(self.kv_at, 4096).decode().rstrip(".")
+
+    def _put(self, address: int, data: bytes) -> None:
+        if self._bus.readable:
+            ctypes.memmove(address, data, len(data))
+            return
+        ctypes.memmove(self._scratch.address, data, len(data))
+        assert self._bus.start([(address, self._scratch.address, len(data))], beside=False).wait(None, PATIENCE_S)
+
+    def _get(self, address: int, size: int) -> bytes:
+        if self._bus.readable:
+            return ctypes.string_at(address, size)
+        self._bus.save([(self._scratch.address, address, size)])
+        return ctypes.string_at(self._scratch.address, size)
 
     async def _held(self, step: str) -> None:
         if step in self._hold:

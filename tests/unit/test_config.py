@@ -112,7 +112,14 @@ def test_the_admin_key_may_come_from_the_environment_alone(load):
         (GOOD.replace(", kv_cache: 64MiB", ""), ["models.a.kv_cache", "is missing", "add `kv_cache:`"]),
         (GOOD.replace("2GiB", "lots"), ["devices[0].capacity", "lots", "2GiB"]),
         (GOOD.replace("host", "hots"), ["devices[0].driver", "hots", "host or ascend or cuda"]),
-        (GOOD.replace("host", "cuda"), ["devices[0].driver", "not supported yet", "driver: host"]),
+        (
+            GOOD.replace("host", "cuda").replace("id: 0", "id: left"),
+            ["devices[0].id", "'left' is no number", "cuda's own number"],
+        ),
+        (
+            GOOD.replace("host", "ascend").replace("64MiB", "64MiB, load_from: auto"),
+            ["models.a.load_from", "host driver only", "load_from: disk"],
+        ),
         (GOOD.replace("2GiB", "2GiB, overhead: 2GiB"), ["devices[0].overhead", "nothing of the capacity"]),
         (GOOD.replace("id: 0", "id: 'a:b'"), ["devices[0].id", "a:b"]),
         (GOOD.replace("./a", "./nowhere"), ["models.a.path", "nowhere", "vnpu make-model"]),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from engine_patch.host_memory import Mapping
 from native._native import Driver, DriverError
 from tests.helpers.drivers import DriverCase
 from tests.helpers.memory import buffer, read, write
@@ -68,6 +70,41 @@ def test_host_memory_that_is_there_is_registered_once(driver: Driver, refused) -
         assert refused("unregister_host", at).name == "EINVAL"
         assert refused("register_host", at + 1, 4096).name == "EINVAL"
         assert refused("register_host", at, 0).name == "EINVAL"
+
+
+def test_a_file_that_is_mapped_read_only_is_registered_too(
+    driver: Driver, mapped: int, chunk: int, stream: int, pinned: int, tmp_path: Path
+) -> None:
+    """A host master is."""
+    file = tmp_path / "master"
+    file.write_bytes(b"sealed" * 4096)
+    with file.open("rb") as opened:
+        memory = Mapping(8192, opened.fileno(), writable=False)
+    driver.register_host(memory.address, 8192)
+    driver.copy_async(stream, [(mapped, memory.address, 8192)], "h2d")
+    driver.copy_async(stream, [(pinned, mapped, 8192)], "d2h")
+    assert driver.wait_stream(stream, 60)
+    assert read(pinned, 8192) == file.read_bytes()[:8192]
+    driver.unregister_host(memory.address)
+    memory.close()
+
+
+# Zeros
+
+
+def test_zeros_come_in_the_order_of_the_stream(
+    driver: Driver, mapped: int, chunk: int, stream: int, pinned: int, refused
+) -> None:
+    write(pinned, b"x" * 2 * chunk)
+    driver.copy_async(stream, [(mapped, pinned, 2 * chunk)], "h2d")
+    driver.zero_async(stream, [(mapped + 64, 100), (mapped + chunk - 10, 20)])
+    driver.copy_async(stream, [(pinned, mapped, 2 * chunk)], "d2h")
+    assert driver.wait_stream(stream, 60)
+    found = read(pinned, 2 * chunk)
+    assert [i for i, byte in enumerate(found) if not byte] == [*range(64, 164), *range(chunk - 10, chunk + 10)]
+    assert set(found) == {0, ord("x")}
+    assert refused("zero_async", stream, [(mapped + 2 * chunk, 2 * chunk)]).name == "EFAULT"
+    assert refused("zero_async", stream + 99, [(mapped, 64)]).name == "EINVAL"
 
 
 # Copies

@@ -87,6 +87,11 @@ def test_the_first_spec_is_estimated():
     assert isinstance(spec.footprint, Bytes)
 
 
+def test_an_engine_for_another_driver_than_the_devices_is_refused():
+    with pytest.raises(ConfigError, match=r"has the driver host, this engine was started for ascend.*VNPU_DRIVER=host"):
+        first_spec(_plan(), Settings(endpoints=("x",), driver="ascend"), Holder("m", "n"), [_device(128 << 20)])
+
+
 def test_a_model_that_no_device_holds_is_refused_with_figures():
     with pytest.raises(ConfigError, match=r"60 MiB of device local/0.*has 32 MiB.*raise"):
         first_spec(_plan(), Settings(endpoints=("x",)), Holder("m", "n"), [_device(32 << 20)])

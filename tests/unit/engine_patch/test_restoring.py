@@ -113,3 +113,16 @@ def test_what_was_taken_back_says_so():
     under_way.cancel()
     with pytest.raises(Cancelled):
         under_way.finish()
+
+
+def test_a_copy_that_ended_all_the_same_opens_no_gate_after_a_cancel() -> None:
+    """A device finishes what it was given: nobody must look at pages that are about to go."""
+    job, sample = Job(), Sample()
+    restoring = Restoring(job.start, STAGES, sample)
+    job.copied(2)
+    restoring.await_stage(0)
+    restoring.cancel()
+    job.copied(3)
+    with pytest.raises(Cancelled):
+        restoring.finish()
+    assert sample.seen == [0]

@@ -23,6 +23,15 @@ def test_it_is_as_large_as_what_was_asked_for_and_grows_only_for_more() -> None:
     assert (told, room.size, first.size) == ([GRAIN, 2 * GRAIN], 2 * GRAIN, 0)
 
 
+def test_each_memory_is_locked_while_it_is_there() -> None:
+    seen: list[tuple[str, int]] = []
+    room = SaveRoom(lambda size: None, lambda m: seen.append(("lock", m.size)), lambda m: seen.append(("free", m.size)))
+    room.fit(1)
+    room.fit(2)
+    room.fit(GRAIN + 1)
+    assert seen == [("lock", GRAIN), ("free", GRAIN), ("lock", 2 * GRAIN)]
+
+
 def test_nothing_asked_for_is_still_a_place() -> None:
     assert SaveRoom(lambda size: None).fit(0).size == GRAIN
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,8 @@ def test_everything_is_read():
         "VNPU_MAX_WAIT": "1.5",
         "VNPU_LEASE_TTL": "9",
         "VNPU_KV_KEEP": "0",
+        "VNPU_DRIVER": "ascend",
+        "VNPU_STREAMS": "600",
     }
     read = settings.read(environ)
     assert read == Settings(
@@ -53,6 +56,8 @@ def test_everything_is_read():
         max_wait=1.5,
         lease_ttl=9,
         kv_keep=0,
+        driver="ascend",
+        streams=600,
     )
     assert [read.device(rank) for rank in (0, 1)] == ["2", "3"]
 
@@ -127,3 +132,25 @@ def test_the_entry_points_module_is_cheap():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environ, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("driver", settings.DRIVERS)
+def test_the_platform_is_chosen_by_the_devices_driver(driver: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("VNPU_ETCD_ENDPOINTS", raising=False)
+    monkeypatch.delenv("ETCD_ENDPOINTS", raising=False)
+    monkeypatch.setenv("VNPU_DRIVER", driver)
+    assert plugin.platform() is None
+    monkeypatch.setenv("VNPU_ETCD_ENDPOINTS", "http://a:1")
+    module, _, name = (plugin.platform() or "").rpartition(".")
+    source = (Path(settings.__file__).parents[1] / f"{module.replace('.', '/')}.py").read_text()
+    assert f"class {name}(" in source
+    monkeypatch.setenv("VNPU_DRIVER", "tpu")
+    assert plugin.platform() is None
+    with pytest.raises(ConfigError, match="VNPU_DRIVER='tpu' is no driver"):
+        plugin.register()
+
+
+def test_each_driver_has_its_own_vllm():
+    versions.require_supported("0.23.0", "ascend")
+    with pytest.raises(ConfigError, match=r"install vllm==0\.23\.0"):
+        versions.require_supported("0.32.0", "ascend")

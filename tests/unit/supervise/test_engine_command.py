@@ -44,6 +44,33 @@ def test_it_is_the_ordinary_server_with_our_flags_and_environment():
     }
 
 
+def on(driver: str, **model: object) -> Config:
+    """Three models on device 2, the first of them on device 3 too."""
+    few = {
+        name: Model(path="/m/a", kv_cache=Size(64 << 20), **{"device": device, **model})
+        for name, device in (("a", [3, 2]), ("b", 2), ("c", 2), ("d", 3))
+    }
+    devices = [Device(number, Size(1 << 30), driver=driver) for number in (2, 3)]
+    return Config(node="n1", devices=devices, models=few)
+
+
+def test_on_cuda_the_engine_sees_its_own_devices():
+    env = engine_command(on("cuda"), "a", ["http://e1:1"], 9001, "0", "/py").env
+    assert (env["VNPU_DRIVER"], env["VNPU_DEVICE"], env["CUDA_VISIBLE_DEVICES"]) == ("cuda", "3,2", "3,2")
+    assert "VLLM_CPU_OMP_THREADS_BIND" not in env
+    assert "VLLM_PLUGINS" not in env
+
+
+def test_on_ascend_our_platform_stands_before_vllm_ascends_and_streams_are_shared():
+    env = engine_command(on("ascend"), "a", ["http://e1:1"], 9001, "0", "/py").env
+    assert (env["VNPU_DRIVER"], env["ASCEND_RT_VISIBLE_DEVICES"], env["VNPU_STREAMS"]) == ("ascend", "3,2", "600")
+    plugins = env["VLLM_PLUGINS"].split(",")
+    assert "vnpu" in plugins
+    assert "ascend" not in plugins
+    assert engine_command(on("ascend"), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "900"
+    assert engine_command(on("ascend", streams=70), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "70"
+
+
 @pytest.mark.parametrize("source", ["auto", "peers"])
 def test_weights_from_other_engines(source: str):
     argv = command(load_from=source).argv

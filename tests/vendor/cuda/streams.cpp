@@ -1,6 +1,10 @@
 // Host memory and copies ("MEM"), streams ("STREAM") and events ("EVENT"): see entry.h for what the page names are.
 #include "entry.h"
 
+#include <cstdio>
+#include <fstream>
+#include <string>
+
 using namespace cuda;
 
 namespace {
@@ -20,6 +24,21 @@ CUresult copy(Process& self, simulator::Address to, bool to_device, simulator::A
     return translate(self.streams.wait(number(stream), simulator::forever).fault);
 }
 
+// Whether this process may write there, as its own page tables have it.
+bool writable(const void* at) {
+    std::ifstream maps("/proc/self/maps");
+    for (std::string line; std::getline(maps, line);) {
+        unsigned long from = 0;
+        unsigned long to = 0;
+        char access[5] = "";
+        if (std::sscanf(line.c_str(), "%lx-%lx %4s", &from, &to, access) == 3 && number(at) >= from &&
+            number(at) < to) {
+            return access[1] == 'w';
+        }
+    }
+    return false;
+}
+
 }  // namespace
 
 extern "C" {
@@ -37,8 +56,15 @@ CUresult cuMemFreeHost(void* at) {
     CALL(context, { return translate(self.host.free(at).fault); });
 }
 
-CUresult cuMemHostRegister(void* at, size_t size, unsigned int) {
-    CALL(context, { return translate(self.host.enroll(at, size).fault); });
+// cuMemHostRegister, CU_MEMHOSTREGISTER_READ_ONLY: what the processor has mapped read-only wants this flag.
+CUresult cuMemHostRegister(void* at, size_t size, unsigned int flags) {
+    CALL(context, {
+        const bool read_only = (flags & CU_MEMHOSTREGISTER_READ_ONLY) != 0;
+        if (!read_only && !writable(at)) {
+            return CUDA_ERROR_INVALID_VALUE;
+        }
+        return translate(self.host.enroll(at, size).fault);
+    });
 }
 
 CUresult cuMemHostUnregister(void* at) {

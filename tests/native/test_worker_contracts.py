@@ -1,0 +1,269 @@
+"""What our workers and platforms rely on of vLLM's, vllm-ascend's and torch's, held against their sources: on devices
+nothing of it has run. vLLM 0.32 is the installed one; the wheels of vllm-ascend 0.23 and torch-npu are unpacked, and,
+with the `system` tests, that of vLLM 0.23 too. None is imported."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from coordinator.supervise.engine_command import ASCEND_PLUGINS, VISIBLE
+from engine_patch import device_pools, live_blocks
+from tests.helpers.vendor_headers import ROOT, torch_npu, vllm_023, vllm_ascend, vllm_ascend_entry_points
+
+OURS = ROOT / "engine_patch"
+
+
+@cache
+def installed(package: str) -> Path:
+    spec = find_spec(package)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def class_of(file: Path, name: str) -> ast.ClassDef:
+    return next(node for node in ast.walk(tree(file)) if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def arguments(node: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    """Names, without `self` or `cls`."""
+    names = [one.arg for one in (*node.args.args, *node.args.kwonlyargs)]
+    return names[1:] if names[:1] in (["self"], ["cls"]) else names
+
+
+def methods(file: Path, name: str) -> dict[str, list[str]]:
+    """Of a class: the names of its methods, and of their arguments."""
+    body = class_of(file, name).body
+    return {one.name: arguments(one) for one in body if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))}
+
+
+def functions(file: Path) -> dict[str, list[str]]:
+    return {one.name: arguments(one) for one in tree(file).body if isinstance(one, ast.FunctionDef)}
+
+
+def attributes(node: ast.AST) -> set[str]:
+    """Names that are assigned to `self`, or declared in the class."""
+
+    def found() -> Iterator[str]:
+        for one in ast.walk(node):
+            if isinstance(one, ast.Attribute) and isinstance(one.ctx, ast.Store) and ast.unparse(one.value) == "self":
+                yield one.attr
+
+    return set(found())
+
+
+def source(file: Path) -> str:
+    return " ".join(file.read_text().split())
+
+
+# ---- workers
+
+GPU = installed("vllm") / "v1/worker/gpu_worker.py"
+CPU = installed("vllm") / "v1/worker/cpu_worker.py"
+
+
+def theirs(kind: str) -> tuple[Path, str]:
+    known = {"cuda": (GPU, "Worker"), "cpu": (CPU, "CPUWorker")}
+    return known[kind] if kind in known else (vllm_ascend() / "worker/worker.py", "NPUWorker")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "npu"])
+def test_the_worker_that_ours_stands_before_has_what_is_called_above_it(kind: str) -> None:
+    file, name = theirs(kind)
+    above = methods(file, name)
+    if kind == "cpu":
+        above = methods(GPU, "Worker") | above  # its base
+        assert [ast.unparse(base) for base in class_of(file, name).bases] == ["Worker"]
+    wrapped = set(re.findall(r"super\(\)\.(\w+)\(", ast.unparse(class_of(OURS / "worker.py", "VnpuWorker"))))
+    assert wrapped == {"init_device", "load_model", "initialize_from_config", "execute_model"}
+    assert above["init_device"] == []
+    assert above["initialize_from_config"] == ["kv_cache_config"]
+    assert above["execute_model"] == ["scheduler_output"]
+    assert set(above["load_model"]) <= {"load_dummy_weights"}
+    assert f"class Vnpu{kind.upper()}Worker(VnpuWorker, {name})" in source(OURS / f"{kind}_worker.py")
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "npu"])
+def test_no_name_of_ours_hides_one_of_theirs(kind: str) -> None:
+    file, name = theirs(kind)
+    base = installed("vllm") / "v1/worker/worker_base.py"
+    ours = class_of(OURS / "worker.py", "VnpuWorker")
+    mine = {one.name for one in ours.body if isinstance(one, ast.FunctionDef)} | attributes(ours)
+    above = set(methods(file, name)) | attributes(class_of(file, name))
+    if kind == "cpu":
+        above |= set(methods(GPU, "Worker")) | attributes(class_of(GPU, "Worker"))
+    above |= set(methods(base, "WorkerBase")) | attributes(class_of(base, "WorkerBase"))
+    shared = {"init_device", "load_model", "initialize_from_config", "execute_model"}
+    assert mine & above == shared
+    assert {"rank", "local_rank", "vllm_config", "model_config"} <= attributes(class_of(base, "WorkerBase"))
+
+
+def test_rank_n_of_vllm_works_on_the_nth_visible_device() -> None:
+    """`VnpuWorker.vnpu_ordinal` is `local_rank`, and `vnpu engine` makes only the engine's devices visible."""
+    assert 'torch.device(f"npu:{self.local_rank}")' in source(vllm_ascend() / "worker/worker.py")
+    assert "logical_device_id_to_visible_device_id(self.local_rank)" in source(GPU)
+    assert f'device_control_env_var: str = "{VISIBLE["ascend"]}"' in source(vllm_ascend() / "platform.py")
+    assert f'device_control_env_var: str = "{VISIBLE["cuda"]}"' in source(installed("vllm") / "platforms/cuda.py")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "npu"])
+def test_with_a_given_kv_cache_no_memory_is_measured(kind: str) -> None:
+    """The daemon holds the device: what is free there says nothing."""
+    text = source(theirs(kind)[0])
+    assert "if kv_cache_memory_bytes := self.cache_config.kv_cache_memory_bytes:" in text
+    assert "gpu_memory_utilization" in (text + source(installed("vllm") / "v1/worker/utils.py"))
+
+
+def test_the_kv_caches_of_vllm_ascend_are_tensors_or_tuples_of_them() -> None:
+    text = source(vllm_ascend() / "worker/model_runner_v1.py")
+    assert (
+        "bind_kv_cache(kv_caches, self.compilation_config.static_forward_context, self.kv_caches, num_attn_module)"
+        in text
+    )
+    assert "kv_caches[layer_name] = (k_cache, v_cache)" in text
+
+
+# ---- platforms
+
+
+@pytest.mark.parametrize(
+    ("ours", "file", "name"),
+    [
+        ("platform.py", lambda: installed("vllm") / "platforms/cpu.py", "CpuPlatform"),
+        ("cuda_platform.py", lambda: installed("vllm") / "platforms/cuda.py", "CudaPlatformBase"),
+        ("npu_platform.py", lambda: vllm_ascend() / "platform.py", "NPUPlatform"),
+    ],
+)
+def test_the_platform_before_ours_has_the_check_that_ours_wraps(ours: str, file: Callable[[], Path], name: str) -> None:
+    assert methods(file(), name)["check_and_update_config"] == ["vllm_config"]
+    assert re.search(r'parallel_config\.worker_cls == "auto"', file().read_text())
+    assert "super().check_and_update_config(vllm_config)" in (OURS / ours).read_text()
+
+
+def test_cuda_has_one_platform_by_that_name() -> None:
+    assert re.search(r"^CudaPlatform = ", (installed("vllm") / "platforms/cuda.py").read_text(), re.MULTILINE)
+
+
+def test_vllm_takes_one_platform_and_ours_stands_before_vllm_ascends() -> None:
+    assert "if len(activated_oot_plugins) >= 2: raise RuntimeError" in source(
+        installed("vllm") / "platforms/__init__.py"
+    )
+    groups = dict(re.findall(r"\[([\w.]+)\]\n([^\[]*)", vllm_ascend_entry_points()))
+    names = {group: set(re.findall(r"^(\w+) *=", text, re.MULTILINE)) for group, text in groups.items()}
+    assert names["vllm.platform_plugins"] == {"ascend"}
+    assert names["vllm.general_plugins"] == set(ASCEND_PLUGINS)
+
+
+def test_vllm_ascend_shortens_its_list_of_captures_as_ours_does() -> None:
+    assert functions(vllm_ascend() / "utils.py")["update_cudagraph_capture_sizes"] == [
+        "vllm_config",
+        "cudagraph_capture_sizes",
+    ]
+    graphs = source(vllm_ascend() / "compilation/acl_graph.py")
+    assert '_STREAM_RESOURCE_ERROR_CODE = "207008"' in graphs  # what running out of streams is called there too
+
+
+# ---- torch
+
+
+@pytest.mark.parametrize(
+    ("file", "allocator"),
+    [
+        (lambda: installed("torch") / "cuda/memory.py", "CUDAPluggableAllocator"),
+        (lambda: torch_npu() / "npu/memory.py", "NPUPluggableAllocator"),
+    ],
+    ids=["cuda", "npu"],
+)
+def test_torch_has_the_memory_that_is_asked_for(file: Callable[[], Path], allocator: str) -> None:
+    memory = file()
+    made = methods(memory, allocator)
+    assert made["__init__"] == ["path_to_so_file", "alloc_fn_name", "free_fn_name"]
+    assert methods(memory, "MemPool")["__init__"][0] == "allocator"
+    found = functions(memory)
+    assert found["use_mem_pool"][0] == "pool"
+    assert found["empty_cache"] == []
+    assert not set(found["memory_snapshot"]) - {"mempool_id", "include_traces"}  # all with defaults
+    kind = "cuda" if allocator.startswith("CUDA") else "npu"
+    assert f'"{allocator}"' in (OURS / f"{kind}_worker.py").read_text()
+
+
+def test_a_snapshot_names_what_is_read_of_it() -> None:
+    text = (installed("torch") / "cuda/_memory_viz.py").read_text()
+    for key in ('["blocks"]', '["size"]', '["state"]', '["address"]', f'"{device_pools.DEAD}"'):
+        assert key in text
+
+
+# ---- vLLM 0.23, by 100 MB of wheel
+
+
+@pytest.mark.system
+class TestVllm023:
+    def test_the_scheduler_pauses_keeping_what_runs(self) -> None:
+        core = methods(vllm_023() / "v1/engine/core.py", "EngineCore")
+        assert core["pause_scheduler"] == ["mode", "clear_cache"]
+        assert {"resume_scheduler", "is_scheduler_paused", "collective_rpc"} <= set(core)
+        client = methods(vllm_023() / "v1/engine/core_client.py", "AsyncMPClient")
+        assert client["pause_scheduler_async"] == ["mode", "clear_cache"]
+        assert {"resume_scheduler_async", "is_scheduler_paused_async", "call_utility_async"} <= set(client)
+
+    def test_the_agent_meets_the_engine_client(self) -> None:
+        assert methods(vllm_023() / "v1/engine/async_llm.py", "AsyncLLM")["collective_rpc"][:3] == [
+            "method",
+            "timeout",
+            "args",
+        ]
+        assert "propagate_error" in methods(vllm_023() / "v1/engine/output_processor.py", "OutputProcessor")
+        assert {"processes", "manager_stopped"} <= attributes(
+            class_of(vllm_023() / "v1/engine/utils.py", "CoreEngineProcManager")
+        )
+        assert "state.engine_client = engine_client" in source(vllm_023() / "entrypoints/openai/api_server.py")
+
+    def test_live_blocks_find_what_they_read(self) -> None:
+        pool = class_of(vllm_023() / "v1/core/block_pool.py", "BlockPool")
+        assert {"blocks", "free_block_queue"} <= attributes(pool)
+        block = source(vllm_023() / "v1/core/kv_cache_utils.py")
+        assert "ref_cnt: int = 0" in block
+        assert "is_null: bool = False" in block
+        assert "def get_all_free_blocks(self)" in block
+        scheduler = methods(vllm_023() / "v1/core/sched/scheduler.py", "Scheduler")
+        assert scheduler["reset_prefix_cache"][0] == "reset_running_requests"
+        assert methods(vllm_023() / "v1/core/kv_cache_manager.py", "KVCacheManager")["evict_blocks"] == ["block_ids"]
+        assert live_blocks.METHOD not in methods(vllm_023() / "v1/engine/core.py", "EngineCore")
+
+    def test_kv_and_schedules_are_described_as_they_are_read(self) -> None:
+        config = source(vllm_023() / "v1/kv_cache_interface.py")
+        for field in ("num_blocks: int", "kv_cache_tensors: list[KVCacheTensor]", "size: int", "shared_by: list[str]"):
+            assert field in config
+        output = source(vllm_023() / "v1/core/sched/output.py")
+        assert "block_ids: tuple[list[int], ...]" in output
+        assert "new_block_ids: list[tuple[list[int], ...] | None]" in output
+
+    def test_options_that_are_refused_have_their_names(self) -> None:
+        parallel, whole = source(vllm_023() / "config/parallel.py"), source(vllm_023() / "config/vllm.py")
+        for name in ("_api_process_count", "data_parallel_size", "distributed_executor_backend", "world_size"):
+            assert f"{name}:" in parallel
+        for name in ("lora_config", "weight_transfer_config", "kv_transfer_config"):
+            assert f"{name}:" in whole
+        assert "kv_cache_memory_bytes:" in source(vllm_023() / "config/cache.py")
+
+    def test_loading_and_spinning_have_their_hooks(self) -> None:
+        loader = vllm_023() / "model_executor/model_loader"
+        assert "process_weights_after_loading(model, model_config, target_device)" in source(loader / "base_loader.py")
+        spin = methods(vllm_023() / "distributed/device_communicators/shm_broadcast.py", "SpinCondition")
+        assert "busy_loop_s" in spin["__init__"]
+        stats = methods(vllm_023() / "v1/metrics/loggers.py", "StatLoggerBase")
+        ours = methods(OURS / "load.py", "KvUse")
+        assert ours["record"] == stats["record"]
+        assert "log_engine_initialized" in stats
