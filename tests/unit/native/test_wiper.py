@@ -91,7 +91,7 @@ async def test_during_a_restore_only_what_somebody_waits_for(monkeypatch: pytest
         bench.wiper.ask(4)  # there they are
         for _ in range(20):
             await asyncio.sleep(0)
-        assert bench.pool.blank == 4
+        assert (bench.pool.blank, bench.pool.soiled) == (4, 6)  # and nobody is wiping the others
         bench.restoring = False
         bench.wiper.look()
         await bench.until(10)
