@@ -21,6 +21,7 @@ import uvloop
 
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import Config, load
+from coordinator.config_roles import pairs
 from coordinator.configured import scheduler
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
@@ -68,6 +69,7 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
             port=gateway.listen.port,
             max_queue=gateway.max_queue,
             models=tuple(config.models),
+            prefill=pairs(config.models),
             trusted_hosts=trusted,
         ),
         admin=AdminSettings(

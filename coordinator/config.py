@@ -17,6 +17,7 @@ import msgspec
 
 from coordinator import config_checks as checks
 from coordinator import document
+from coordinator.config_roles import expand
 from coordinator.core.policies.registry import make
 from coordinator.document import Document, Struct
 from coordinator.errors import ConfigError
@@ -131,6 +132,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     load_from: Literal["disk", "auto", "peers"] = "disk"
     start: Literal["eager", "lazy"] = "eager"
     stop_after: Duration | None = None
+    roles: dict[str, dict[str, Any]] = {}
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -192,7 +194,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "models": {
         "aliases": _VERSION,
         "replicas": _VERSION,
-        "roles": _VERSION,
         "sharded_linear": _VERSION,
         "async_runner": _VERSION,
     },
@@ -214,7 +215,9 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     values["log"] = _section(root, "log", Log)
     values["devices"] = devices = _devices(root)
     values["models"] = {
-        name: _model(section, defaults.mapping(), devices, path.parent) for name, section in _named_models(root).items()
+        name: _model(section, defaults.mapping(), devices, path.parent)
+        for model, whole in _named_models(root).items()
+        for name, section in expand(model, whole, Model.__struct_fields__, LATER["models"]).items()
     }
     config = Document(root.file, values).decode(Config, _hook)
     checks.check(root, config)

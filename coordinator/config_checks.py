@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.admin.keyring import HASH, Role
+from coordinator.config_roles import PREFILL, is_paired, pairs, section_of
 from coordinator.document import Document
 from coordinator.errors import ConfigError
 from coordinator.sizes import show_size
 from coordinator.weights import WeightsError, weight_bytes
 
 if TYPE_CHECKING:
-    from coordinator.config import Config, Model
+    from coordinator.config import Config, Device, Model
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
@@ -43,12 +44,16 @@ def check(root: Document, config: Config) -> None:
     _ports(root, config)
     _admin(root, config)
     for name, model in config.models.items():
-        section = root.child("models").child(name)
+        section = section_of(root.child("models"), name)
         _engine_args(section, model)
         _placement(section, config, model)
         _fits(section, config, model)
         if model.stop_after is not None and model.start != "lazy":
             raise section.error("an engine that runs with the node is not stopped", "add `start: lazy`", "stop_after")
+        if model.start == "lazy" and is_paired(name, config.models):
+            raise section.error("a model with roles is started with the node", "leave `start: lazy` out", "start")
+    for name, prefill in pairs(config.models).items():
+        _fit_together(root.child("models").child(name), config, config.models[prefill], config.models[name])
 
 
 def _names(root: Document, config: Config) -> None:
@@ -65,7 +70,7 @@ def _names(root: Document, config: Config) -> None:
         if device.overhead >= device.capacity:
             raise section.error("leaves nothing of the capacity", "make it smaller than `capacity`", "overhead")
         seen.add(device.name)
-    for name in config.models:
+    for name in (name.removesuffix(PREFILL) for name in config.models):
         if not MODEL_NAME.fullmatch(name):
             raise root.child("models").error("is not a model's name", f"write {LETTERS}, colon and slash", name)
 
@@ -135,10 +140,9 @@ def _placement(section: Document, config: Config, model: Model) -> None:
 
 def _fits(section: Document, config: Config, model: Model) -> None:
     """Weights are split over the ranks; each rank has its own KV cache of `kv_cache` bytes. Kinds share no chunk."""
-    share = -(-_weights(section, model) // len(model.devices))
     for name in model.devices:
         device = config.device(name)
-        weights, kv = (_whole_chunks(size, device.chunk) for size in (share, model.kv_cache))
+        weights, kv = _needs(section, device, model)
         if weights + kv > device.lent:
             raise section.error(
                 f"needs {show_size(weights + kv)} of device {name} (weights {show_size(weights)}, KV cache "
@@ -147,6 +151,26 @@ def _fits(section: Document, config: Config, model: Model) -> None:
                 f"overhead {show_size(device.overhead)})",
                 "raise the device's capacity, lower kv_cache, or take a smaller model",
             )
+
+
+def _fit_together(section: Document, config: Config, prefill: Model, decode: Model) -> None:
+    """A request needs both groups at once: on one device they would push each other out for every prompt."""
+    for name in sorted(set(prefill.devices) & set(decode.devices)):
+        device = config.device(name)
+        both = sum(sum(_needs(section, device, model)) for model in (prefill, decode))
+        if both > device.lent:
+            raise section.error(
+                f"prefill and decode need {show_size(both)} of device {name} together, {show_size(both - device.lent)} "
+                "more than it lends",
+                "give them devices of their own, lower kv_cache, or raise the device's capacity",
+                "roles",
+            )
+
+
+def _needs(section: Document, device: Device, model: Model) -> tuple[int, int]:
+    """Bytes of weights and of KV on this device, in whole chunks."""
+    share = -(-_weights(section, model) // len(model.devices))
+    return _whole_chunks(share, device.chunk), _whole_chunks(model.kv_cache, device.chunk)
 
 
 def _whole_chunks(size: int, chunk: int) -> int:

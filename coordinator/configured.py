@@ -44,8 +44,13 @@ def _settings(config: Config, model: Defaults) -> Settings:
     return Settings(
         pin=model.pin,
         priority=model.priority,
-        keep_alive=model.keep_alive,
-        min_residency=model.min_residency,
-        max_wait=config.gateway.max_wait if model.max_wait is None else model.max_wait,
-        ttft_objective=model.ttft_objective,
+        keep_alive=_seconds(model.keep_alive),
+        min_residency=float(model.min_residency),
+        max_wait=float(config.gateway.max_wait if model.max_wait is None else model.max_wait),
+        ttft_objective=_seconds(model.ttft_objective),
     )
+
+
+def _seconds(duration: float | None) -> float | None:
+    """A plain number: the configuration's own kind of float cannot be encoded, and settings are shown to people."""
+    return None if duration is None else float(duration)

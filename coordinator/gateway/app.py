@@ -38,7 +38,7 @@ class Gateway:
     ) -> None:
         self._metrics = metrics
         self._on_demand = on_demand
-        routes = Routes(settings.models)
+        routes = Routes(settings.models, settings.prefill.values())
         self._room = WaitingRoom(settings.max_queue, self._demand_changed)
         self._known = known
         peers = Peers(settings.trusted_hosts)

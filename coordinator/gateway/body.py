@@ -6,7 +6,8 @@ parsers that disagree about a repeated key can then not be played against each o
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable
+import re
+from collections.abc import AsyncIterable, Mapping
 from typing import Final
 
 import msgspec
@@ -17,6 +18,15 @@ OURS: Final = "kv_transfer_params"
 """Steers KV transfers between engines (CVE-2026-94622 ff.): ours to set, never a client's."""
 MAX_N: Final = 128
 """OpenAI's own bound of `n`; engines allocate for each."""
+
+_ABOUT_PROMPT: Final = ("echo", "prompt_logprobs", "use_beam_search")
+_OFF: Final = (b"null", b"false")
+_ANSWER: Final = frozenset(
+    ("stream", "stream_options", "max_tokens", "max_completion_tokens", "min_tokens", "n", "best_of", "logprobs",
+     "top_logprobs", "response_format", "guided_json", "structured_outputs", "stop", "stop_token_ids", "ignore_eos")
+)  # fmt: skip
+_ALONE: Final = {"stream": False, "ignore_eos": True}
+"""Of the answer, not of the prompt: a prefill engine is asked for one token whatever it is."""
 
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_name = msgspec.json.Decoder(str).decode
@@ -70,9 +80,27 @@ class Ask(msgspec.Struct, frozen=True):
     model: str
     fields: dict[str, msgspec.Raw]
 
-    def encode(self, model: str) -> bytes:
-        """The body for an engine, which serves `model` under this name."""
-        return msgspec.json.encode({**self.fields, "model": model})
+    def encode(self, model: str, transfer: Mapping[str, object] | None = None) -> bytes:
+        """The body for an engine, which serves `model` under this name. `transfer`: our kv_transfer_params."""
+        fields: dict[str, object] = {**self.fields, "model": model}
+        if transfer is not None:
+            fields[OURS] = transfer
+        return msgspec.json.encode(fields)
+
+    def first_token(self, model: str, transfer: Mapping[str, object]) -> bytes | None:
+        """The body for a prefill engine: the same prompt, one token, whole. None: requests of this kind are not split
+        (several answers or prompts, or what must be told about the prompt itself)."""
+        if not self._splits():
+            return None
+        kept = {name: raw for name, raw in self.fields.items() if name not in _ANSWER}
+        one = {"max_completion_tokens": 1} if "messages" in kept else {}
+        return msgspec.json.encode({**kept, "model": model, "max_tokens": 1, **one, **_ALONE, OURS: transfer})
+
+    def _splits(self) -> bool:
+        single = all(bytes(self.fields.get(name, b"1")) in (b"1", b"null") for name in ("n", "best_of"))
+        plain = all(bytes(self.fields.get(name, b"null")) in _OFF for name in _ABOUT_PROMPT)
+        prompt = bytes(self.fields.get("prompt", b'"')).lstrip()
+        return single and plain and not re.match(rb"\[\s*[\[\"]", prompt)
 
 
 def parse(data: bytes) -> Ask:

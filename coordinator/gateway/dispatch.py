@@ -4,7 +4,9 @@ while nothing can be done twice."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
 
 from aiohttp import web
 
@@ -18,6 +20,7 @@ from coordinator.gateway.waiting import WaitingRoom
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Observe = Callable[[str, float], None]
 """(model, seconds): how long a request waited here before it was handed to an engine for the first time."""
 
@@ -41,7 +44,7 @@ class Dispatcher:
         self._routes.apply(route, self._clock())
         if route.endpoints:  # it comes: what was said against it is over
             self.admit(route.model)
-        endpoints = [each for model in self._routes.models for each in self._routes.endpoints(model)]
+        endpoints = self._routes.all_endpoints
         self._balancer.keep(endpoints)
         self._forwarder.forget({endpoint.url for endpoint in endpoints})
         self._room.call(route.model)
@@ -62,15 +65,36 @@ class Dispatcher:
     def refused(self) -> frozenset[ModelId]:
         return frozenset(self._refused)
 
+    def is_there(self, model: str) -> bool:
+        """An engine of it is there or may be woken: not all are gone, and nobody is turned away."""
+        return self._routes.is_served(model) and ModelId(model) not in self._refused
+
+    @contextmanager
+    def wanting(self, model: str) -> Iterator[None]:
+        """Within it `model` is demanded where it has no endpoint, for a request that will need it soon. Raises Problem
+        (503) when its queue is full."""
+        if self._routes.endpoints(model):
+            yield
+        else:
+            with self._room.place(model):
+                yield
+
     async def serve(self, call: Call, request: web.Request, own: Mapping[str, str]) -> web.StreamResponse:
-        """The engine's answer. Raises Problem when there is none."""
+        """The engine's answer, passed on. Raises Problem when there is none."""
+        return await self._through(call, lambda to: self._forwarder.attempt(call, to, request, own))
+
+    async def ask(self, call: Call, limit: int) -> bytes:
+        """The engine's answer, whole, for ourselves. Raises Problem when there is none, or it is over `limit` bytes."""
+        return await self._through(call, lambda to: self._forwarder.fetch(call, to, limit))
+
+    async def _through(self, call: Call, attempt: Callable[[Endpoint], Awaitable[T]]) -> T:
         begun = self._clock()
         endpoint = self._choose(call) or await self._wait_for_one(call, "")
         self._waited(call.model, self._clock() - begun)
         while True:
             try:
                 with self._balancer.using(endpoint):
-                    return await self._forwarder.attempt(call, endpoint, request, own)
+                    return await attempt(endpoint)
             except NotTaken as refusal:
                 log.info("request %s waits again: %s", call.engine_id, refusal)
                 self._balancer.avoid(endpoint, self._clock() + refusal.retry_s)

@@ -88,6 +88,24 @@ class Forwarder:
         if status < 400:
             self._answered(call.model, self._clock() - call.arrived)
 
+    async def fetch(self, call: Call, endpoint: Endpoint, limit: int) -> bytes:
+        """The body of a good answer of at most `limit` bytes. Raises as `attempt`; Problem for any other answer."""
+        upstream = await self._post(call, endpoint)
+        async with upstream:
+            if upstream.status == 503 and GATE in upstream.headers:
+                raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
+            if upstream.status != 200:
+                raise Problem(502, "engine_refused", f"the engine {endpoint.engine} answered {upstream.status}")
+            try:
+                body = await upstream.content.read(limit + 1)
+                while body and len(body) <= limit and (more := await upstream.content.read(limit + 1 - len(body))):
+                    body += more
+            except (ClientError, TimeoutError, OSError) as error:
+                raise engine_lost(call.model) from error
+        if len(body) > limit:
+            raise Problem(502, "engine_refused", f"the engine {endpoint.engine} answered with over {limit} bytes")
+        return body
+
     async def _post(self, call: Call, endpoint: Endpoint) -> ClientResponse:
         peer = await self._peer(endpoint)
         headers = call.engine_headers(peer.host, self._clock())

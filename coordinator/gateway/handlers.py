@@ -15,9 +15,10 @@ import msgspec
 from aiohttp import web
 
 from coordinator.gateway import problem as problems
-from coordinator.gateway.body import Body, Budget, parse
+from coordinator.gateway.body import Ask, Body, Budget, parse
 from coordinator.gateway.call import REQUEST_ID, Call, allowed_wait, ids, passed
 from coordinator.gateway.dispatch import Dispatcher
+from coordinator.gateway.prefill import Prefill
 from coordinator.gateway.problem import Problem
 from coordinator.gateway.routes import Routes
 from coordinator.gateway.settings import Settings
@@ -67,6 +68,7 @@ class Handlers:
         self._settings = settings
         self._routes = routes
         self._dispatcher = dispatcher
+        self._prefill = Prefill(settings.prefill, dispatcher, clock)
         self._metrics = metrics
         self._known = known
         self._clock = clock
@@ -128,12 +130,13 @@ class Handlers:
             raise problems.closing()
         body = Body(self._budget, self._settings.max_body)
         try:
-            call = await self._call(request, body)
+            call, ask = await self._call(request, body)
+            call = await self._prefill.through(call, ask)
             return await self._dispatcher.serve(call, request, {REQUEST_ID: call.client_id})
         finally:
             body.release()
 
-    async def _call(self, request: web.Request, body: Body) -> Call:
+    async def _call(self, request: web.Request, body: Body) -> tuple[Call, Ask]:
         arrived = self._clock()
         if (request.content_length or 0) > self._settings.max_body:
             raise problems.too_large(self._settings.max_body)
@@ -147,7 +150,7 @@ class Handlers:
             raise problems.unknown_model(ask.model, self._routes.models)
         request[_MODEL] = model
         client_id, engine_id = request[_IDS]
-        return Call(
+        call = Call(
             model=model,
             path=request.path,
             body=ask.encode(model),
@@ -157,6 +160,7 @@ class Handlers:
             client_id=client_id,
             engine_id=engine_id,
         )
+        return call, ask
 
     async def _list_models(self, request: web.Request) -> web.StreamResponse:
         phases = self._known.phases()

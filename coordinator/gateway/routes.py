@@ -19,8 +19,10 @@ GONE_GRACE_S = 15.0
 class Routes:
     """The routing table. `configured` models exist whether an engine of theirs has registered yet or not."""
 
-    def __init__(self, configured: Iterable[str] = ()) -> None:
-        self._configured = frozenset(configured)
+    def __init__(self, configured: Iterable[str] = (), hidden: Iterable[str] = ()) -> None:
+        """`hidden` have routes, and no client can name them."""
+        self._hidden = frozenset(hidden)
+        self._configured = frozenset(configured) - self._hidden
         self._routes: dict[str, Route] = {}
         self._gone: dict[str, float] = {}
         self._aliases: dict[str, str] = {}
@@ -37,15 +39,25 @@ class Routes:
 
     def resolve(self, name: str, now: float) -> str | None:
         """The model that `name` means: its own name first, then an alias. None: there is no such model."""
+        if name in self._hidden:
+            return None
         if name in self._routes or name in self._configured:
             return name
         if now - self._gone.get(name, -GONE_GRACE_S) < GONE_GRACE_S:
             return name
         return self._aliases.get(name)
 
+    def is_served(self, model: str) -> bool:
+        """An engine of it has registered, resident or not."""
+        return model in self._routes
+
     def endpoints(self, model: str) -> tuple[Endpoint, ...]:
         route = self._routes.get(model)
         return route.endpoints if route is not None else ()
+
+    @property
+    def all_endpoints(self) -> list[Endpoint]:
+        return [endpoint for route in self._routes.values() for endpoint in route.endpoints]
 
     def aliases(self, model: str) -> tuple[str, ...]:
         route = self._routes.get(model)
@@ -53,7 +65,7 @@ class Routes:
 
     @property
     def models(self) -> list[str]:
-        return sorted({*self._configured, *self._routes})
+        return sorted({*self._configured, *self._routes} - self._hidden)
 
 
 class _Use(msgspec.Struct):

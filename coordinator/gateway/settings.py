@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`models` are those of the configuration: they exist before an engine of theirs has registered. At most
-    `max_queue` requests wait for a model. A body has at most `max_body` bytes and must arrive within `body_timeout_s`;
-    all together have at most `body_budget`. An engine may be silent for `answer_timeout_s`. At the end, running answers
-    get `drain_s`. `trusted_hosts` are names we go by and hosts we connect to."""
+    """`models` are those of the configuration: they exist before an engine of theirs has registered; `prefill` is the
+    prefill group of each that has one, which no client can name. At most `max_queue` requests wait for a model. A body
+    has at most `max_body` bytes and must arrive within `body_timeout_s`; all together have at most `body_budget`. An
+    engine may be silent for `answer_timeout_s`. At the end, running answers get `drain_s`. `trusted_hosts` are names we
+    go by and hosts we connect to."""
 
     host: str = "127.0.0.1"
     port: int = 8080
     max_queue: int = 512
     models: tuple[str, ...] = ()
+    prefill: Mapping[str, str] = {}
     trusted_hosts: tuple[str, ...] = ()
     max_body: int = 32 << 20
     body_budget: int = 512 << 20

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from coordinator.config import Config, Model
+from coordinator.config_roles import is_paired
 
 MODULE = "vllm.entrypoints.openai.api_server"
 GATE = "engine_patch.gate.Gate"
@@ -20,6 +21,14 @@ ASCEND_PLUGINS = ("ascend_kv_connector", "ascend_model", "ascend_model_loader", 
 """vllm-ascend 0.23's entry points but its platform, before which ours stands: vLLM takes one platform only."""
 ASCEND_STREAMS = 1800
 """Of the about 2000 hardware streams of a 910B or 910C those that engines use together; the rest is the system's."""
+TRANSFER = json.dumps(
+    {
+        "kv_connector": "VnpuConnector",
+        "kv_connector_module_path": "engine_patch.kv_connector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+    }
+)
 
 
 class Command(msgspec.Struct, frozen=True):
@@ -43,7 +52,8 @@ class Command(msgspec.Struct, frozen=True):
 def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str) -> Command:
     """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`."""
     model = config.models[name]
-    argv = [python, "-m", MODULE, *_flags(name, model, port), *_engine_args(model.engine_args)]
+    flags = _flags(name, model, port) + (["--kv-transfer-config", TRANSFER] if is_paired(name, config.models) else [])
+    argv = [python, "-m", MODULE, *flags, *_engine_args(model.engine_args)]
     return Command(tuple(argv), _environment(config, name, model, etcd, bind))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import config
+from coordinator.config_roles import pairs
 from coordinator.errors import ConfigError
 from native.daemon.options import DeviceOption
 from tests.helpers.model_folder import model_folder
@@ -229,3 +230,49 @@ def test_a_variable_cannot_inject_yaml(load):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot be read: No such file"):
         config.load(tmp_path / "nowhere.yaml", {})
+
+
+ROLES = """
+devices: [{id: 0, capacity: 256MiB}, {id: 1, capacity: 256MiB}]
+models:
+  a:
+    path: a
+    kv_cache: 64MiB
+    port: 9001
+    engine_args: {dtype: float32, block_size: 32}
+    roles:
+      prefill: {device: 0, kv_cache: 128MiB, engine_args: {max_num_seqs: 2}}
+      decode: {device: [0, 1], keep_alive: null}
+"""
+
+
+def test_a_model_with_roles_is_two_engines(load):
+    got = load(ROLES)
+    assert sorted(got.models) == ["a", "a@prefill"]
+    decode, prefill = got.models["a"], got.models["a@prefill"]
+    assert (decode.devices, decode.kv_cache, decode.port, decode.keep_alive) == (("0", "1"), 64 << 20, 9001, None)
+    assert (prefill.devices, prefill.kv_cache, prefill.port, prefill.keep_alive) == (("0",), 128 << 20, None, 300.0)
+    assert prefill.engine_args == {"dtype": "float32", "block_size": 32, "max_num_seqs": 2}
+    assert pairs(got.models) == {"a": "a@prefill"}
+    assert (prefill.roles, set(decode.roles)) == ({}, {"prefill", "decode"})
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("kv_cache: 128MiB", "kv_cache: 192MiB", ["models.a.roles", "device 0 together", "more than it lends"]),
+        ("kv_cache: 128MiB", "kv_cache: 512MiB", ["models.a.roles.prefill", "needs"]),
+        ("decode: {device: [0, 1], keep_alive: null}", "", ["models.a.roles.decode", "is missing"]),
+        ("decode:", "decoed:", ["models.a.roles.decoed", "did you mean `decode`"]),
+        ("keep_alive: null", "kep_alive: null", ["models.a.roles.decode.kep_alive", "keep_alive"]),
+        ("keep_alive: null", "device: 7", ["written twice"]),
+        ("device: [0, 1]", "device: 7", ["models.a.roles.decode.device", "7 is not declared"]),
+        ("max_num_seqs: 2", "kv_transfer_config: {}", ["models.a.roles.prefill.engine_args.kv_transfer_config"]),
+        ("keep_alive: null", "roles: {}", ["models.a.roles.decode.roles"]),
+        ("    kv_cache: 64MiB", "    start: lazy\n    kv_cache: 64MiB", ["roles", "started with the node"]),
+        ("  a:", "  a@prefill:", ["a@prefill"]),
+    ],
+)
+def test_roles_that_cannot_work(load, old, new, words):
+    message = fault(load, ROLES.replace(old, new))
+    assert [word for word in words if word not in message] == []

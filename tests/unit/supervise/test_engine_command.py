@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from coordinator.config import Config, Device, Duration, Gateway, Model, Size
@@ -69,6 +71,19 @@ def test_on_ascend_our_platform_stands_before_vllm_ascends_and_streams_are_share
     assert "ascend" not in plugins
     assert engine_command(on("ascend"), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "900"
     assert engine_command(on("ascend", streams=70), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "70"
+
+
+def test_groups_of_a_model_with_roles_have_the_connector():
+    argv = command().argv
+    assert "--kv-transfer-config" not in argv
+    both = config()
+    both.models["org/a@prefill"] = both.models["org/a"]
+    for name in both.models:
+        argv = engine_command(both, name, ["http://e1:1"], 9001, "0", "/py").argv
+        assert argv[argv.index("--served-model-name") + 1] == name
+        told = json.loads(argv[argv.index("--kv-transfer-config") + 1])
+        assert told["kv_connector_module_path"] == "engine_patch.kv_connector"
+        assert told["kv_load_failure_policy"] == "recompute"
 
 
 @pytest.mark.parametrize("source", ["auto", "peers"])
