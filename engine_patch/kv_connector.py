@@ -43,6 +43,9 @@ from transfer.transports.trust import KEY_FILE, Trust, trust_from
 
 log = logging.getLogger("vllm.vnpu.transfer")
 
+IDLE_STEP_S = 0.01
+"""While a transfer is all there is to wait for, vLLM steps a thousand times a second, in each of its processes; a step
+without a forward pass waits so long at most, so that processors are left to the transfer."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -85,6 +88,7 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         self._station: Station | None = None
         self._results = KVConnectorTransferResults()
         self._failed_blocks: set[int] = set()
+        self._idle = False
 
     # ---- in the scheduler
 
@@ -150,17 +154,19 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         return Handshake(self._station.door) if self._station is not None else None
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Hands this step's orders to the side thread."""
+        """Hands this step's orders to the side thread. A step without a forward pass comes without `kwargs` (vLLM 0.32,
+        `ActiveKVConnector`)."""
+        self._idle = not kwargs
         step = self._get_connector_metadata()
         if self._station is not None and isinstance(step, Step):
             self._station.perform(step.orders)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """One snapshot. With one KV group a failure is told by block, so that what came is kept; vLLM can map blocks to
+        """One snapshot, at once where a forward pass ran. With one KV group a failure is told by block, so that what came is kept; vLLM can map blocks to
         requests only there. With several it is told by request."""
         if self._station is None:
             return KVConnectorTransferResults()
-        found = self._station.collect()
+        found = self._station.collect(IDLE_STEP_S if self._idle else 0.0)
         several = len(self._cache.kv_cache_groups) > 1
         self._failed_blocks |= set() if several else found.blocks
         return KVConnectorTransferResults(found.sent, found.received, found.failed if several else set())

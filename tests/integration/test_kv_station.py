@@ -123,6 +123,15 @@ async def test_a_ticket_in_use_twice() -> None:
         assert seen[0].blocks in ({12, 13, 14, 15}, set(DST))
 
 
+async def test_who_has_nothing_else_to_do_hears_at_once() -> None:
+    with engine(1) as prefill, engine(1) as decode:
+        ticket = prefill.prefill(PROMPT, [SRC], noise(1, 4))
+        decode.decode("d", PROMPT, ticket, [DST], 0)
+        station = decode.ranks[0].station
+        assert (await asyncio.to_thread(station.collect, 60.0)).received == {"d"}
+        assert station.collect(0.001).received == set()
+
+
 # ---- sleep
 
 

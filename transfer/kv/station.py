@@ -83,7 +83,7 @@ class Station:
             TransferError: the port is taken.
         """
         self._me, self._trust, self._terms, self._cpus = me, trust, terms or Terms(), tuple(cpus)
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self._results = Results()
         self._owners: dict[str, str] = {}
         self._left: dict[str, set[str]] = {}
@@ -126,9 +126,11 @@ class Station:
         for owner in orders.aborted:
             self._loop.call_soon_threadsafe(self._abort, owner)
 
-    def collect(self) -> Results:
-        """What has ended; said once."""
+    def collect(self, wait_s: float = 0.0) -> Results:
+        """What has ended; said once. Who has nothing else to do may wait for the next end, `wait_s` at most."""
         with self._lock:
+            if wait_s:
+                self._lock.wait_for(lambda: self._results.sent or self._results.received, wait_s)
             results, self._results = self._results, Results()
         return results
 
@@ -175,6 +177,7 @@ class Station:
             if not self._left[owner]:
                 del self._left[owner]
                 self._results.sent.add(owner)
+                self._lock.notify_all()
 
     # ---- pulling: the side thread
 
@@ -272,6 +275,7 @@ class Station:
             self._results.blocks.update(failed)
             if failed:
                 self._results.failed.add(order.owner)
+            self._lock.notify_all()
 
     # ---- quiet
 
