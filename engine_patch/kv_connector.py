@@ -162,8 +162,8 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
             self._station.perform(step.orders)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """One snapshot, at once where a forward pass ran. With one KV group a failure is told by block, so that what came is kept; vLLM can map blocks to
-        requests only there. With several it is told by request."""
+        """One snapshot, at once where a forward pass ran. With one KV group a failure is told by block, so that what
+        came is kept; vLLM can map blocks to requests only there. With several it is told by request."""
         if self._station is None:
             return KVConnectorTransferResults()
         found = self._station.collect(IDLE_STEP_S if self._idle else 0.0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from coordinator.__main__ import main, settings
@@ -64,3 +66,10 @@ async def test_a_coordinator_whose_orders_anybody_could_give_is_not_made() -> No
     told = Settings(id="c1", admin=AdminSettings(host="0.0.0.0", port=0))
     with pytest.raises(ConfigError, match="api_key"):
         Runtime(told, MemoryEtcd().client(), Scheduler())
+
+
+def test_what_is_configured_can_be_shown(config: Path) -> None:
+    """The admin API tells it in JSON, which knows no durations of ours."""
+    core = scheduler(load(config, {}))
+    for model in ("a", "unconfigured"):
+        assert json.loads(msgspec.json.encode(core.settings(ModelId(model))))["min_residency"] >= 0
