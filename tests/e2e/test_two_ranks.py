@@ -88,7 +88,14 @@ class Running:
         self.before: dict[str, list[int]] = {}
 
     async def complete(self, model: str, salt: str) -> list[int]:
-        """Greedy tokens; a new `salt` finds nothing in the prefix cache."""
+        """Greedy tokens."""
+        status, answer = await self.answer(model, salt)
+        assert status == 200, answer
+        ids: list[int] = answer["choices"][0]["token_ids"]
+        return ids
+
+    async def answer(self, model: str, salt: str) -> tuple[int, Any]:
+        """Status and answer of one greedy completion; a new `salt` finds nothing in the prefix cache."""
         body = {"model": model, "prompt": PROMPT, "max_tokens": 16, "temperature": 0.0, "cache_salt": salt}
         body |= {"ignore_eos": True, "return_token_ids": True}
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
@@ -96,10 +103,7 @@ class Running:
             aiohttp.ClientSession(timeout=timeout) as http,
             http.post(f"{self.found.gateway}/v1/completions", json=body) as reply,
         ):
-            answer = await reply.json()
-            assert reply.status == 200, answer
-        ids: list[int] = answer["choices"][0]["token_ids"]
-        return ids
+            return reply.status, await reply.json()
 
     def pid(self, model: str) -> int:
         """The engine's process as the run file names it."""
@@ -182,6 +186,43 @@ async def test_the_two_take_turns_and_answer_as_before(running: Running) -> None
     assert chronicle.granted()[already:] == turn_of_both * 3
 
 
+async def test_a_rank_killed_in_mid_restore_leaves_nothing_half_granted(running: Running) -> None:
+    chronicle = running.chronicle
+    assert await running.complete(SOLO, "be resident") == running.before[SOLO]
+    await chronicle.until(lambda picture: engines(picture, BOTH[1]) == set())
+    old = chronicle.picture.of(Spec)[PAIR].holder
+    server = psutil.Process(running.pid(PAIR))
+    family = [server, *server.children(recursive=True)]
+    rank(family, 1).suspend()  # so that the restore cannot end
+    asked = asyncio.create_task(running.answer(PAIR, "through the kill"))
+    await chronicle.until(lambda picture: any(restores(picture, device, old) for device in BOTH))
+    assert not asked.done()
+    rank(family, 1).kill()
+
+    _, left = await asyncio.to_thread(psutil.wait_procs, family, PATIENCE_S)
+    assert left == []
+    await chronicle.until(lambda picture: all(at_rest(picture, device, old) for device in BOTH))
+    assert await running.complete(SOLO, "after the kill") == running.before[SOLO]
+    status, answer = await asked
+    assert status in (200, 503), answer
+    assert status == 503 or answer["choices"][0]["token_ids"] == running.before[PAIR]
+    await chronicle.until(lambda picture: came_back(picture, old))
+    assert await running.complete(PAIR, "after the kill") == running.before[PAIR]
+
+
+def restores(picture: Picture, device: str, holder: Holder) -> bool:
+    """Whether the holder has entered a restore there."""
+    opened = picture.of(Device)[device].open
+    return opened is not None and (opened.holder, opened.order) == (holder, Order.RESTORE)
+
+
+def at_rest(picture: Picture, device: str, holder: Holder) -> bool:
+    """Whether nothing of the holder is left there, neither pages nor an operation."""
+    state, seat = picture.of(Device)[device], picture.of(Seat)[device]
+    over = seat.holder != holder or state.closed >= picture.written(Seat, device)
+    return over and state.open is None and holder not in holders(picture, device)
+
+
 async def test_a_killed_rank_ends_its_engine_and_nobody_else(running: Running) -> None:
     chronicle = running.chronicle
     assert await running.complete(PAIR, "be resident") == running.before[PAIR]
@@ -205,7 +246,7 @@ async def test_a_killed_rank_ends_its_engine_and_nobody_else(running: Running) -
     assert await running.complete(SOLO, "back") == running.before[SOLO]
     assert running.pid(PAIR) != server.pid
     assert running.pid(SOLO) == beside
-    [announced] = [line for line in said(running.node) if "restarting in" in line]
+    *_, announced = [line for line in said(running.node) if "restarting in" in line]
     assert f" {PAIR} " in announced
 
 
