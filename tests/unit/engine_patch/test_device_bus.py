@@ -17,7 +17,7 @@ from engine_patch.device_bus import GIB, WIDTH, WINDOW, DeviceBus, places, windo
 from engine_patch.host_memory import Mapping
 from engine_patch.restoring import MemoryFault
 from native._native import Arena, Driver, open_driver
-from native.digest import content_digest
+from native.digest import LEAF, TreeDigest, content_digest
 from native.protocol import Kind
 from tests.helpers.memory import read, write
 
@@ -86,6 +86,18 @@ def test_bytes_go_and_come_and_are_looked_at_alike(driver: Driver, base: int) ->
     assert read(memory.address + CHUNK + 10, 1) != b"\0"
     bus.unlock(memory)
     bus.unlock(memory)
+    memory.close()
+
+
+def test_a_digest_of_windows_is_that_of_the_whole() -> None:
+    memory = Mapping(5 * LEAF)
+    ctypes.memmove(memory.address, bytes(range(251)) * (5 * LEAF // 251), 5 * LEAF // 251 * 251)
+    found = TreeDigest()
+    for first, length in ((0, 2 * LEAF), (2 * LEAF, LEAF), (3 * LEAF, LEAF + 7)):
+        found.add([(memory.address + first, length)])
+    assert found.text() == content_digest([(memory.address, 4 * LEAF + 7)])
+    with pytest.raises(ValueError, match="only the last"):
+        found.add([(memory.address, 1)])
     memory.close()
 
 

@@ -47,6 +47,7 @@ def test_blocks_that_are_no_neighbours_of_themselves_are_not_told_apart() -> Non
     assert place(wide[:, :, :8], wide.data_ptr()) is None
     assert place(torch.zeros(3, 7, 8), 0) is None
     assert place_of((2, 2, 8), (16, 8, 1), 4, 0, 2) is None
+    assert place_of((2 * BLOCKS, 8), (16, 1), 4, 0, BLOCKS) is None  # two rows a block, with a gap between them
 
 
 def test_books_over_a_layers_k_and_v_name_exactly_the_bytes_of_a_block() -> None:
