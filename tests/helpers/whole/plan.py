@@ -226,6 +226,7 @@ def heal(world: World) -> None:
         _mend(coordinator.store)
     for model in world.models:
         world.policy(model, None)
+    world.healed = world.etcd.mvcc.revision
     world.say("healed")
 
 

@@ -70,6 +70,8 @@ class World:
         self.wrong: str = ""
         self.events = self.faults = self.switches = self.orders = 0
         self.over = False
+        self.healed = 0
+        """Revision from which on no fault is left; nobody dies of one any more."""
         self.procs: list[Proc] = []
         self.rough = True
         """Connections to daemons break now and then."""
@@ -102,7 +104,7 @@ class World:
 
     def store(self, proc: Proc, die: Callable[[], None]) -> SimStore:
         self.procs.append(proc)
-        return SimStore(self.etcd, proc, self.rng, die, lambda: self.over)
+        return SimStore(self.etcd, proc, self.rng, lambda: None if self.healed else die(), lambda: self.over)
 
     def spawn(self, kind: Kind) -> SimEngine:
         engine = SimEngine(self, kind, len(self.lives) + 1)
