@@ -99,7 +99,12 @@ class SimEngine:
 
     async def _live(self) -> None:
         settings = Settings(
-            endpoints=("x",), node=self.kind.node, devices=self.kind.devices, engine=self.id, lease_ttl=TTL
+            endpoints=("x",),
+            node=self.kind.node,
+            devices=self.kind.devices,
+            engine=self.id,
+            driver="sim",
+            lease_ttl=TTL,
         )
         total = int(self.kind.weights * CHUNK * len(self.kind.devices) / PACKING)
         plan = Plan(
