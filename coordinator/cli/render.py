@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from coordinator.cli.view import DeviceView, ModelView, OperationView, View
+from coordinator.cli.happenings import Happening
+from coordinator.cli.screen import Screen
+from coordinator.cli.view import DeviceView, HostView, ModelView, OperationView, View
 from coordinator.core.model import Bytes, Phase
 from coordinator.sizes import show_duration, show_size
 
@@ -17,6 +20,7 @@ LEAST_BAR = 8
 BESIDE_BAR = 70
 """Columns that the rest of a device's line takes."""
 KINDS = {"weights": "blue", "kv": "green", "cached": "bright_black", "overhead": "yellow"}
+EVENTS = {"decision": "cyan", "device": "blue", "leader": "bold magenta"}
 PHASES = {
     Phase.RESIDENT: "bold green",
     Phase.RESTORING: "cyan",
@@ -29,10 +33,20 @@ PHASES = {
 }
 
 
-def render(view: View, width: int = BESIDE_BAR + BAR_WIDTH, rows: int | None = None) -> RenderableType:
-    """`width`: columns of the terminal; `rows`: how many models there is room for; None: all."""
+def render(
+    view: View, width: int = BESIDE_BAR + BAR_WIDTH, rows: int | None = None, screen: Screen | None = None
+) -> RenderableType:
+    """`width`: columns of the terminal; `rows`: how many models there is room for; None: all. `screen`: which are
+    shown, in which order, and which is chosen."""
     devices = _devices(view.devices, max(LEAST_BAR, min(BAR_WIDTH, width - BESIDE_BAR)))
-    parts: list[RenderableType] = [_header(view), Text(), devices, Text(), _models(view.models, rows)]
+    parts: list[RenderableType] = [
+        _header(view),
+        Text(),
+        devices,
+        *_hosts(view.hosts),
+        Text(),
+        render_models(view.models, rows, screen),
+    ]
     if view.quarantined:
         parts += [Text(), Text(f"not understood, and ignored: {', '.join(view.quarantined)}", style="red")]
     return Group(*parts)
@@ -82,10 +96,44 @@ def _operation(operation: OperationView | None) -> Text:
     return Text(f"{operation.order} {operation.engine}" + ("" if operation.entered else " (granted)"), style="cyan")
 
 
-def _models(models: Sequence[ModelView], rows: int | None) -> RenderableType:
+def _hosts(hosts: Sequence[HostView]) -> Iterator[RenderableType]:
+    """Host memory that a node has for models that are away; no line where none is counted."""
+    for host in hosts:
+        if host.masters or host.saved_kv or host.total:
+            limit = f" of {show_size(host.total)}" if host.total else ""
+            used = f"masters {show_size(host.masters)}, saved KV {show_size(host.saved_kv)}{limit}"
+            yield Text(f"  host memory of {host.node}: {used}", style="dim")
+
+
+def render_events(happenings: Iterable[Happening], rows: int) -> Text:
+    """The newest `rows` of them, the newest last."""
+    text = Text(no_wrap=True)
+    for each in list(happenings)[-rows:] if rows else []:
+        at = time.strftime("%H:%M:%S", time.localtime(each.at))
+        text.append(f"{at} ", "dim").append(f"{each.kind:<9}", EVENTS.get(each.kind, "")).append(f"{each.what}\n")
+    text.rstrip()
+    return text
+
+
+def _window(models: Sequence[ModelView], rows: int | None, chosen: str) -> Sequence[ModelView]:
+    """As many as there is room for, the chosen one among them."""
+    if rows is None:
+        return models
+    rows = max(rows, 1)
+    at = next((n for n, model in enumerate(models) if model.engine == chosen), 0)
+    start = max(0, min(at - rows // 2, len(models) - rows))
+    return models[start : start + rows]
+
+
+def render_models(models: Sequence[ModelView], rows: int | None = None, screen: Screen | None = None) -> RenderableType:
+    """One line an engine."""
+    chosen = screen.chosen if screen is not None else ""
+    models = screen.shown(models) if screen is not None else models
     if not models:
-        return Text("no engine is registered", style="dim")
-    shown = models if rows is None else models[: max(rows, 1)]
+        return Text(
+            "no engine is registered" if screen is None or not screen.filter else "none is like that", style="dim"
+        )
+    shown = _window(models, rows, chosen)
     table = _table("model", "phase", "device", "size", "runs", "waits", "last wake", "")
     for model in shown:
         table.add_row(
@@ -97,6 +145,7 @@ def _models(models: Sequence[ModelView], rows: int | None) -> RenderableType:
             Text(str(model.waiting), style="bold yellow") if model.waiting else Text("–"),
             _wake(model),
             _notes(model),
+            style="reverse" if chosen and model.engine == chosen else "",
         )
     more = len(models) - len(shown)
     return Group(table, Text(f"… and {more} more", style="dim")) if more else table

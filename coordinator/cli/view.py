@@ -85,6 +85,15 @@ class ModelView(msgspec.Struct, frozen=True):
     stream: Stream | None = None
 
 
+class HostView(msgspec.Struct, frozen=True):
+    """A node's host memory: its limit (0: none), what master copies and saved KV take of it."""
+
+    node: str
+    total: int
+    masters: int
+    saved_kv: int
+
+
 class View(msgspec.Struct, frozen=True):
     """The whole screen. `doubt` says why it may be out of date; empty: it is not."""
 
@@ -93,6 +102,7 @@ class View(msgspec.Struct, frozen=True):
     admin: str
     devices: tuple[DeviceView, ...]
     models: tuple[ModelView, ...]
+    hosts: tuple[HostView, ...] = ()
     quarantined: tuple[str, ...] = ()
     doubt: str = ""
 
@@ -111,6 +121,7 @@ def build(picture: Picture, wakes: Mapping[str, Wake], silent_s: float | None) -
                 key=lambda model: model.engine,
             )
         ),
+        hosts=_hosts(picture),
         quarantined=tuple(sorted(picture.quarantined)),
         doubt=_doubt(leader is not None, silent_s),
     )
@@ -124,6 +135,12 @@ def remember(wakes: Mapping[str, Wake], picture: Picture) -> dict[str, Wake]:
         if residency.phase is Phase.RESIDENT and residency.restored:
             known[engine] = Wake(sum(step.seconds for step in residency.steps), residency.restored)
     return known
+
+
+def _hosts(picture: Picture) -> tuple[HostView, ...]:
+    """One a node: all its devices report the same pool."""
+    pools = {name.rpartition("/")[0]: device.host_ram for name, device in sorted(picture.of(Device).items())}
+    return tuple(HostView(node, ram.total, ram.masters, ram.saved_kv) for node, ram in pools.items())
 
 
 def _device(picture: Picture, name: str, device: Device) -> DeviceView:

@@ -1,4 +1,4 @@
-"""`vnpu-watch`: what is on the devices and who waits, live from one etcd watch."""
+"""`vnpu-watch`: what is on the devices and who waits, live from one etcd watch; and what operators do about it."""
 
 from __future__ import annotations
 
@@ -8,57 +8,84 @@ import logging
 import os
 import signal
 import sys
-import termios
 import time
-import tty
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.live import Live
 from rich.markup import escape
 
-from coordinator.cli.render import render
-from coordinator.cli.view import View, Wake, build, remember
+from coordinator.cli.completion import SHELLS, script
+from coordinator.cli.happenings import Happening
+from coordinator.cli.live import live
+from coordinator.cli.operate import ACTS, Operator
+from coordinator.cli.render import render, render_events, render_models
+from coordinator.cli.view import View
+from coordinator.cli.watcher import Watcher
 from coordinator.core.model import Decision, Spec
 from coordinator.core.why import why
 from coordinator.errors import ConfigError, VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
-from coordinator.store.access import credentials_apart
 from coordinator.supervise.child import first
 from coordinator.supervise.layout import RunDir
 
-ANSWER_S = 10.0
-CLOCK_S = 1.0
 PAPER = 160
 """Columns where there is no terminal."""
-FURNITURE = 12
-"""Lines of the screen that are not models."""
+RECENT = 20
+"""Decisions that `events --once` shows."""
+LOOKS = ("top", "ps", "events", "models")
+COMMANDS = (*LOOKS, "why", *ACTS, "completion")
+OPTIONS = ("--once", "--json", "--etcd", "--admin", "--run-dir", "--help")
 
 _ABOUT = """\
-Shows devices (bytes by kind, who holds them, what is going on) and models (phase, queue, last wake), live. Finds the
-node by DIR/run.json of a running `vnpu up`, by $VNPU_ETCD_ENDPOINTS, or by --etcd. q or Ctrl-C ends it.
+Shows devices (bytes by kind, who holds them, what is going on) and models (phase, queue, last wake), live, and does
+what operators do. Finds the node by DIR/run.json of a running `vnpu up`, by $VNPU_ETCD_ENDPOINTS, or by --etcd. What is
+shown comes from etcd; pin, unpin, sleep, wake, drain and resume go to the admin API of whoever leads, with
+$VNPU_ADMIN_KEY. Colours are off without a terminal or with $NO_COLOR.
 """
 _EXAMPLES = """\
+commands:
+  top                    the live screen (the default); its last line says which keys do what
+  ps                     models, once
+  events                 what happens, a line each
+  why MODEL              the newest decisions about a model: cause, policy, every candidate
+  pin, unpin MODEL...    never a victim; may be one again
+  sleep, wake MODEL...   out of device memory; back
+  drain, resume MODEL... takes nothing new, ends what it has, leaves; ends that
+  completion SHELL       for bash, zsh or fish: eval "$(vnpu-watch completion bash)"
+
 examples:
   vnpu-watch                                the node that runs here
   vnpu-watch --etcd http://etcd:2379        any node, from anywhere
   vnpu-watch --once                         one look; for scripts: --once --json | jq .models
   vnpu-watch --json                         one JSON object a line, at each change
-  vnpu-watch why qwen-a                     the newest decisions about a model: cause, policy, every candidate
+  vnpu-watch events --json                  one event a line, for ever
 """
 
 
+class Asked(msgspec.Struct, frozen=True):
+    """What the command line says. `names`: models, or a shell."""
+
+    command: str
+    names: tuple[str, ...]
+    once: bool
+    as_json: bool
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 etcd does not answer, 2 wrong use, 130 Ctrl-C."""
+    """Exit codes: 0 done, 1 etcd or the admin API does not answer or refuses, 2 wrong use, 130 Ctrl-C."""
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asked(args.words)
-        return asyncio.run(_watch(args, endpoints(args.etcd, RunDir(Path(args.run_dir)), os.environ)))
+        asked = understood(args.words, once=args.once, as_json=args.json)
+        if asked.command == "completion":
+            print(script(asked.names[0], COMMANDS, ("why", *ACTS), OPTIONS), end="")
+            return 0
+        urls = endpoints(args.etcd, RunDir(Path(args.run_dir)), os.environ)
+        key, hosts = os.environ.get("VNPU_ADMIN_KEY", ""), os.environ.get("VNPU_ENGINE_HOSTS", "")
+        return asyncio.run(_watch(asked, Operator(args.admin or "", key, hosts), urls))
     except ConfigError as error:
         print(f"vnpu-watch: {error}", file=sys.stderr)
         return 2
@@ -75,28 +102,36 @@ def endpoints(named: str | None, run_dir: RunDir, environ: Mapping[str, str]) ->
     return tuple(url.strip() for url in given.split(",") if url.strip()) or run_dir.read().etcd
 
 
-def asked(words: Sequence[str]) -> str:
-    """The model of `why MODEL`; empty: nothing was asked. Raises ConfigError for other words."""
-    if not words:
-        return ""
-    if len(words) != 2 or words[0] != "why":
-        raise ConfigError(f"{' '.join(words)!r} is nothing to ask", remedy="write vnpu-watch why MODEL")
-    return words[1]
+def understood(words: Sequence[str], *, once: bool, as_json: bool) -> Asked:
+    """Raises ConfigError for words that mean nothing."""
+    command, names = (words[0], tuple(words[1:])) if words else ("top", ())
+    if command not in COMMANDS:
+        raise ConfigError(f"{command!r} is no command", remedy=f"there are {', '.join(COMMANDS)}")
+    if command in LOOKS and names:
+        raise ConfigError(f"{command} takes no names", remedy=f"vnpu-watch {command}")
+    if command == "why" and len(names) != 1:
+        raise ConfigError("why takes one model", remedy="vnpu-watch why MODEL")
+    if command in ACTS and not names:
+        raise ConfigError(f"{command} takes models", remedy=f"vnpu-watch {command} MODEL")
+    if command == "completion" and (len(names) != 1 or names[0] not in SHELLS):
+        raise ConfigError("completion takes a shell", remedy=f"one of {', '.join(SHELLS)}")
+    return Asked(command, names, once, as_json)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "vnpu-watch", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="why MODEL", help="say why MODEL came, left or stayed, and end")
+    parser.add_argument("words", nargs="*", metavar="COMMAND", help="one of those below; the default is top")
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--etcd", metavar="URL[,URL]", help="etcd's endpoints")
+    parser.add_argument("--admin", metavar="URL", help="the admin API (default: the leader's, as etcd has it)")
     parser.add_argument("--run-dir", metavar="DIR", default=".vnpu", help="the running node's folder (default: .vnpu)")
     return parser
 
 
-async def _watch(args: argparse.Namespace, urls: Sequence[str]) -> int:
+async def _watch(asked: Asked, operator: Operator, urls: Sequence[str]) -> int:
     if (ours := asyncio.current_task()) is not None:
         for number in (signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, ours.cancel)  # the terminal is to be given back
@@ -104,25 +139,68 @@ async def _watch(args: argparse.Namespace, urls: Sequence[str]) -> int:
     mirror = Mirror(store)
     watcher = Watcher(mirror)
     try:
-        await first((mirror.run(), _show(watcher, args, urls)))
+        await first((mirror.run(), _answer(asked, watcher, operator, urls)))
     finally:
         await store.close()
     return 0
 
 
-async def _show(watcher: Watcher, args: argparse.Namespace, urls: Sequence[str]) -> None:
+async def _answer(asked: Asked, watcher: Watcher, operator: Operator, urls: Sequence[str]) -> None:
     await watcher.first_answer(urls)
     console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=PAPER)
-    if model := asked(args.words):
-        explain(watcher.picture, model, console, as_json=args.json)
-    elif args.once:
-        _print(watcher.view(), console, as_json=args.json)
-    elif args.json or not console.is_terminal:
+    if asked.command in ACTS:
+        await _act(asked, watcher, operator)
+    elif asked.command == "why":
+        explain(watcher.picture, asked.names[0], console, as_json=asked.as_json)
+    elif asked.command == "events":
+        await _events(asked, watcher, console)
+    elif asked.command == "models":
+        print("\n".join(sorted({one.model for one in watcher.view().models})))
+    else:
+        await _show(asked, watcher, operator, console)
+
+
+async def _show(asked: Asked, watcher: Watcher, operator: Operator, console: Console) -> None:
+    if asked.once or asked.command == "ps":
+        _print(watcher.view(), console, asked)
+    elif asked.as_json or not console.is_terminal:
         while True:
-            _print(watcher.view(), console, as_json=args.json)
+            _print(watcher.view(), console, asked)
             await watcher.news()
     else:
-        await _live(watcher, console)
+        await live(watcher, operator, console)
+
+
+async def _act(asked: Asked, watcher: Watcher, operator: Operator) -> None:
+    for name in asked.names:
+        told = await operator.act(asked.command, name, watcher.view().admin)
+        print(msgspec.json.encode(told).decode() if asked.as_json else f"{asked.command} {name}: accepted", flush=True)
+
+
+async def _events(asked: Asked, watcher: Watcher, console: Console) -> None:
+    """First the newest decisions, then what happens."""
+    past = [_past(decision) for decision in watcher.latest(RECENT)]
+    watcher.view()
+    _tell(past, console, as_json=asked.as_json)
+    seen = 0
+    while not asked.once:
+        await watcher.news()
+        new = watcher.happened - seen
+        seen = watcher.happened
+        if new:
+            _tell(list(watcher.happenings)[-new:], console, as_json=asked.as_json)
+
+
+def _past(decision: Decision) -> Happening:
+    return Happening(decision.at, "decision", decision.engine, f"{decision.order} {decision.engine}: {decision.cause}")
+
+
+def _tell(happenings: Sequence[Happening], console: Console, *, as_json: bool) -> None:
+    if as_json:
+        for each in happenings:
+            print(msgspec.json.encode(each).decode(), flush=True)
+    elif happenings:
+        console.print(render_events(happenings, len(happenings)))
 
 
 def explain(picture: Picture, model: str, console: Console, *, as_json: bool) -> None:
@@ -147,78 +225,12 @@ def explain(picture: Picture, model: str, console: Console, *, as_json: bool) ->
             console.print(f"  shadow policy {escape(each.shadow)}", highlight=False)
 
 
-def _print(view: View, console: Console, *, as_json: bool) -> None:
-    if as_json:
-        print(msgspec.json.encode(view).decode(), flush=True)
+def _print(view: View, console: Console, asked: Asked) -> None:
+    short = asked.command == "ps"
+    if asked.as_json:
+        print(msgspec.json.encode(view.models if short else view).decode(), flush=True)
     else:
-        console.print(render(view, console.width))
-
-
-async def _live(watcher: Watcher, console: Console) -> None:
-    with _keys() as quitting, Live(console=console, screen=True, auto_refresh=False) as live:
-        while not quitting.is_set():
-            live.update(render(watcher.view(), console.width, console.height - FURNITURE), refresh=True)
-            await first((watcher.news(), quitting.wait()))
-
-
-@contextmanager
-def _keys() -> Iterator[asyncio.Event]:
-    """Set when `q` or Ctrl-C is pressed; the terminal hands over single keys meanwhile."""
-    quitting, loop = asyncio.Event(), asyncio.get_running_loop()
-    if not sys.stdin.isatty():
-        yield quitting
-        return
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-
-    def pressed() -> None:
-        if b"q" in os.read(descriptor, 64).lower():
-            quitting.set()
-
-    tty.setcbreak(descriptor)
-    loop.add_reader(descriptor, pressed)
-    try:
-        yield quitting
-    finally:
-        loop.remove_reader(descriptor)
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
-
-
-class Watcher:
-    """A mirror with a memory: the last wake of each engine, and what was shown last."""
-
-    def __init__(self, mirror: Mirror) -> None:
-        self._mirror = mirror
-        self._wakes: dict[str, Wake] = {}
-        self._shown: View | None = None
-
-    async def first_answer(self, urls: Sequence[str]) -> None:
-        """Raises VnpuError where etcd does not answer within 10 s."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                await self._mirror.until(lambda picture: True)
-        except TimeoutError:
-            remedy = "is the node running? name another: --etcd URL"
-            shown = ", ".join(credentials_apart(urls)[0])
-            raise VnpuError(f"etcd at {shown} does not answer", remedy=remedy) from None
-
-    @property
-    def picture(self) -> Picture:
-        return self._mirror.picture
-
-    def view(self) -> View:
-        heard = self._mirror.heard
-        self._wakes = remember(self._wakes, self._mirror.picture)
-        self._shown = build(self._mirror.picture, self._wakes, None if heard is None else time.monotonic() - heard)
-        return self._shown
-
-    async def news(self) -> None:
-        """Returns when there is something else to show; a heartbeat is nothing else, silence is."""
-        shown = self._shown
-        while self.view() == shown:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(CLOCK_S):
-                    await self._mirror.changed()
+        console.print(render_models(view.models) if short else render(view, console.width))
 
 
 if __name__ == "__main__":

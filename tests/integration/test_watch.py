@@ -16,8 +16,10 @@ import pytest
 
 from coordinator.core import model
 from coordinator.store import keys
-from coordinator.store.base import Put
+from coordinator.store.base import Delete, Put
+from tests.helpers.coordinator import coordinator
 from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.stub_engine import node
 
 ROOT = Path(__file__).parents[2]
 DEVICE = model.Device(driver="host", capacity=1 << 30, chunk=1 << 21, epoch="e")
@@ -130,3 +132,75 @@ def test_why(etcd: RealEtcd):
     assert (unknown.returncode, "known are: qwen-a" in unknown.stderr) == (1, True)
     wrong = subprocess.run(command("what", "--etcd", etcd.url), cwd=ROOT, capture_output=True, text=True)
     assert wrong.returncode == 2
+
+
+async def _operated(etcd: RealEtcd, words: list[list[str]]) -> list[tuple[int, str, str]]:
+    """What `vnpu-watch` says to each of `words` while a coordinator and two engines run; at the end b is resident."""
+    store = etcd.client()
+    await store.txn([], [Delete(keys.ROOT, prefix=True)])
+    said = []
+    async with coordinator(store) as c, node(store, {"a": 60, "b": 60}, 100) as n:
+        assert (await c.ask("a"))[0] == 200
+        for each in words:
+            process = await asyncio.create_subprocess_exec(
+                *command(*each, "--etcd", etcd.url), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            out, err = await process.communicate()
+            said.append((process.returncode or 0, out.decode(), err.decode()))
+        await n["b"].until_phase(model.Phase.RESIDENT)
+    await store.close()
+    return said
+
+
+async def test_operators_commands_and_what_is_seen_of_them(etcd: RealEtcd):
+    words = [
+        ["pin", "a"],
+        ["unpin", "a", "--json"],
+        ["wake", "b"],
+        ["events", "--once", "--json"],
+        ["ps"],
+        ["models"],
+        ["pin", "x"],
+    ]
+    pin, unpin, wake, events, ps, models, unknown = await _operated(etcd, words)
+    assert pin[:2] == (0, "pin a: accepted\n")
+    assert json.loads(unpin[1])["policy"]["pin"] is False
+    assert wake[:2] == (0, "wake b: accepted\n")
+    told = [json.loads(line) for line in events[1].splitlines()]
+    assert {each["kind"] for each in told} == {"decision"}
+    assert "a" in {each["about"] for each in told}
+    assert "resident" in ps[1]
+    assert models[1] == "a\nb\n"
+    assert unknown[0] == 1
+    assert "there are: a, b, c" in unknown[2]
+
+
+def test_the_screen_takes_keys(etcd: RealEtcd):
+    put(etcd, "local/0")
+    asyncio.run(_decided(etcd))
+    master, slave = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "LINES": "40"}
+    with subprocess.Popen(command("--etcd", etcd.url), cwd=ROOT, stdin=slave, stdout=slave, env=environ) as watching:
+        os.close(slave)
+        until(master, b"qwen-a")
+        os.write(master, b"j")
+        os.write(master, b"z")
+        until(master, b"sleep qwen-a? y / n")
+        os.write(master, b"y")
+        until(master, b"nobody leads")
+        os.write(master, b"/zzz")
+        until(master, b"none is like that")
+        os.write(master, b"\rq")
+        while True:
+            try:
+                os.read(master, 4096)
+            except OSError:
+                break
+        assert watching.wait(60) == 0
+    os.close(master)
+
+
+def until(master: int, words: bytes) -> None:
+    seen = b""
+    while words not in seen:
+        seen += os.read(master, 65536)
