@@ -116,6 +116,16 @@ class Defaults(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ttft_objective: Duration | None = None
 
 
+class ShardedLinear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Linear layers that the ranks of one engine hold once between them; engine_patch/sharded_linear/options.py says
+    what the keys mean."""
+
+    layers: Annotated[list[str], msgspec.Meta(min_length=1)]
+    prefetch: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
+    carrier: Literal["auto", "mapped", "broadcast"] = "auto"
+    deadline: Duration = Duration(30)
+
+
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order). `kv_keep`
     None: all KV that is needed is kept across a switch. `streams` None: an even share of an Ascend device's. `start:
@@ -133,6 +143,13 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     start: Literal["eager", "lazy"] = "eager"
     stop_after: Duration | None = None
     roles: dict[str, dict[str, Any]] = {}
+    sharded_linear: ShardedLinear | list[str] | None = None
+
+    @property
+    def sharing(self) -> ShardedLinear | None:
+        """`sharded_linear`, where a list alone names layers."""
+        listed = self.sharded_linear
+        return ShardedLinear(listed) if isinstance(listed, list) else listed
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -194,7 +211,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "models": {
         "aliases": _VERSION,
         "replicas": _VERSION,
-        "sharded_linear": _VERSION,
         "async_runner": _VERSION,
     },
 }

@@ -46,6 +46,7 @@ def check(root: Document, config: Config) -> None:
     for name, model in config.models.items():
         section = section_of(root.child("models"), name)
         _engine_args(section, model)
+        _sharing(section, model)
         _placement(section, config, model)
         _fits(section, config, model)
         if model.stop_after is not None and model.start != "lazy":
@@ -113,6 +114,20 @@ def _admin(root: Document, config: Config) -> None:
             "set admin.api_key (or VNPU_ADMIN_KEY), or listen on 127.0.0.1",
             "admin.listen",
         )
+
+
+def _sharing(section: Document, model: Model) -> None:
+    sharing = model.sharing
+    if sharing is None:
+        return
+    if not sharing.layers:
+        raise section.error("names no layers", "write e.g. [fused_qkv_a_proj]", "sharded_linear")
+    if not isinstance(model.engine_args.get("additional_config") or {}, dict):
+        raise section.error("is no mapping", "write `key: value` lines under it", "engine_args.additional_config")
+    if len(model.devices) < 2:
+        raise section.error("there is one rank, nobody to share with", "write e.g. device: [0, 1]", "sharded_linear")
+    if model.load_from != "disk":
+        raise section.error("shared layers are not streamed", "write load_from: disk", "sharded_linear")
 
 
 def _engine_args(section: Document, model: Model) -> None:

@@ -24,6 +24,7 @@ from engine_patch import actions, events, lifecycle, pulse, report, vitals
 from engine_patch.desk import Answer, Find, Publish, Request, Settled, open_desk
 from engine_patch.engine import Engine
 from engine_patch.errands import Errands, StepFailed
+from engine_patch.estimate import sharing_room
 from engine_patch.plan import Plan, first_spec
 from engine_patch.postbox import Postbox
 from engine_patch.publisher import Publisher
@@ -78,6 +79,12 @@ class Agent:
     @property
     def estimate(self) -> Bytes:
         return self._spec.footprint
+
+    @property
+    def shared(self) -> int:
+        """Of the estimated weights, bytes for layers that ranks share."""
+        devices = self._devices()
+        return sharing_room(self._plan.weights, len(devices), max(device.chunk for device in devices))
 
     @property
     def drivers(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -19,6 +20,18 @@ class VnpuCPUWorker(VnpuWorker, CPUWorker):  # type: ignore[misc]  # vLLM is not
 
     def vnpu_bus(self, driver: Driver, birth: Birth) -> Bus:
         return HostBus(birth.cpus)
+
+    def vnpu_allocating_kv(self) -> AbstractContextManager[None]:
+        """Not around all of it: see below."""
+        return nullcontext()
+
+    def _maybe_get_memory_pool_context(self, tag: str) -> AbstractContextManager[None]:
+        """vLLM's own place for it (vllm/v1/worker/gpu_worker.py, 0.32.0): the KV tensors alone, not the workspaces that
+        are made beside them (MLA's takes 8 sequences' worth, whatever the KV cache holds)."""
+        if tag == "kv_cache":
+            return self._hands.allocating(self._hands.kv)
+        pool: AbstractContextManager[None] = super()._maybe_get_memory_pool_context(tag)
+        return pool
 
     def vnpu_ordinal(self) -> int:
         """The host is one device, whatever the rank."""

@@ -7,12 +7,14 @@ once the model is loaded, and the measured footprint takes its place.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from coordinator.core.model import Bytes
 from coordinator.errors import ConfigError
+from engine_patch.sharded_linear.series import chosen
 
 PACKING = 1.03
 """oneDNN's packed weights against the checkpoint's bytes (measured: +3 %)."""
@@ -27,11 +29,21 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _LENGTH = struct.Struct("<Q")
 
 
+ON_EVERY_RANK = {"q_a_proj", "kv_a_proj_with_mqa", "wq_b", "gate", "shared_expert_gate"}
+"""Parts of names of tensors that tensor parallelism does not spread: MLA's compressions, routers."""
+MERGED = {"q_a_proj": "fused_qkv_a_proj", "kv_a_proj_with_mqa": "fused_qkv_a_proj"}
+"""What vLLM calls the layer that it merges such a tensor into."""
+
+
 class Weights(msgspec.Struct, frozen=True):
-    """Bytes of all tensors of a checkpoint and of its largest, in the type they are computed in."""
+    """Bytes of all tensors of a checkpoint and of its largest, in the type they are computed in; of those that every
+    rank holds whole; of those that ranks share (`sharded_linear`), and of the largest of these."""
 
     total: int
     largest: int
+    replicated: int = 0
+    shared: int = 0
+    widest: int = 0
 
 
 class _Tensor(msgspec.Struct):
@@ -44,26 +56,51 @@ class _Index(msgspec.Struct):
     weight_map: dict[str, str] = {}
 
 
-def weights(folder: Path, float_size: int) -> Weights:
-    """Measure the checkpoint in `folder`; floating-point tensors count `float_size` bytes an element.
+def weights(folder: Path, float_size: int, shared: Sequence[str] = ()) -> Weights:
+    """Measure the checkpoint in `folder`; floating-point tensors count `float_size` bytes an element. `shared`:
+    patterns of layers that ranks share.
 
     Raises:
         ConfigError: there are no safetensors files, or one is damaged.
     """
-    total = largest = 0
+    total = largest = replicated = common = widest = 0
     for file in weight_files(folder):
-        for tensor in _tensors(file):
+        for name, tensor in _tensors(file).items():
             size = _size(tensor, float_size)
             total, largest = total + size, max(largest, size)
+            if any(chosen(layer, shared) for layer in _layer_names(name)):
+                common, widest = common + size, max(widest, size)
+            elif ON_EVERY_RANK & set(name.split(".")):
+                replicated += size
     if not total:
         raise ConfigError(f"{folder} holds no *.safetensors", remedy="convert the weights to safetensors")
-    return Weights(total, largest)
+    return Weights(total, largest, replicated, common, widest)
+
+
+def _layer_names(tensor: str) -> tuple[str, str]:
+    """What vLLM may call the layer of a checkpoint's tensor."""
+    *path, last, _ = ("", "", *tensor.split("."))
+    plain = ".".join((*path, last)).lstrip(".")
+    return plain, ".".join((*path, MERGED.get(last, last))).lstrip(".")
 
 
 def footprint(found: Weights, kv: int, ranks: int, chunk: int) -> Bytes:
     """Bytes by kind on each of `ranks` devices with chunks of `chunk` bytes: an upper bound, while loading too."""
-    need = found.total * PACKING / ranks + SPARE * found.largest
-    return Bytes(weights=_whole_chunks(int(need), chunk), kv=_whole_chunks(kv, chunk))
+    spread = found.total - found.replicated - found.shared if ranks > 1 else found.total
+    whole = found.replicated if ranks > 1 else 0
+    need = (spread / ranks + whole) * PACKING + SPARE * found.largest
+    weights = _whole_chunks(int(need), chunk) + sharing_room(found, ranks, chunk)
+    return Bytes(weights=weights, kv=_whole_chunks(kv, chunk))
+
+
+def sharing_room(found: Weights, ranks: int, chunk: int) -> int:
+    """Of the footprint, bytes for layers that ranks share. While a rank loads, it has all of them: plain, and as they
+    are processed, in an arena for each owner, with room for a layer (two tensors are merged into one at most) that is
+    being processed."""
+    if ranks < 2 or not found.shared:
+        return 0
+    need = found.shared * (1 + PACKING) + (ranks + 1) * (4 * found.widest + 2 * chunk)
+    return _whole_chunks(int(need), chunk)
 
 
 def _whole_chunks(size: int, chunk: int) -> int:
@@ -98,14 +135,14 @@ def tensor_places(file: Path) -> tuple[int, list[tuple[int, int]]]:
     Raises:
         ConfigError: the file is damaged.
     """
-    tensors = _tensors(file)
+    tensors = _tensors(file).values()
     with file.open("rb") as stream:
         (length,) = _LENGTH.unpack(stream.read(_LENGTH.size))
     places = [(low, high - low) for low, high in (tensor.data_offsets for tensor in tensors)]
     return _LENGTH.size + length, sorted(places)
 
 
-def _tensors(file: Path) -> list[_Tensor]:
+def _tensors(file: Path) -> dict[str, _Tensor]:
     """A safetensors file's header: 8 bytes of length, little-endian, then JSON (https://github.com/huggingface/safetensors)."""
     try:
         with file.open("rb") as stream:
@@ -113,6 +150,7 @@ def _tensors(file: Path) -> list[_Tensor]:
             if length > MAX_HEADER:
                 raise ValueError(f"its header claims {length} bytes")
             header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
-        return [msgspec.json.decode(raw, type=_Tensor) for name, raw in header.items() if name != "__metadata__"]
+        tensors = ((name, raw) for name, raw in header.items() if name != "__metadata__")
+        return {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in tensors}
     except (OSError, ValueError, struct.error, msgspec.MsgspecError) as error:
         raise ConfigError(f"{file} is no safetensors file: {error}", remedy="fetch the model again") from error

@@ -15,6 +15,7 @@ from engine_patch.checkpoint import folder
 from engine_patch.loader_options import FORMAT, read
 from engine_patch.plan import Plan
 from engine_patch.settings import Settings
+from engine_patch.sharded_linear import options
 
 UTILISATION = 0.01
 """Share of a device that vLLM wants free at its start: all it has is ours, and the KV cache's size is given."""
@@ -75,6 +76,22 @@ def _refuse_what_cannot_work(config: Any, found: Settings, worker: str) -> None:
         _refuse_what_needs_addresses(config)
     if config.load_config.load_format == FORMAT:
         read(config.load_config.model_loader_extra_config or {})
+    sharing = options.read(config.additional_config)
+    if sharing is not None:
+        _refuse_what_cannot_be_shared(config, found.driver, sharing)
+
+
+def _refuse_what_cannot_be_shared(config: Any, driver: str, sharing: options.Options) -> None:
+    compiled = "broadcast layers need eager mode: in a compiled graph nobody waits for them"
+    refusals = (
+        (driver != "host", "layers are shared on the host driver only, so far", "leave sharded_linear out"),
+        (config.parallel_config.tensor_parallel_size < 2, "there is one rank", "give the model several devices"),
+        (config.load_config.load_format == FORMAT, "shared layers are not streamed", "give load_from: disk"),
+        (sharing.carrier == "broadcast" and not config.model_config.enforce_eager, compiled, "give --enforce-eager"),
+    )
+    for wrong, what, remedy in refusals:
+        if wrong:
+            raise ConfigError(f"{options.KEY}: {what}", remedy=remedy)
 
 
 def _refuse_what_needs_addresses(config: Any) -> None:
@@ -92,6 +109,7 @@ def _expandable() -> bool:
 
 def _plan(config: Any) -> Plan:
     model = config.model_config
+    sharing = options.read(config.additional_config)
     names = model.served_model_name
     first, *others = [names] if isinstance(names, str) else list(names)
     return Plan(
@@ -100,7 +118,9 @@ def _plan(config: Any) -> Plan:
         url=_url_from(sys.argv[1:]),
         pid=os.getpid(),
         boot_id=family.boot_id(),
-        weights=estimate.weights(folder(model), torch.empty(0, dtype=model.dtype).element_size()),
+        weights=estimate.weights(
+            folder(model), torch.empty(0, dtype=model.dtype).element_size(), sharing.layers if sharing else ()
+        ),
         kv=config.cache_config.kv_cache_memory_bytes,
         versions={"vllm": versions.installed() or "", "torch": str(torch.__version__), "vnpu": versions.own()},
     )

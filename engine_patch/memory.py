@@ -20,6 +20,7 @@ from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
 from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
 from engine_patch.kv_blocks import coalesce, gaps
+from engine_patch.partners import Apart, Partners
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
@@ -69,8 +70,7 @@ class Hands:
 
         `kv_keep`: bytes of KV that will be saved at most, as far as is known; None: all of it. More is saved all the
         same, if it has to be and the node's budget allows it."""
-        self._client = client
-        self._bus = bus
+        self.driver, self.client, self.bus = driver, client, bus
         self.weights = Region(driver, client, device, Kind.WEIGHTS, chunk, *bus.room(Kind.WEIGHTS))
         self.kv = Region(driver, client, device, Kind.KV, chunk, *bus.room(Kind.KV))
         self._weight_chunks: tuple[int, ...] = ()
@@ -88,6 +88,7 @@ class Hands:
         self._read_pages = True
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
+        self.partners: Partners = Apart()
         self.digest = ""
         self.resident = True
         self.copied_out = 0
@@ -95,30 +96,30 @@ class Hands:
 
     @property
     def held(self) -> Bytes:
-        return Bytes(weights=self.weights.bytes, kv=self.kv.bytes)
+        return Bytes(weights=self.weights.bytes + self.partners.bytes, kv=self.kv.bytes)
 
     # ---- start-up
 
     def admit(self, estimate: Bytes, timeout_s: float) -> None:
         """Map zeroed pages for the estimated footprint; from now on the daemon is heard. Raises as `Region.map`."""
         for region, size in ((self.weights, estimate.weights), (self.kv, estimate.kv)):
-            region.map(range(size // region.chunk), timeout_s)
-            region.arena.grow(size)
-        Listener(self._client, spare=self.spare).start()
+            region.populate(region.arena, size, timeout_s)
+        Listener(self.client, spare=self.spare).start()
 
     @contextmanager
     def allocating(self, region: Region) -> Iterator[None]:
         """Within it, what torch (and oneDNN) allocates on the device lands in `region`. Raises as `Bus.allocating`."""
-        with self._bus.allocating(region.kind, region.arena):
+        with self.bus.allocating(region.kind, region.arena):
             yield
 
     def live(self, region: Region) -> list[Range]:
         """Tensors that live in `region`, as (offset, length), by offset."""
-        return self._bus.live(region.kind, region.arena)
+        starts = [(arena, arena.base - region.base) for arena in region.arenas]
+        return [(low + at, size) for arena, low in starts for at, size in self.bus.live(region.kind, arena)]
 
     def zero(self, ranges: Sequence[Range]) -> None:
         """Zero these ranges of pages that are mapped, before what is given to the device from now on."""
-        self._bus.zero(ranges)
+        self.bus.zero(ranges)
 
     def trim(self, region: Region) -> None:
         """Give back the chunks that no live block touches, and check that hardly anything was spilled.
@@ -127,22 +128,23 @@ class Hands:
             MemoryFault: more than a hundredth lies outside device pages: the estimate was too low.
         """
         arena = region.arena
-        if arena.spilled_bytes > SPILL * arena.live_bytes:
+        if region.spilled_bytes > SPILL * region.live_bytes:
             raise MemoryFault(
-                f"{arena.spilled_bytes} bytes of {region.kind} did not fit into the {arena.capacity} bytes estimated",
+                f"{region.spilled_bytes} bytes of {region.kind} did not fit into the {region.bytes} bytes estimated",
                 remedy="store the checkpoint as safetensors in the type it is computed in, or report this model",
             )
         log.info(
             "%s: %d bytes in %d blocks, at most %d while allocating, of %d estimated; %d outside",
             region.kind,
-            arena.live_bytes,
-            arena.live_blocks,
+            region.live_bytes,
+            len(region.blocks()),
             arena.peak_bytes,
-            arena.capacity,
-            arena.spilled_bytes,
+            region.bytes,
+            region.spilled_bytes,
         )
         used = {i for at, size in self.live(region) for i in range(at // region.chunk, -(-(at + size) // region.chunk))}
-        arena.trim()
+        for each in region.arenas:
+            each.trim()
         region.drop([i for i in region.indices if i not in used], CALL_S)
 
     def seal(self, owners: Owners | None = None) -> str:
@@ -194,22 +196,22 @@ class Hands:
     def _clear_holes(self) -> None:
         """Zero what no live block covers, so that equal models have equal images."""
         base, chunk = self.weights.base, self.weights.chunk
-        kept = set(self._weight_chunks)
-        end = (max(kept, default=-1) + 1) * chunk
+        end = (max(self._weight_chunks, default=-1) + 1) * chunk
         holes = []
         for start, length in gaps(coalesce(self.live(self.weights)), end):
-            for i in range(start // chunk, -(-(start + length) // chunk)):
+            first = bisect_left(self._weight_chunks, start // chunk)
+            last = bisect_left(self._weight_chunks, -(-(start + length) // chunk))
+            for i in self._weight_chunks[first:last]:
                 low, high = max(start, i * chunk), min(start + length, (i + 1) * chunk)
-                if i in kept:
-                    holes.append((base + low, high - low))
-        self._bus.quiesce()
-        self._bus.zero(holes)
+                holes.append((base + low, high - low))
+        self.bus.quiesce()
+        self.bus.zero(holes)
 
     def _some_master(self) -> Mapping:
         """The daemon's, or else a new one out of the pages that are mapped."""
         for _ in range(FILLS):
-            if (master := open_master(self._client, self.digest, CALL_S)) is not None:
-                self._bus.lock(master)
+            if (master := open_master(self.client, self.digest, CALL_S)) is not None:
+                self.bus.lock(master)
                 return master
             self._fill_master()
         raise MemoryFault("the host master that was just sealed is gone", remedy="see the daemon's log")
@@ -217,16 +219,16 @@ class Hands:
     def _fill_master(self) -> None:
         ranges = self.weights.ranges(self._weight_chunks)
         size = sum(length for _, length in ranges)
-        filled = new_master(self._client, size, FILL_S)
+        filled = new_master(self.client, size, FILL_S)
         try:
-            self._bus.lock(filled)
-            self._bus.save([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
+            self.bus.lock(filled)
+            self.bus.save([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
         finally:
-            self._bus.unlock(filled)
+            self.bus.unlock(filled)
             filled.close()
         self.copied_out += size
         try:
-            self._client.seal_master(self.digest)
+            self.client.seal_master(self.digest)
         except DaemonRefused as refused:
             if refused.code is not Code.NOT_FOUND:  # that: the daemon was restarted meanwhile
                 raise
@@ -246,8 +248,8 @@ class Hands:
             self._read_from(pages=True)
             self._master = None
             log.info("the host master is let go of: the node's memory for masters is short")
-            self._bus.unlock(master)
-            close_master(self._client, digest, master, CALL_S)
+            self.bus.unlock(master)
+            close_master(self.client, digest, master, CALL_S)
 
     # ---- switches
 
@@ -261,7 +263,7 @@ class Hands:
         """
         watch = Stopwatch()
         with self._turn:
-            self._bus.quiesce()
+            self.bus.quiesce()
             self.copied_out = 0
             if self._master is None:
                 with watch.step("master"):
@@ -279,6 +281,7 @@ class Hands:
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None
+        self.partners.part()
         self.weights.drop(self.weights.indices, CALL_S)
         self.kv.drop(self.kv.indices, CALL_S)
 
@@ -296,12 +299,12 @@ class Hands:
             DaemonRefused: no pages; call `drop` to undo.
         """
         watch = Stopwatch()
-        with self._turn:
+        with self._turn, self.partners.meeting(watch):
             with watch.step("map"):
                 # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
                 self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
                 self.kv.map(self._kv_chunks, CALL_S)
-            start = functools.partial(self._bus.start, beside=beside)
+            start = functools.partial(self.bus.start, beside=beside)
             self._restoring = Restoring(start, self._entries(), self._check)
             self.resident = True
         return tuple(watch.steps)
@@ -336,7 +339,7 @@ class Hands:
         size = sum(length for _, length in keep)
         buffer = self._buffer.fit(size)
         self._saved = [(at, to, length) for at, to, length in _paired(keep, buffer.address)]
-        self._bus.save([(to, at, length) for at, to, length in self._saved])
+        self.bus.save([(to, at, length) for at, to, length in self._saved])
         return size
 
     def _entries(self) -> list[list[Entry]]:
@@ -364,11 +367,11 @@ class Hands:
             )
 
     def _sample(self, units: Sequence[int]) -> list[int]:
-        return self._bus.samples([self.weights.base + unit * self._unit for unit in units], self._unit)
+        return self.bus.samples([self.weights.base + unit * self._unit for unit in units], self._unit)
 
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""
-        return self._bus.digest(self.weights.ranges(self._weight_chunks))
+        return self.bus.digest(self.weights.ranges(self._weight_chunks))
 
 
 def _paired(ranges: Sequence[Range], address: int) -> list[tuple[int, int, int]]:

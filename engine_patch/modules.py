@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -23,6 +23,14 @@ from native._native import Arena
 HEAD = "lm_head"
 
 
+class Placing(Protocol):
+    """Says where processed weights go (`engine_patch.sharded_linear.sharing`)."""
+
+    def planned(self, model: torch.nn.Module) -> None: ...
+
+    def processing(self, module: torch.nn.Module) -> AbstractContextManager[None]: ...
+
+
 class Packed:
     """Notes what is packed while a model loads; one use."""
 
@@ -31,8 +39,8 @@ class Packed:
         self._noted: list[tuple[torch.nn.Module, Any, set[Range]]] = []
 
     @contextmanager
-    def noting(self) -> Iterator[None]:
-        """Around `load_model`."""
+    def noting(self, placing: Placing) -> Iterator[None]:
+        """Around `load_model`; `placing` hears of every module that is processed."""
         process = base_loader.process_weights_after_loading
 
         @functools.wraps(process)
@@ -40,7 +48,8 @@ class Packed:
             each: list[Any] = [getattr(module, "quant_method", None) for module in model.modules()]
             methods = {id(method): method for method in each if hasattr(method, "process_weights_after_loading")}
             for method in methods.values():
-                method.process_weights_after_loading = self._noting(method.process_weights_after_loading)
+                method.process_weights_after_loading = self._noting(method.process_weights_after_loading, placing)
+            placing.planned(model)
             try:
                 process(model, *args, **kwargs)
             finally:
@@ -53,10 +62,13 @@ class Packed:
         finally:
             base_loader.process_weights_after_loading = process
 
-    def _noting(self, process: Callable[[torch.nn.Module], None]) -> Callable[[torch.nn.Module], None]:
+    def _noting(
+        self, process: Callable[[torch.nn.Module], None], placing: Placing
+    ) -> Callable[[torch.nn.Module], None]:
         def noted(module: torch.nn.Module) -> None:
             before = set(self._arena.blocks())
-            process(module)
+            with placing.processing(module):
+                process(module)
             # Holding the callable holds its packed weights: their blocks cannot go to anybody else meanwhile.
             if (kernel := getattr(module, "cpu_linear", None)) is not None:
                 self._noted.append((module, kernel, set(self._arena.blocks()) - before))

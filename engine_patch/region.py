@@ -1,4 +1,4 @@
-"""Device pages of one kind at fixed addresses: a reservation, the arena in it, and the chunks mapped into it."""
+"""Device pages of one kind at fixed addresses: a reservation, one or two arenas in it, and the chunks mapped there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ class Region:
         """Reserve `size` bytes at `hint`. `device` is the daemon's name of it, `chunk` its chunk size."""
         self._driver = driver
         self._client = client
-        self._device = device
+        self.device = device
         self.kind = kind
         self.chunk = chunk
         self.base = driver.reserve(size, hint)
-        self.arena = Arena(self.base, size, chunk)
+        self._half = max(1, size // 2 // chunk) * chunk
+        self.arena = Arena(self.base, self._half, chunk)
+        self._annex: Arena | None = None
         self._mapped: dict[int, tuple[int, int]] = {}
         self._owed: list[int] = []
 
@@ -42,6 +44,44 @@ class Region:
     def bytes(self) -> int:
         return len(self._mapped) * self.chunk
 
+    @property
+    def annex(self) -> Arena:
+        """A second arena, in the upper half of the addresses: what lies there shares no chunk with the rest."""
+        if self._annex is None:
+            self._annex = Arena(self.base + self._half, self._half, self.chunk)
+        return self._annex
+
+    def first(self, arena: Arena) -> int:
+        """Index of this arena's first chunk."""
+        return (arena.base - self.base) // self.chunk
+
+    def populate(self, arena: Arena, size: int, timeout_s: float) -> None:
+        """Map zeroed pages for the first `size` bytes of one of the two arenas. Raises as `map`."""
+        start, end = self.first(arena) + arena.capacity // self.chunk, self.first(arena) - -size // self.chunk
+        if start < end:
+            self.map(range(start, end), timeout_s)
+            arena.grow((end - self.first(arena)) * self.chunk)
+
+    @property
+    def arenas(self) -> tuple[Arena, ...]:
+        return (self.arena,) if self._annex is None else (self.arena, self._annex)
+
+    def blocks(self) -> list[Range]:
+        """Live blocks of both arenas: offset from `base` and length, by offset."""
+        return [(arena.base - self.base + at, length) for arena in self.arenas for at, length in arena.blocks()]
+
+    @property
+    def spilled_bytes(self) -> int:
+        return sum(arena.spilled_bytes for arena in self.arenas)
+
+    @property
+    def live_bytes(self) -> int:
+        return sum(arena.live_bytes for arena in self.arenas)
+
+    def ids(self, indices: Iterable[int]) -> list[int]:
+        """What the daemon calls these chunks."""
+        return [self._mapped[i][0] for i in indices]
+
     def map(self, indices: Sequence[int], timeout_s: float, *, overwritten: bool = False) -> None:
         """Get a chunk for each index and map it there: all or none. They are zero, unless the caller says that it
         overwrites them whole before anything reads them.
@@ -53,7 +93,7 @@ class Region:
         """
         share_id = self._driver.share_id() if self._driver.sharing == "handle" else 0
         chunks = self._client.map(
-            self._device, self.kind, len(indices), timeout_s, share_id=share_id, overwritten=overwritten
+            self.device, self.kind, len(indices), timeout_s, share_id=share_id, overwritten=overwritten
         )
         handles: list[int] = []
         try:
@@ -66,7 +106,7 @@ class Region:
             raise
         for chunk in chunks:
             if chunk.fd >= 0:
-                self._client.kept.put_chunk(self._device, chunk.id, chunk.fd)
+                self._client.kept.put_chunk(self.device, chunk.id, chunk.fd)
         self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
 
     def drop(self, indices: Iterable[int], timeout_s: float) -> None:
@@ -81,8 +121,8 @@ class Region:
             chunk, handle = self._mapped.pop(i)
             self._driver.destroy(handle)
             self._owed.append(chunk)
-        self._client.kept.drop_chunks(self._device, self._owed)
-        self._client.unmap(self._device, self._owed, timeout_s)
+        self._client.kept.drop_chunks(self.device, self._owed)
+        self._client.unmap(self.device, self._owed, timeout_s)
         self._owed.clear()
 
     def ranges(self, indices: Iterable[int]) -> list[Range]:
@@ -103,5 +143,5 @@ class Region:
         for handle in handles:
             self._driver.destroy(handle)
         self._owed += [chunk.id for chunk in chunks]
-        self._client.unmap(self._device, self._owed, timeout_s)
+        self._client.unmap(self.device, self._owed, timeout_s)
         self._owed.clear()

@@ -41,8 +41,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
     """What the API server hands down to its workers: who the engine is, where its daemon listens, the driver of each
-    rank's device, how many bytes of each kind were estimated for a device, which processors the engine may use, and
-    where its agent listens (`engine_patch.desk`)."""
+    rank's device, how many bytes of each kind were estimated for a device (`shared` of the weights' for layers that
+    ranks share), which processors the engine may use, and where its agent listens (`engine_patch.desk`)."""
 
     engine: str
     nonce: str
@@ -50,6 +50,7 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     drivers: tuple[str, ...]
     weights: int
     kv: int
+    shared: int = 0
     cpus: tuple[int, ...] = ()
     desk: str = ""
 

@@ -76,6 +76,7 @@ class AgentThread:
                 drivers=self._agent.drivers,
                 weights=need.weights,
                 kv=need.kv,
+                shared=self._agent.shared,
                 cpus=tuple(sorted(os.sched_getaffinity(0))),
                 desk=self._agent.desk,
             )

@@ -17,6 +17,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -31,6 +32,7 @@ from engine_patch.kv_layout import books, scheduled_blocks
 from engine_patch.memory import Hands, Stopwatch, denied
 from engine_patch.report import Report
 from engine_patch.restoring import Cancelled, MemoryFault
+from engine_patch.sharded_linear.sharing import open_sharing
 from engine_patch.stages import Owners
 from native import _native
 from native.client import Client
@@ -110,7 +112,7 @@ class VnpuWorker:
         self._desk, self._turn = Desk(birth.desk), 0
         self._start = Stopwatch()
         with self._start.step("map"):
-            self._hands.admit(Bytes(weights=birth.weights, kv=birth.kv), START_CALL_S)
+            self._hands.admit(Bytes(weights=birth.weights - birth.shared, kv=birth.kv), START_CALL_S)
         with self._start.step("device"):
             super().init_device()  # type: ignore[misc]  # the next base is vLLM's worker
 
@@ -118,16 +120,26 @@ class VnpuWorker:
         self._exchange = Exchange(self.rank, self.vllm_config, self._hands) if self._bus.readable else None
         if self._exchange is None:
             log.info("weights are neither served nor fetched: the device's pages cannot be read by address")
+        self._sharing = open_sharing(self.vllm_config, self._hands, settings.inherited())
         packed = modules.Packed(self._hands.weights.arena)
-        with self._start.step("load"), self._hands.allocating(self._hands.weights), packed.noting():
-            super().load_model(*args, **kwargs)  # type: ignore[misc]
+        with self._start.step("load"), self._hands.allocating(self._hands.weights):
+            with self._sharing.building(), packed.noting(self._sharing):
+                super().load_model(*args, **kwargs)  # type: ignore[misc]
+            self._sharing.loaded()
         self._hands.trim(self._hands.weights)
+        with self._sharing.meeting(self._start):
+            self._hands.partners = self._sharing
+        self._sharing.ready()
         self._owners, self._gates = self._order(packed)
-        if self._exchange is not None:
+        if self._exchange is not None and not self._sharing.active:
             self._exchange.loaded(self.model_runner.get_model())
 
     def _order(self, packed: modules.Packed) -> tuple[Owners | None, Gates | None]:
-        """In which order weights come back, and the gates of who waits for them; none where graphs are compiled."""
+        """In which order weights come back, and the gates of who waits for them; none where graphs are compiled, and
+        where a layer's weights may come from another rank, whose gates are not known here."""
+        if self._sharing.active:
+            log.info("layers are shared: requests wait until all ranks have their weights back")
+            return None, None
         if not self.model_config.enforce_eager:
             log.info("compiled graphs: requests wait until all weights are back; --enforce-eager lets layers wait")
             return None, None
@@ -139,12 +151,16 @@ class VnpuWorker:
 
     def initialize_from_config(self, kv_cache_config: Any) -> None:
         _forget_meeting_place()
-        with self._start.step("kv"), self._hands.allocating(self._hands.kv):
+        with self._start.step("kv"), self.vnpu_allocating_kv():
             super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         self._hands.trim(self._hands.kv)
         self._pulls = self.vnpu_pulls()
         foreign = self.vllm_config.kv_transfer_config is not None and self._pulls is None
         self._kv_at, self._kv_blocks, self._books = self.vnpu_kv(kv_cache_config, foreign)
+
+    def vnpu_allocating_kv(self) -> AbstractContextManager[None]:
+        """Around vLLM's `initialize_from_config`."""
+        return self._hands.allocating(self._hands.kv)
 
     def _find_kv(self) -> int:
         """Where vLLM's one KV buffer lies. A model without KV cache has none."""
@@ -173,8 +189,10 @@ class VnpuWorker:
 
     def vnpu_seal(self) -> str:
         def work() -> dict[str, Any]:
+            self._sharing.still()
             with self._start.step("seal"):
                 digest = self._hands.seal(self._owners)
+            self._sharing.ready()
             return {"digest": digest, "steps": tuple(self._start.steps)}
 
         return self._answer(work)
@@ -184,6 +202,7 @@ class VnpuWorker:
 
         def work() -> dict[str, Any]:
             self._books.forget_all_but(live)
+            self._sharing.part()
             if self._pulls is not None and not self._pulls.sleep(DRAIN_S):
                 raise MemoryFault("another engine does not let go of KV blocks", remedy="see the log of its worker")
             try:
@@ -202,6 +221,7 @@ class VnpuWorker:
             self._books.renewed()
             if self._gates is None:
                 moved, settled = self._hands.settle()
+                self._sharing.ready()
                 self._wake_pulls()
                 return {"restored": moved, "steps": (*steps, *settled)}
             self._gates.install()

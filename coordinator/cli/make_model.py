@@ -54,8 +54,10 @@ SHAPES = {
     "medium": Shape(1536, 4608, 10, 12, 4, 128),
     "large": Shape(2048, 6144, 10, 16, 8, 128),
 }
-CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral"}
+CLASSES = {"qwen3": "Qwen3", "llama": "Llama", "qwen2": "Qwen2", "mistral": "Mistral", "deepseek": "DeepseekV2"}
 """Names of transformers' classes, by what a user types."""
+LATENT = {"tiny": 512, "small": 1024, "medium": 1536, "large": 4608}
+"""Width that DeepSeek's attention (MLA) compresses queries to, by size."""
 
 
 class Recipe(msgspec.Struct, frozen=True):
@@ -146,7 +148,10 @@ def _weights(folder: Path, recipe: Recipe, end: int, pad: int, console: Console)
     from safetensors.torch import save_file
 
     name = CLASSES[recipe.arch]
-    config = getattr(transformers, f"{name}Config")(**_config(SHAPES[recipe.size], end, pad))
+    keys = _config(SHAPES[recipe.size], end, pad)
+    if recipe.arch == "deepseek":
+        keys |= _mla(SHAPES[recipe.size], LATENT[recipe.size])
+    config = getattr(transformers, f"{name}Config")(**keys)
     with torch.device("meta"):  # names and shapes only: no memory, no time
         skeleton = getattr(transformers, f"{name}ForCausalLM")(config)
     config.architectures = [f"{name}ForCausalLM"]
@@ -180,6 +185,28 @@ def _config(shape: Shape, end: int, pad: int) -> dict[str, object]:
         "bos_token_id": None,
         "pad_token_id": pad,
         "dtype": "bfloat16",
+    }
+
+
+def _mla(shape: Shape, latent: int) -> dict[str, object]:
+    """What DeepSeek-V2 has instead: compressed queries and KV, the latter as wide as vLLM's CPU kernel wants it
+    (512 + 64). All layers are dense."""
+    return {
+        "intermediate_size": shape.hidden,
+        "num_key_value_heads": shape.heads,
+        "q_lora_rank": latent,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 64,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 64,
+        "head_dim": 64,
+        "first_k_dense_replace": shape.layers,
+        "moe_intermediate_size": 64,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
     }
 
 

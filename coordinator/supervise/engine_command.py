@@ -53,7 +53,7 @@ def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bi
     """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`."""
     model = config.models[name]
     flags = _flags(name, model, port) + (["--kv-transfer-config", TRANSFER] if is_paired(name, config.models) else [])
-    argv = [python, "-m", MODULE, *flags, *_engine_args(model.engine_args)]
+    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_sharing(model))]
     return Command(tuple(argv), _environment(config, name, model, etcd, bind))
 
 
@@ -72,6 +72,20 @@ def _flags(name: str, model: Model, port: int) -> list[str]:
     if len(model.devices) > 1:
         flags["--tensor-parallel-size"] = str(len(model.devices))
     return [word for pair in flags.items() for word in pair]
+
+
+def _with_sharing(model: Model) -> dict[str, object]:
+    """`sharded_linear` goes into vLLM's `additional_config`, beside what the user has there."""
+    if (sharing := model.sharing) is None:
+        return model.engine_args
+    given = model.engine_args.get("additional_config")
+    keys = {
+        "layers": sharing.layers,
+        "prefetch": sharing.prefetch,
+        "carrier": sharing.carrier,
+        "deadline_s": float(sharing.deadline),
+    }
+    return {**model.engine_args, "additional_config": {**(given or {}), "sharded_linear": keys}}
 
 
 def _engine_args(given: Mapping[str, object]) -> list[str]:

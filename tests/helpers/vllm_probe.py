@@ -40,6 +40,7 @@ class Probe:
 
     _hands: Any
     _exchange: Any
+    _sharing: Any
     model_runner: Any
 
     def probe_digest(self) -> str:
@@ -71,6 +72,11 @@ class Probe:
         """What Netloader serves: identity and extents."""
         manifest = self._exchange._streaming._shelf.take(30).manifest
         return msgspec.to_builtins({"identity": manifest.identity, "extents": manifest.extents})
+
+    def probe_sharing(self) -> dict[str, Any]:
+        """Names of the shared layers, and bytes of this rank's weights, those of layers that it owns included."""
+        series = getattr(self._sharing, "_series", {})
+        return {"layers": sorted(series), "live": self._hands.weights.live_bytes, "windows": self._sharing.bytes}
 
     def probe_skip(self) -> None:
         """From now on a restore leaves out a piece of the last decoder layer, and says when that layer ran."""

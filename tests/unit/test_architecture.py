@@ -15,6 +15,8 @@ CORE_MAY = {"__future__", "collections", "enum", "heapq", "itertools", "math", "
 IMPURE = {"asyncio", "logging", "os", "random", "secrets", "socket", "subprocess", "threading", "time"}
 PURE = (
     "engine_patch/lifecycle.py",
+    "engine_patch/sharded_linear/series.py",
+    "engine_patch/sharded_linear/window.py",
     "native/fences.py",
     "native/pool.py",
     "transfer/netloader/identity.py",

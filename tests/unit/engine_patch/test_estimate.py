@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.core.model import Bytes, Device, Holder
 from coordinator.errors import ConfigError
-from engine_patch.estimate import Weights, footprint, weights
+from engine_patch.estimate import Weights, footprint, sharing_room, weights
 from engine_patch.plan import Plan, first_spec
 from engine_patch.settings import Settings
 
@@ -70,6 +70,29 @@ def test_ranks_share_the_weights_but_each_has_its_kv():
     one, two = (footprint(Weights(1 << 30, 1 << 20), 1 << 20, ranks, CHUNK) for ranks in (1, 2))
     assert two.weights < 0.6 * one.weights
     assert one.kv == two.kv == CHUNK
+
+
+def test_what_every_rank_holds_whole_and_what_ranks_share_is_told_apart(tmp_path: Path):
+    names = ("q_a_proj", "kv_a_proj_with_mqa", "q_b_proj", "o_proj")
+    tensors = {f"model.layers.0.self_attn.{name}.weight": ("BF16", [10 * n], 20 * n) for n, name in enumerate(names, 1)}
+    write(tmp_path / "model.safetensors", {**tensors, "model.layers.0.mlp.gate.weight": ("BF16", [4], 8)})
+    assert weights(tmp_path, 2) == Weights(total=208, largest=80, replicated=68)
+    found = weights(tmp_path, 2, ["fused_qkv_a_proj"])
+    assert found == Weights(total=208, largest=80, replicated=8, shared=60, widest=40)
+    assert weights(tmp_path, 2, ["self_attn.o_proj"]).shared == 80
+
+
+def test_replicated_weights_are_on_every_rank_and_shared_ones_while_loading_twice():
+    plain, replicated, shared = (
+        footprint(Weights(1 << 30, 1 << 20, **more), 0, 2, CHUNK).weights
+        for more in ({}, {"replicated": 1 << 28}, {"shared": 1 << 28, "widest": 1 << 20})
+    )
+    assert replicated > plain + 0.49 * (1 << 28)
+    assert shared > plain + 1.5 * (1 << 28)
+    assert sharing_room(Weights(1 << 30, 1 << 20, shared=1 << 28), 1, CHUNK) == 0
+    assert footprint(Weights(1 << 30, 1 << 20, 1 << 28), 0, 1, CHUNK) == footprint(
+        Weights(1 << 30, 1 << 20), 0, 1, CHUNK
+    )
 
 
 def _device(capacity: int) -> Device:

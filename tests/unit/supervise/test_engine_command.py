@@ -93,6 +93,20 @@ def test_weights_from_other_engines(source: str):
     assert argv[argv.index("--model-loader-extra-config") + 1] == f'{{"LOAD_FROM": "{source}"}}'
 
 
+def test_shared_layers_go_beside_what_the_user_has_in_additional_config():
+    argv = command(
+        device=[0, 1],
+        sharded_linear=["o_proj"],
+        engine_args={"additional_config": {"theirs": 1}, "seed": 7},
+    ).argv
+    assert argv.count("--additional-config") == 1
+    assert json.loads(argv[argv.index("--additional-config") + 1]) == {
+        "theirs": 1,
+        "sharded_linear": {"layers": ["o_proj"], "prefetch": 1, "carrier": "auto", "deadline_s": 30.0},
+    }
+    assert argv[argv.index("--seed") + 1] == "7"
+
+
 def test_what_may_be_kept_is_handed_on():
     assert command(kv_keep=Size(0)).env["VNPU_KV_KEEP"] == "0"
 

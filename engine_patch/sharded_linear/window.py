@@ -1,0 +1,70 @@
+"""PURE: who owns which layer of a series, and which layer lies in which buffer when.
+
+A series is `length` layers of equal shape in the order in which a forward pass runs them. Everything here counts
+*positions* in the series, never layer numbers: a pipeline stage that starts at layer 31 is no different from one that
+starts at 0. (Upstream's `layer_shard_linear` mixed the two up and was right only where the stage's first layer was a
+multiple of the length; facts: vllm-ascend#9622.)
+
+Steps go on over all passes: step g runs position g % length. Step g's layer lies in buffer g % (prefetch + 1), on ranks
+that do not own it. It is asked for `prefetch` steps ahead, at the start of step g - prefetch; the buffer held step
+g - prefetch - 1 until then, which is over.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Window(msgspec.Struct, frozen=True):
+    """`length` layers over `group` ranks; position 0 belongs to rank `first`, so that the uneven rest of several series
+    does not always meet the same ranks. Raises ValueError where a number is out of range."""
+
+    length: int
+    group: int
+    prefetch: int = 1
+    first: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.group < 1 or self.prefetch < 0 or not 0 <= self.first < self.group:
+            raise ValueError(f"no window: {self}")
+
+    @property
+    def ahead(self) -> int:
+        """Steps that are asked for in advance: with `length - 1` the whole series is in the buffers."""
+        return min(self.prefetch, self.length - 1)
+
+    @property
+    def buffers(self) -> int:
+        return self.ahead + 1
+
+    def position(self, step: int) -> int:
+        return step % self.length
+
+    def owner(self, position: int) -> int:
+        """Rank that keeps the layer."""
+        return (self.first + position) % self.group
+
+    def buffer(self, step: int) -> int:
+        """Where step's layer lies on ranks that do not own it."""
+        return step % self.buffers
+
+    def asked_by(self, step: int) -> int:
+        """The step that is asked for when `step` begins."""
+        return step + self.ahead
+
+    def opening(self, step: int) -> range:
+        """Steps that must be under way before `step` begins, of a window that holds nothing."""
+        return range(step, step + self.ahead)
+
+    def owned(self, rank: int) -> tuple[int, ...]:
+        """Positions that `rank` keeps: at most ceil(length / group), at least floor."""
+        return tuple(position for position in range(self.length) if self.owner(position) == rank)
+
+    def resident(self, rank: int) -> int:
+        """Layers' worth of memory on `rank` with the rolling window."""
+        return len(self.owned(rank)) + self.buffers
+
+    @property
+    def next_first(self) -> int:
+        """`first` of the series that comes after."""
+        return (self.first + self.length) % self.group

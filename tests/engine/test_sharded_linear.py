@@ -1,0 +1,141 @@
+"""A real tensor-parallel engine (a tiny DeepSeek-V2, whose MLA compressions every rank would hold whole), with layers
+shared by each carrier, against the same engine without. One node, an engine at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from coordinator.cli.make_model import Recipe, make_model
+from coordinator.core.model import Order, Phase
+from coordinator.embedded import find_binary
+from tests.helpers.daemon import DaemonProcess
+from tests.helpers.etcd import RealEtcd
+from tests.helpers.lab import Lab
+from tests.helpers.puppet import Puppet
+from tests.helpers.vllm_engine import VllmEngine
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.system,
+    pytest.mark.timeout(1200),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+CAPACITY = 128 << 20
+CHUNK = 2 << 20
+KV = 16 << 20
+LAYER = "fused_qkv_a_proj"
+DEPTH = 4
+BYTES = (512 + 512 + 64) * 128 * 4
+"""Of one layer: what queries and KV are compressed to, by the hidden width, in float32."""
+PROMPTS = ("def main():", "The daemon owns", "class Engine:\n    ", "import os", "while True:")
+PROBES = (
+    "--worker-extension-cls",
+    "tests.helpers.vllm_probe.Probe",
+    "--middleware",
+    "tests.helpers.vllm_probe.ProbeGate",
+)
+
+
+class Ranks(Lab):
+    """Two devices, a rank of the engine on each."""
+
+    model: Path
+    answers: list[list[int]]
+    live: int
+    """Bytes of the weights of a rank that shares nothing."""
+
+    @asynccontextmanager
+    async def engine(self, name: str, **sharing: object) -> AsyncIterator[VllmEngine]:
+        more = [*PROBES, "--tensor-parallel-size", "2", "--dtype", "float32"]
+        if sharing:
+            more += ["--additional-config", json.dumps({"sharded_linear": sharing})]
+        environment = {"VNPU_DEVICE": "0,1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+        async with await VllmEngine.start(
+            self.folder, self.etcd.url, name, self.model, node="local", kv=KV, more=more, environment=environment
+        ) as engine:
+            await self._started(engine)
+            yield engine
+        await self.gone(engine)
+
+    async def _started(self, engine: VllmEngine) -> None:
+        """Or it ended, and says why."""
+        ready = asyncio.create_task(self._ready(engine))
+        ended = asyncio.create_task(engine.ended())
+        await asyncio.wait({ready, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if not ready.done():
+            ready.cancel()
+            raise AssertionError(engine.log.read_text()[:20000])
+        await ready
+
+    async def _ready(self, engine: VllmEngine) -> None:
+        await self.order(engine, Order.RESTORE)
+        await self.spec(engine, lambda spec: spec.measured)
+
+    async def overwrite(self, fill: int) -> None:
+        """Another owner takes every page of both devices and fills it."""
+        other = await self.leader.register("filler", self.daemon.ids, size=CAPACITY)
+        who = (self.daemon.socket, "filler", other.holder.nonce)
+        async with await Puppet.start(*who, "agent") as agent, await Puppet.start(*who, "worker") as worker:
+            granted = await self.leader.grant(other, Order.RESTORE, CAPACITY)
+            for device in ("0", "1"):
+                await agent.enter(device, granted.epoch, granted.revision)
+                ids = await worker.map(device, CAPACITY // CHUNK, fill)
+                await worker.unmap(device, ids)
+                await agent.leave(device, granted.epoch, granted.revision)
+            for device in self.daemon.ids:
+                await self.leader.closed(device, granted)
+        await self.store.revoke_lease(other.lease)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ranks]:
+    folder = tmp_path_factory.mktemp("sharded")
+    model = folder / "model"
+    await asyncio.to_thread(make_model, model, Recipe(arch="deepseek", size="tiny"), as_json=True)
+    etcd = RealEtcd(folder, binary=find_binary({}))
+    await etcd.start()
+    store = etcd.client()
+    try:
+        with DaemonProcess(folder, etcd.url, devices=[f"{i}:host:{CAPACITY}" for i in (0, 1)]) as daemon:
+            await daemon.ready(store)
+            one = Ranks(folder, etcd, daemon, store, patience=150)
+            one.model = model
+            await one.leader.elect()
+            async with one.engine("plain") as engine:
+                one.answers = [await engine.complete(prompt) for prompt in PROMPTS]
+                one.live = (await engine.probe("sharing"))["live"]
+                assert len({token for answer in one.answers for token in answer}) > 20
+            yield one
+    finally:
+        await store.close()
+        await etcd.stop()
+
+
+@pytest.mark.parametrize("carrier", ["mapped", "broadcast"])
+async def test_answers_are_the_same_and_survive_sleeping(lab: Ranks, carrier: str) -> None:
+    async with lab.engine(carrier, layers=[LAYER], carrier=carrier) as engine:
+        assert [await engine.complete(prompt) for prompt in PROMPTS] == lab.answers
+        shared = await engine.probe("sharing")
+        assert [name.rpartition(".")[2] for name in shared["layers"]] == [LAYER] * DEPTH
+        assert abs(shared["live"] - (lab.live - DEPTH // 2 * BYTES)) <= 0.02 * lab.live
+        assert (shared["windows"] > 0) == (carrier == "broadcast")
+        footprint = (await lab.spec(engine)).footprint.weights
+        for fill in (0xA5, 0xFF):
+            offloaded = await lab.order(engine, Order.OFFLOAD)
+            assert (offloaded.held.total, offloaded.d2h) == (0, 0)
+            await lab.overwrite(fill)
+            restored = await lab.order(engine, Order.RESTORE)
+            assert restored.phase is Phase.RESIDENT, restored.error
+            assert restored.held.weights == footprint
+            salt = f"after {fill}"
+            assert [await engine.complete(prompt, salt=salt) for prompt in PROMPTS] == lab.answers
+        assert await engine.probe("sharing") == shared
