@@ -31,9 +31,9 @@ from native import smaps
 MODEL = "mla"
 LAYER = "fused_qkv_a_proj"
 MAPPED, REPLICATED = "mapped", "replicated"
-CAPACITY = "4GiB"
+CAPACITY = "2560MiB"
 CHUNK = 16 << 20
-KV = "256MiB"
+KV = "128MiB"
 ARGS = {"dtype": "bfloat16", "max_model_len": 1024, "max_num_seqs": 8, "enforce_eager": True}
 TOKENS = 16
 AT_ONCE = (1, 4)

@@ -76,7 +76,7 @@ class Rolling:
         self._layout = found
         self._modules[position] = layer
         if self._window.owner(position) == self._me:
-            home = torch.empty(found.size, dtype=torch.uint8)
+            home = torch.zeros(found.size, dtype=torch.uint8)
             for key, place in image.views(home, found).items():
                 place.copy_(tensors[key])
             self._homes[position] = home
