@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -85,6 +86,16 @@ class Model(torch.nn.Module):
         return x
 
 
+class Anywhere:
+    """What is processed stays where it is."""
+
+    def planned(self, model: torch.nn.Module) -> None:
+        pass
+
+    def processing(self, module: torch.nn.Module) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
 class Loaded:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.told: list[str] = []
@@ -99,7 +110,7 @@ class Loaded:
                     module.quant_method.process_weights_after_loading(module)
 
         monkeypatch.setattr(base_loader, "process_weights_after_loading", process)
-        with self.packed.noting():
+        with self.packed.noting(Anywhere()):
             base_loader.process_weights_after_loading(self.model)
         self.stages = stages(self.model, self.packed)
 
