@@ -124,7 +124,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> Loaded:
 
 
 def test_each_packed_weight_has_a_stage_of_its_own_in_the_order_of_use(loaded: Loaded):
-    found = owners(loaded.model, loaded.packed, loaded.arena, loaded.stages)
+    found = owners(loaded.model, loaded.packed, BASE, loaded.arena.blocks(), loaded.stages)
     assert found.stage == {
         loaded.method.took[name]: stage for name, stage in {"0a": 2, "0b": 3, "1a": 5, "1b": 6}.items()
     }
