@@ -188,8 +188,8 @@ class Agent:
 
     def _answer(self, request: Request) -> Answer:
         match request:
-            case Find(fingerprint, family):
-                return Answer(self._seeds.find(fingerprint=fingerprint, family=family))
+            case Find(fingerprint, family, checkpoint):
+                return Answer(self._seeds.find(fingerprint=fingerprint, family=family, checkpoint=checkpoint))
             case Publish(fingerprint, seed):
                 self._publisher.put(keys.seed(self._holder.engine, fingerprint), seed)
             case Settled(report):

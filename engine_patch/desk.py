@@ -41,10 +41,11 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Find(msgspec.Struct, frozen=True, tag=True):
-    """Who has weights of this fingerprint, or of this family."""
+    """Who has weights of this fingerprint, of this family, or of this checkpoint."""
 
     fingerprint: str = ""
     family: str = ""
+    checkpoint: str = ""
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):
@@ -102,9 +103,9 @@ class Desk:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def find(self, *, fingerprint: str = "", family: str = "") -> tuple[Found, ...]:
+    def find(self, *, fingerprint: str = "", family: str = "", checkpoint: str = "") -> tuple[Found, ...]:
         """Raises TransferError where the agent does not answer."""
-        return self._call(Find(fingerprint, family)).found
+        return self._call(Find(fingerprint, family, checkpoint)).found
 
     def publish(self, fingerprint: str, seed: Seed) -> None:
         """Raises TransferError where the agent does not answer."""

@@ -46,7 +46,9 @@ class Weights(msgspec.Struct, frozen=True):
     widest: int = 0
 
 
-class _Tensor(msgspec.Struct):
+class Tensor(msgspec.Struct):
+    """As the header has it; offsets in bytes from the first tensor."""
+
     dtype: str
     shape: tuple[int, ...]
     data_offsets: tuple[int, int]
@@ -107,7 +109,7 @@ def _whole_chunks(size: int, chunk: int) -> int:
     return -(-size // chunk) * chunk
 
 
-def _size(tensor: _Tensor, float_size: int) -> int:
+def _size(tensor: Tensor, float_size: int) -> int:
     if tensor.dtype not in _FLOATS:
         return tensor.data_offsets[1] - tensor.data_offsets[0]
     count = 1
@@ -142,7 +144,14 @@ def tensor_places(file: Path) -> tuple[int, list[tuple[int, int]]]:
     return _LENGTH.size + length, sorted(places)
 
 
-def _tensors(file: Path) -> dict[str, _Tensor]:
+def named_tensors(file: Path) -> list[tuple[str, Tensor, int]]:
+    """Name, description and offset in the file of each tensor, in the file's order. Raises ConfigError."""
+    start, _ = tensor_places(file)
+    rows = [(name, tensor, start + tensor.data_offsets[0]) for name, tensor in _tensors(file).items()]
+    return sorted(rows, key=lambda row: row[2])
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
     """A safetensors file's header: 8 bytes of length, little-endian, then JSON (https://github.com/huggingface/safetensors)."""
     try:
         with file.open("rb") as stream:
@@ -151,6 +160,6 @@ def _tensors(file: Path) -> dict[str, _Tensor]:
                 raise ValueError(f"its header claims {length} bytes")
             header = msgspec.json.decode(stream.read(length), type=dict[str, msgspec.Raw])
         tensors = ((name, raw) for name, raw in header.items() if name != "__metadata__")
-        return {name: msgspec.json.decode(raw, type=_Tensor) for name, raw in tensors}
+        return {name: msgspec.json.decode(raw, type=Tensor) for name, raw in tensors}
     except (OSError, ValueError, struct.error, msgspec.MsgspecError) as error:
         raise ConfigError(f"{file} is no safetensors file: {error}", remedy="fetch the model again") from error

@@ -16,13 +16,16 @@ import torch
 from coordinator.errors import ConfigError
 from engine_patch import settings
 from engine_patch.checkpoint import folder
+from engine_patch.checkpoints import Checkpoint
 from engine_patch.desk import Desk
+from engine_patch.family import boot_id
 from engine_patch.inventory import identity, laid_out
 from engine_patch.loader import Bound, bind
 from engine_patch.loader_options import FORMAT, Options, read
 from engine_patch.memory import Hands
+from engine_patch.revision import revision
 from engine_patch.settings import Birth
-from engine_patch.streaming import Streaming
+from engine_patch.streaming import Near, Streaming
 from engine_patch.tensors import Unstreamable, table
 from transfer.errors import TransferError
 from transfer.netloader.identity import Identity
@@ -48,8 +51,10 @@ class Exchange:
             if trust is None:
                 why = f"{KEY_FILE} is not set"
             else:
-                self._identity = identity(vllm_config, rank, folder(vllm_config.model_config), options.model)
-                self._streaming = _open(rank, birth, options, trust, hands)
+                where = folder(vllm_config.model_config)
+                self._identity = identity(vllm_config, rank, where, options.model)
+                checkpoint = Checkpoint(options.model or revision(where), where, named=bool(options.model))
+                self._streaming = _open(rank, birth, options, trust, hands, checkpoint)
         except (TransferError, ConfigError) as error:
             why = str(error)
         if why:
@@ -73,13 +78,15 @@ class Exchange:
             self._streaming.stepped()
 
 
-def _open(rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands) -> Streaming:
+def _open(rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands, checkpoint: Checkpoint) -> Streaming:
     host = options.listen_host or own_address(settings.endpoints())
     bound = os.sched_getaffinity(0)
     free = set(birth.cpus) - bound or set(birth.cpus)
     return Streaming(
-        birth.engine, rank, options, Desk(birth.desk), trust, host, tuple(sorted(free)), hands.readers, hands.at
-    )
+        birth.engine, rank, options, Desk(birth.desk), trust, host, tuple(sorted(free)), hands.readers, hands.at,
+        Near(f"{settings.required().node} {boot_id()}", hands.lend, hands.borrower.open),
+        checkpoint,
+    )  # fmt: skip
 
 
 def own_address(endpoints: Sequence[str]) -> str:

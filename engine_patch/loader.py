@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import time
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from vllm.model_executor.model_loader.utils import process_weights_after_loading
 from vllm.utils.torch_utils import set_default_torch_dtype
 
 from coordinator.errors import ConfigError
+from engine_patch.checkpoints import Room
 from engine_patch.inventory import laid_out
 from engine_patch.loader_options import FORMAT, Options, read
 from engine_patch.streaming import Streaming
@@ -55,6 +58,21 @@ class NotStreamed(Exception):
     """Why disk must do."""
 
 
+_WAYS = {"_from_peers": "as kernels use them", "_from_checkpoint": "as a checkpoint"}
+
+
+class _FromRoom(DefaultModelLoader):  # type: ignore[misc]  # vLLM is not followed
+    """vLLM's own loading, with tensors that have come already in the place of files."""
+
+    def __init__(self, load_config: Any, room: Room) -> None:
+        super().__init__(load_config)
+        self._room = room
+
+    def get_all_weights(self, model_config: Any, model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        self.counter_before_loading_weights = time.perf_counter()
+        return self._room.tensors()
+
+
 class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
     """See the module."""
 
@@ -79,32 +97,55 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
         Raises:
             ConfigError: `load_from` is peers and no peer gave the weights.
         """
-        registered = _Registered(vllm_config)
-        try:
-            return self._from_peers(vllm_config, model_config, prefix)
-        except NotStreamed as why:
-            if self._options.load_from == "peers":
-                raise ConfigError(
-                    f"no peer gave the weights: {why}", remedy="start another engine of this model, or load_from: auto"
-                ) from why
-            log.info("weights come from disk: %s", why)
-        registered.restore()
-        gc.collect()
+        registered, reasons = _Registered(vllm_config), []
+        for attempt in (self._from_peers, self._from_checkpoint):
+            try:
+                return attempt(vllm_config, model_config, prefix)
+            except NotStreamed as why:
+                log.info("weights do not come %s: %s", _WAYS[attempt.__name__], why)
+                reasons.append(str(why))
+            registered.restore()
+            gc.collect()
+        if self._options.load_from == "peers":
+            raise ConfigError(
+                f"no peer gave the weights: {'; '.join(reasons)}",
+                remedy="start another engine of this model, or load_from: auto",
+            )
+        log.info("weights come from disk")
         return self._disk.load_model(vllm_config, model_config, prefix)
 
-    def _from_peers(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+    def _ready(self, vllm_config: Any) -> tuple[Streaming, Identity, Arena]:
+        """Raises NotStreamed where nothing can be streamed at all."""
         if self._options.load_from == "disk":
             raise NotStreamed("load_from is disk")
         if _bound is None or _bound.streaming is None or _bound.identity is None:
             raise NotStreamed(_bound.why if _bound else "this worker is not vNPU's")
         if vllm_config.speculative_config is not None:
             raise NotStreamed("a draft model is loaded beside it")
+        return _bound.streaming, _bound.identity, _bound.arena
+
+    def _from_checkpoint(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+        """Kernels differ: the checkpoint's own tensors, which this engine's kernels lay out anew."""
+        streaming, _, _ = self._ready(vllm_config)
+        room = Room()
         try:
-            if not _bound.streaming.known(_bound.identity.family):
+            if not streaming.known_checkpoint():
+                raise NotStreamed("no running engine serves the checkpoint")
+            streamed = streaming.fetch_checkpoint(room)
+        except TransferError as error:
+            raise NotStreamed(str(error)) from None
+        log.info("%d bytes of checkpoint streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds,
+                 streamed.blocks)  # fmt: skip
+        return _FromRoom(self._disk.load_config, room).load_model(vllm_config, model_config, prefix)
+
+    def _from_peers(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
+        streaming, identity, arena = self._ready(vllm_config)
+        try:
+            if not streaming.known(identity.family):
                 raise NotStreamed("no running engine has them")
             model = self._build(vllm_config, model_config, prefix)
-            found = table(model, _bound.arena)
-            streamed = _bound.streaming.fetch(laid_out(_bound.identity, found), found)
+            found = table(model, arena)
+            streamed = streaming.fetch(laid_out(identity, found), found)
         except (TransferError, Unstreamable) as error:
             raise NotStreamed(str(error)) from None  # the traceback would keep the model alive
         log.info("%d bytes streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds, streamed.blocks)

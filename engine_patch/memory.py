@@ -11,9 +11,8 @@ import functools
 import hashlib
 import logging
 import threading
-import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
@@ -24,12 +23,16 @@ from engine_patch.partners import Apart, Partners
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
+from engine_patch.stopwatch import Stopwatch
 from native import _native
 from native.client import Client
 from native.link import DaemonRefused
 from native.listener import Listener
 from native.protocol import Code, Kind
+from transfer.netloader.borrower import Borrower
 from transfer.netloader.guard import Guard
+from transfer.netloader.ways import Loan
+from transfer.netloader.wire import Lent
 
 log = logging.getLogger("vllm.vnpu.memory")
 
@@ -42,22 +45,6 @@ FILLS = 3
 """How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
 UNIT = 2 << 20
 """Weights come back, and are checked, in pieces of so many bytes; of a chunk where that is smaller."""
-
-
-class Stopwatch:
-    """Names and times the steps of one operation."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self.steps: list[Step] = []
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self.steps.append(Step(name, self._clock() - start))
 
 
 class Hands:
@@ -89,6 +76,9 @@ class Hands:
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
         self.partners: Partners = Apart()
+        self.borrower = Borrower(client)
+        """What is mapped here of others' weights, while this engine's come from them."""
+        self._view = 0
         self.digest = ""
         self.resident = True
         self.copied_out = 0
@@ -104,7 +94,7 @@ class Hands:
         """Map zeroed pages for the estimated footprint; from now on the daemon is heard. Raises as `Region.map`."""
         for region, size in ((self.weights, estimate.weights), (self.kv, estimate.kv)):
             region.populate(region.arena, size, timeout_s)
-        Listener(self.client, spare=self.spare).start()
+        Listener(self.client, self.borrower.let_go, self.spare).start()
 
     @contextmanager
     def allocating(self, region: Region) -> Iterator[None]:
@@ -178,13 +168,40 @@ class Hands:
         From the first offload on it is the master, also while the pages are filled again, until the master is let go
         of (`spare`): so a restore need not wait for readers.
         """
-        index, within = divmod(address - self.weights.base, self.weights.chunk)
-        place = bisect_left(self._weight_chunks, index)
-        if self._read_pages or self._weight_chunks[place : place + 1] != (index,):
+        offset = self._offset(address)
+        if self._read_pages or offset is None:
             return address
         if self._master is None:
             raise MemoryFault(f"{address:#x} has no host master", remedy="report this")
-        return self._master.address + place * self.weights.chunk + within
+        return self._master.address + offset
+
+    def lend(self) -> Loan | None:
+        """What another process of this node may map of the sealed weights: the host master, so that a switch here need
+        not wait for it; the pages, where the master was let go of. None: nothing just now. Thread-safe.
+
+        Raises:
+            DaemonError: the daemon is away, or refuses.
+        """
+        with self._turn:
+            if self._master is not None:
+                return Loan(Lent(master=self.digest), self.place)
+            if not self.digest or not self.resident or not self.settled:
+                return None
+            self._view = self._view or self.client.offer_view(self.weights.device, self.weights.chunks)
+            return Loan(Lent(self._view), self.place)
+
+    def place(self, address: int, length: int) -> int | None:
+        """Where these bytes, as `at` names them, lie in what is lent; None: nowhere."""
+        master = self._master
+        if master is not None and 0 <= address - master.address <= master.size - length:
+            return address - master.address
+        return self._offset(address)
+
+    def _offset(self, address: int) -> int | None:
+        """Where an address lies in the weights, their chunks laid end to end; None: not in device pages."""
+        index, within = divmod(address - self.weights.base, self.weights.chunk)
+        slot = bisect_left(self._weight_chunks, index)
+        return slot * self.weights.chunk + within if self._weight_chunks[slot : slot + 1] == (index,) else None
 
     def _read_from(self, *, pages: bool) -> None:
         """Readers who are inside finish with the other place, or are cut off."""
@@ -277,7 +294,7 @@ class Hands:
 
     def drop(self) -> None:
         """Unmap whatever is mapped and give it back, after an end of the copy under way; what was saved stays saved."""
-        self.resident = False
+        self.resident, self._view = False, 0
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None
@@ -381,8 +398,3 @@ def _paired(ranges: Sequence[Range], address: int) -> list[tuple[int, int, int]]
         entries.append((start, address, length))
         address += length
     return entries
-
-
-def denied(refused: DaemonRefused) -> bool:
-    """Whether a refusal means: no pages now (undo, stay offloaded), and not: something is wrong."""
-    return refused.code in (Code.NO_SPACE, Code.TIMEOUT, Code.FAILED)

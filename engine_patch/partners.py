@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from engine_patch.memory import Stopwatch
+    from engine_patch.stopwatch import Stopwatch
 
 
 class Partners(Protocol):

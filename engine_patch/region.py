@@ -41,6 +41,11 @@ class Region:
         return tuple(sorted(self._mapped))
 
     @property
+    def chunks(self) -> tuple[int, ...]:
+        """The daemon's ids of the chunks that are mapped, by index."""
+        return tuple(self._mapped[i][0] for i in self.indices)
+
+    @property
     def bytes(self) -> int:
         return len(self._mapped) * self.chunk
 

@@ -47,12 +47,12 @@ class Seeds:
         for change in changes:
             self._apply(change)
 
-    def find(self, *, fingerprint: str = "", family: str = "") -> tuple[Found, ...]:
-        """Those of this fingerprint, or of this family, in a fixed order."""
+    def find(self, *, fingerprint: str = "", family: str = "", checkpoint: str = "") -> tuple[Found, ...]:
+        """Those of this fingerprint, of this family, or of this checkpoint, in a fixed order."""
         return tuple(
             Found(engine, name, seed, self._load(engine))
             for (engine, name), seed in sorted(self._seeds.items(), key=lambda item: item[0])
-            if (name == fingerprint if fingerprint else seed.family == family)
+            if _matches(name, seed, fingerprint, family, checkpoint)
         )
 
     def _apply(self, change: Change) -> None:
@@ -74,6 +74,12 @@ class Seeds:
         kv = self._loads.get(engine)
         load = _value(Load, Change(kv.key, kv, kv.mod_revision)) if kv else None
         return load.running + load.waiting if load else 0
+
+
+def _matches(name: str, seed: Seed, fingerprint: str, family: str, checkpoint: str) -> bool:
+    if fingerprint:
+        return name == fingerprint
+    return seed.family == family if family else bool(checkpoint) and seed.checkpoint == checkpoint
 
 
 def _value(kind: type[V], change: Change) -> V | None:

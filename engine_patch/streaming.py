@@ -10,18 +10,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from coordinator.core.model import Seed
+from engine_patch.checkpoints import Checkpoint, LazyShelf, Room
 from engine_patch.desk import Desk
 from engine_patch.loader_options import Options
 from engine_patch.tensors import Table
 from native import _native
+from native.link import DaemonError
 from transfer.errors import TransferError
-from transfer.netloader import wire
+from transfer.netloader import ways, wire
 from transfer.netloader.client import Client, Streamed
 from transfer.netloader.guard import Guard
 from transfer.netloader.identity import Identity
@@ -30,6 +33,7 @@ from transfer.netloader.plan import Peer
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Locate, Source
+from transfer.netloader.ways import Loan, Open
 from transfer.netloader.work import Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -46,6 +50,14 @@ BUSY_S = 0.25
 """An engine whose last step is longer ago has no request that a stream could slow down."""
 
 
+class Near(NamedTuple):
+    """`machine`: whose daemon owns the pages; `lend`: ours to others, `borrow`: theirs to us."""
+
+    machine: str
+    lend: Callable[[], Loan | None]
+    borrow: Open
+
+
 class Streaming:
     """See the module. `fetch` and `serve` are called by the worker's one thread, in this order."""
 
@@ -60,9 +72,12 @@ class Streaming:
         cpus: Sequence[int] = (),
         guard: Guard | None = None,
         locate: Locate | None = None,
+        near: Near | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Listen. `host`: the address that others reach; `cpus`: processors the threads run on; `guard` and `locate`
-        as in `Source`.
+        as in `Source`; `near`: how memory is shared on this machine, None: it is not. `checkpoint`: what these weights
+        are made from.
 
         A port that is taken costs the serving, not the engine.
         """
@@ -74,8 +89,14 @@ class Streaming:
         self._host = host
         self._cpus = tuple(cpus)
         self._shelf = Shelf()
+        self._checkpoint = checkpoint
+        self._files = LazyShelf(checkpoint) if checkpoint else None
         self._guard = guard or Guard()
         self._locate = locate
+        self._near = near if options.transport == "auto" else None
+        self._machine = self._near.machine if self._near else ""
+        self._plain: set[str] = set()
+        """Sources with whom no other way than TCP could be agreed on."""
         self._pace = SharedPace(self._limit)
         self._stepped = 0.0
         self._addresses: tuple[int, ...] = ()
@@ -91,7 +112,7 @@ class Streaming:
 
     def _listen(self) -> Listener | None:
         port = self.options.listen_port + self._rank if self.options.listen_port else 0
-        serve = Server(self._shelf).serve
+        serve = Server(self._shelf, self._lend, self._files).serve
         try:
             listener = Listener(
                 self._host, port, self._trust, wire.SERVICE, serve,
@@ -103,6 +124,16 @@ class Streaming:
         if self.options.output_prefix:
             write_address(Path(f"{self.options.output_prefix}{self._rank}.txt"), self._host, listener.port)
         return listener
+
+    def _lend(self, machine: str) -> Loan | None:
+        """To a client there."""
+        if self._near is None or machine != self._machine:
+            return None
+        try:
+            return self._near.lend()
+        except DaemonError as error:
+            log.warning("nothing is lent: %s", error)
+            return None
 
     def _limit(self) -> float:
         """Bytes a second that clients get together."""
@@ -120,6 +151,43 @@ class Streaming:
             return bool(self.options.sources(self._rank))
         return any(one.engine != self._engine and one.seed.port for one in self._desk.find(family=family))
 
+    def known_checkpoint(self) -> bool:
+        """Whether anybody serves the checkpoint's own tensors."""
+        if self._checkpoint is None or self.options.source:
+            return self._checkpoint is not None and bool(self.options.sources(self._rank))
+        found = self._desk.find(checkpoint=self._checkpoint.identity.fingerprint)
+        return any(one.engine != self._engine and one.seed.port and one.seed.whole for one in found)
+
+    def fetch_checkpoint(self, room: Room) -> Streamed:
+        """The checkpoint's own tensors, into `room`; they are not passed on.
+
+        Raises:
+            TransferError: why not.
+        """
+        if self._checkpoint is None:
+            raise TransferError("it is not known which checkpoint this is")
+        identity, since = self._checkpoint.identity, time.time()
+        self._fingerprint = identity.fingerprint
+        self._seed = Seed(host=self._host, port=0, family=identity.fingerprint, rank=self._rank, since=since)
+
+        def began(whole: Manifest, work: Work) -> None:
+            room.make(whole)
+            self._work = work
+            self._publish(total=whole.size)
+
+        def directory() -> list[Peer]:
+            peers = self._peers(checkpoint=identity.fingerprint)
+            return [msgspec.structs.replace(peer, machine="") for peer in peers if peer.whole]
+
+        me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False)
+        self._fetching = client = Client(me, identity, room, directory, self._dial, began, stall_s=self.options.limit_s)
+        try:
+            streamed = client.run(self.options.limit_s)
+        finally:
+            self._fetching, self._work = None, None
+            self._publish(have=0, source="")
+        return streamed
+
     def fetch(self, identity: Identity, table: Table) -> Streamed:
         """Everything in `table`, from whoever has it; passes on what it has meanwhile.
 
@@ -128,10 +196,11 @@ class Streaming:
         """
         since = time.time()
         self._begin(identity, table, since)
-        me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False)
+        me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False, machine=self._machine)
         client = Client(
-            me, identity, table.addresses, lambda: self._peers(identity.fingerprint), self._dial, self._began
-        )
+            me, identity, table.addresses, lambda: self._peers(identity.fingerprint), self._dial, self._began,
+            agree=self._agree,
+        )  # fmt: skip
         self._fetching = client
         try:
             streamed = client.run(self.options.limit_s)
@@ -153,15 +222,17 @@ class Streaming:
             rank=self._rank,
             since=since,
             total=Grid(table.extents).size,
+            machine=self._machine,
+            checkpoint=self._checkpoint.identity.fingerprint if self._checkpoint else "",
         )
         self._tell.set()
 
-    def _peers(self, fingerprint: str) -> list[Peer]:
+    def _peers(self, fingerprint: str = "", checkpoint: str = "") -> list[Peer]:
         static = self.options.sources(self._rank)
         if static:
             return [Peer(name=f"{host}:{port}", host=host, port=port) for host, port in static]
         try:
-            found = self._desk.find(fingerprint=fingerprint)
+            found = self._desk.find(fingerprint=fingerprint, checkpoint=checkpoint)
         except TransferError as error:
             log.warning("the directory cannot be read: %s", error)
             return []
@@ -173,6 +244,7 @@ class Streaming:
                 ticket=(one.seed.since, one.engine),
                 whole=one.seed.whole,
                 load=one.load,
+                machine=one.seed.machine,
             )
             for one in found
             if one.engine != self._engine and one.seed.port
@@ -182,6 +254,19 @@ class Streaming:
         if self._cpus:
             os.sched_setaffinity(0, self._cpus)  # of the thread that receives
         return dial(peer.host, peer.port, self._trust, wire.SERVICE, deadline)
+
+    def _agree(self, peer: Peer, channel: Channel) -> None:
+        """On a faster way for the bytes, where there is one. Raises TransferError: the next time without."""
+        if peer.name in self._plain:
+            return
+        try:
+            if self._near is not None and peer.machine == self._machine:
+                mapped = ways.borrow(channel, self._machine, self._near.borrow)
+                log.info("memory of %s is %s", peer.name, "mapped" if mapped else "not lent just now")
+        except TransferError as error:
+            log.warning("%s sends over TCP: %s", peer.name, error)
+            self._plain.add(peer.name)
+            raise
 
     def _began(self, whole: Manifest, work: Work) -> None:
         self._work = work
@@ -226,7 +311,9 @@ class Streaming:
         """Serve nobody any more; for tests: an engine serves until its process ends."""
         self._closed = True
         self._tell.set()
-        self._shelf.close()
+        for shelf in (self._shelf, self._files):
+            if shelf is not None:
+                shelf.close()
         self._pace.end()
         if self._listener is not None:
             self._listener.stop()

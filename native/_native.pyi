@@ -276,6 +276,10 @@ def wipe_file(descriptor: int, size: int) -> None:
         DriverError: it is none of `size` bytes, or cannot be reached.
     """
 
+def checked_copy(destination: int, source: int, length: int, init: int = 0) -> int:
+    """Copy past the caches, in the caller's thread; CRC-32C of what was read, `init` continues an earlier one. For
+    sources that nobody writes to meanwhile. The ranges do not overlap."""
+
 def sample_digest(ranges: Sequence[tuple[int, int]], stride: int = 262144, width: int = 64) -> int:
     """Canary of a restore: a 64-bit digest of samples, under 1 ms per GiB.
 

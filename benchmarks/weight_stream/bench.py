@@ -29,6 +29,7 @@ PROBE = 128 << 20
 class Samples(msgspec.Struct):
     tcp: list[float] = []
     four: list[float] = []
+    local: list[float] = []
     values: dict[str, float] = {}
     dropped: int = 0
 
@@ -40,6 +41,10 @@ class Process:
         command = [sys.executable, "-m", "benchmarks.weight_stream.endpoint", role, str(size), str(limit)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.port: int = self.hear()["port"]
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
 
     def tell(self, order: dict[str, Any]) -> None:
         assert self._child.stdin is not None
@@ -80,19 +85,23 @@ def raw(port: int, target: memoryview) -> float:
 
 
 def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress, *, judged: bool) -> float:
-    """Fills `samples.tcp`; raw loopback in bytes a second. Where it is not `judged`, no pair is dropped."""
+    """Fills `samples.tcp` and `samples.local`; raw loopback in bytes a second. Where it is not `judged`, no pair is
+    dropped."""
     task = progress.add_task("one to one, against a bare loop", total=pairs)
     endpoint, rates = Endpoint(size, 0.0), []
-    with process("source", size) as source, process("bare", size) as bare:
+    with process("source", size) as source, process("lender", size) as lender, process("bare", size) as bare:
+        near = Peer(name="lender", host=LOCAL, port=lender.port)
         peer = Peer(name="source", host=LOCAL, port=source.port)
         me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
         before = memcpy.seconds_per_byte(PROBE, 2)
         for _ in range(pairs):
             loop = raw(bare.port, memoryview(endpoint.memory))
             stream = endpoint.fetch(me, [peer])
+            local = endpoint.fetch(me, [near], lender.pid)
             after = memcpy.seconds_per_byte(PROBE, 2)
             if not judged or figures.steady(before, after):
                 samples.tcp.append(loop / stream)
+                samples.local.append(stream / local)
             else:
                 samples.dropped += 1
             before = after

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import socket
 import sys
 import threading
@@ -16,13 +17,15 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.weight_stream.layout import BLOCK, KEY, LOCAL, extents, identity
-from transfer.netloader import wire
+from transfer.netloader import ways, wire
 from transfer.netloader.client import Client
 from transfer.netloader.manifest import Manifest, manifest
 from transfer.netloader.plan import Peer
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source, block_sums
+from transfer.netloader.ways import Loan
+from transfer.netloader.wire import Lent
 from transfer.netloader.work import Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -31,6 +34,7 @@ from transfer.transports.frame import Header
 from transfer.transports.listener import Listener
 from transfer.transports.pace import SharedPace
 from transfer.transports.trust import Trust
+from transfer.transports.window import Window
 
 LIMIT_S = 300.0
 
@@ -57,17 +61,31 @@ class Card:
 class Endpoint:
     """Memory of `size` bytes that listens."""
 
-    def __init__(self, size: int, limit: float) -> None:
-        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    def __init__(self, size: int, limit: float, *, shared: bool = False) -> None:
+        """`shared`: others may map it."""
+        self.descriptor = os.memfd_create("weights") if shared else -1
+        if shared:
+            os.ftruncate(self.descriptor, size)
+        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        self.memory = mmap.mmap(self.descriptor, size, flags=flags)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
         ctypes.memset(self.address, 7, size)
         self.extents, self.identity = extents(size), identity(size)
         self.card = Card(limit)
         self.shelf = Shelf()
         self.listener = Listener(
-            LOCAL, 0, Trust(KEY), wire.SERVICE, Server(self.shelf).serve, pace=self.card.out,
+            LOCAL, 0, Trust(KEY), wire.SERVICE, Server(self.shelf, self.lend if shared else None).serve,
+            pace=self.card.out,
             max_message=wire.MAX_MESSAGE,
         )  # fmt: skip
+
+    def lend(self, machine: str) -> Loan:
+        """All of it."""
+
+        def place(address: int, length: int) -> int | None:
+            return address - self.address
+
+        return Loan(Lent(master=str(self.descriptor)), place)
 
     @property
     def addresses(self) -> list[int]:
@@ -81,8 +99,8 @@ class Endpoint:
         whole = manifest(self.identity, self.extents, block_sums(self.extents, self.addresses))
         self.shelf.put(Source(whole, self.addresses))
 
-    def fetch(self, me: Peer, peers: list[Peer]) -> float:
-        """Seconds from the first dial to the last block."""
+    def fetch(self, me: Peer, peers: list[Peer], lender: int = 0) -> float:
+        """Seconds from the first dial to the last block. `lender`: pid of the source whose memory is mapped."""
 
         def began(whole: Manifest, work: Work) -> None:
             self.shelf.put(Source(whole, self.addresses, work))
@@ -91,7 +109,21 @@ class Endpoint:
             channel = dial(peer.host, peer.port, Trust(KEY), wire.SERVICE, deadline)
             return self.card.limit_receiving(channel)
 
-        return Client(me, self.identity, self.addresses, lambda: peers, connect, began).run(LIMIT_S).seconds
+        def agree(peer: Peer, channel: Channel) -> None:
+            if lender:
+                ways.borrow(channel, LOCAL, lambda lent: mapped(lender, int(lent.master), len(self.memory)))
+
+        client = Client(me, self.identity, self.addresses, lambda: peers, connect, began, agree=agree)
+        return client.run(LIMIT_S).seconds
+
+
+def mapped(process: int, descriptor: int, size: int) -> Window:
+    """Another process's shared memory; in the product the node daemon hands it over."""
+    mine = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY)
+    try:
+        return Window([(mine, size)])
+    finally:
+        os.close(mine)
 
 
 def bare(size: int) -> None:
@@ -129,8 +161,8 @@ def main() -> None:
     if role in roles:
         roles[role]()
         return
-    endpoint = Endpoint(size, limit)
-    if role == "source":
+    endpoint = Endpoint(size, limit, shared=role == "lender")
+    if role in ("source", "lender"):
         endpoint.serve()
         say({"port": endpoint.listener.port})
         threading.Event().wait()

@@ -183,6 +183,10 @@ class Seed(Value, frozen=True, kw_only=True):
     """Clients connected now."""
     source: Text = ""
     """Where it streams from, while it loads."""
+    checkpoint: Text = ""
+    """Fingerprint of the checkpoint's own tensors, which it serves too, to engines whose kernels differ."""
+    machine: Text = ""
+    """Whose daemon lends its memory to starters beside it: node and boot id. Empty: it lends nothing."""
 
     @property
     def whole(self) -> bool:

@@ -12,7 +12,7 @@ import torch
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.model_executor.layers.linear import LinearBase
 
-from engine_patch.memory import Hands, Stopwatch
+from engine_patch.memory import Hands
 from engine_patch.partners import Apart
 from engine_patch.settings import Birth
 from engine_patch.sharded_linear import carriers, layers, series
@@ -21,6 +21,7 @@ from engine_patch.sharded_linear.group import Group
 from engine_patch.sharded_linear.options import Options, read
 from engine_patch.sharded_linear.scratch import Scratch
 from engine_patch.sharded_linear.series import Series, Unshareable, chosen, plan
+from engine_patch.stopwatch import Stopwatch
 
 log = logging.getLogger("vllm.vnpu.sharded")
 

@@ -128,6 +128,10 @@ std::uint32_t crc32c(std::uint64_t address, std::size_t length, std::uint32_t in
     return vnpu::crc32c(reinterpret_cast<const void*>(address), length, init, kernel);
 }
 
+std::uint32_t checked_copy(std::uint64_t destination, std::uint64_t source, std::size_t length, std::uint32_t init) {
+    return vnpu::checked_copy(reinterpret_cast<void*>(destination), reinterpret_cast<const void*>(source), length, init);
+}
+
 std::uint64_t sample_digest(const Pairs& pairs, std::size_t stride, std::size_t width) {
     std::vector<vnpu::Range> ranges;
     ranges.reserve(pairs.size());
@@ -140,6 +144,8 @@ std::uint64_t sample_digest(const Pairs& pairs, std::size_t stride, std::size_t 
 void bind_digest(nb::module_& module) {
     module.def("crc32c", &crc32c, "address"_a, "length"_a, "init"_a = 0, "kernel"_a = "", NoGil(),
                "CRC-32C of a range; `init` continues an earlier one.");
+    module.def("checked_copy", &checked_copy, "destination"_a, "source"_a, "length"_a, "init"_a = 0, NoGil(),
+               "Copy past the caches; CRC-32C of what was read.");
     module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = 262144, "width"_a = 64, NoGil(),
                "64-bit digest of samples of the ranges: the canary of a restore.");
 }

@@ -17,6 +17,10 @@ struct Range {
 // `kernel`: empty or "portable". Throws std::invalid_argument.
 std::uint32_t crc32c(const void* data, std::size_t length, std::uint32_t init, const std::string& kernel);
 
+// Copies past the caches, and returns the CRC-32C of what was read (`init` continues an earlier one): one pass over
+// memory. Where somebody writes to the source meanwhile, the sum may be that of other bytes than were copied.
+std::uint32_t checked_copy(void* destination, const void* source, std::size_t length, std::uint32_t init);
+
 // A digest of samples: the first and last `width` bytes of each range, and `width` bytes at a pseudo-random place in
 // each `stride` of it. Every 2 MiB page that a range touches lies whole in the range or holds one of its ends, so with
 // a stride of at most 1 MiB each such page is sampled. Places depend on lengths only, never on addresses.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native._native import crc32c, sample_digest
+from native._native import checked_copy, crc32c, sample_digest
 from native.digest import LEAF, content_digest
 from tests.helpers.memory import buffer, read, write
 
@@ -53,6 +53,16 @@ def test_crc_goes_on_where_it_stopped(lengths: list[int]) -> None:
         total = crc(NOISE[at : at + length], total)
         at += length
     assert total == crc(NOISE[:at])
+
+
+@given(st.integers(0, 70_000), st.integers(0, 64), st.integers(0, 2**32 - 1))
+def test_a_checked_copy_is_a_copy_and_a_sum(length: int, start: int, init: int) -> None:
+    data = NOISE[start : start + length]
+    with buffer(length + 64 + 1) as source, buffer(length + 1) as target:
+        write(source + start, data)
+        write(target, b"\xa5" * (length + 1))
+        assert checked_copy(target, source + start, length, init) == crc(data, init)
+        assert read(target, length + 1) == data + b"\xa5"
 
 
 def test_an_unknown_crc_kernel_is_named() -> None:

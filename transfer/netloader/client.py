@@ -16,7 +16,7 @@ from transfer.netloader import plan
 from transfer.netloader.identity import Identity
 from transfer.netloader.manifest import Manifest
 from transfer.netloader.plan import Peer
-from transfer.netloader.pull import RUN, Denied, Dial, Pull
+from transfer.netloader.pull import RUN, Agree, Denied, Dial, Pull
 from transfer.netloader.work import Work
 
 log = logging.getLogger("vllm.vnpu.netloader")
@@ -68,8 +68,11 @@ class Client:
         dial: Dial,
         began: Began | None = None,
         clock: Callable[[], float] = time.monotonic,
+        agree: Agree | None = None,
+        stall_s: float = STALL_S,
     ) -> None:
-        """`addresses`: where each extent of the layout belongs. `directory` gives the peers of this fingerprint."""
+        """`addresses`: where each extent of the layout belongs; asked for only after `began`. `directory` gives the
+        peers of this fingerprint."""
         self._me = me
         self._identity = identity
         self._addresses = addresses
@@ -77,6 +80,8 @@ class Client:
         self._dial = dial
         self._began = began
         self._clock = clock
+        self._agree = agree
+        self._stall_s = stall_s
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._manifest: Manifest | None = None
@@ -121,8 +126,8 @@ class Client:
             seen = now if self._pulls else seen
             if now - seen > EMPTY_S:
                 raise StreamFailed("no source is left", self._reasons)
-            if now - moved > STALL_S:
-                raise StreamFailed(f"nothing came for {STALL_S:g} s", self._reasons)
+            if now - moved > self._stall_s:
+                raise StreamFailed(f"nothing came for {self._stall_s:g} s", self._reasons)
             if now > limit:
                 raise StreamFailed("it takes too long", self._reasons)
             self._changed.wait(REFRESH_S)
@@ -145,7 +150,9 @@ class Client:
         for peer in wanted:
             if peer.name not in active:
                 log.info("fetching from %s at %s:%d", peer.name, peer.host, peer.port)
-                self._pulls.append(Pull(peer, self._identity, self._addresses, self._dial, self._adopt, self._wake))
+                self._pulls.append(
+                    Pull(peer, self._identity, self._addresses, self._dial, self._adopt, self._wake, self._agree)
+                )
 
     def _wake(self) -> None:
         self._changed.set()
@@ -175,9 +182,10 @@ class Client:
     def _adopt(self, manifest: Manifest) -> Work:
         with self._lock:
             if self._manifest is None or self._work is None:
-                self._manifest, self._work = manifest, Work(manifest.grid.blocks, RUN)
+                work = Work(manifest.grid.blocks, RUN)
                 if self._began is not None:
-                    self._began(manifest, self._work)
+                    self._began(manifest, work)
+                self._manifest, self._work = manifest, work
                 self._changed.set()
             elif manifest.digest != self._manifest.digest:
                 raise PeerViolation("its content differs from that of the source before it, under one fingerprint")

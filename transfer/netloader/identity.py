@@ -10,6 +10,9 @@ import msgspec
 Text = Annotated[str, msgspec.Meta(max_length=1024)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
+CHECKPOINT = "checkpoint"
+"""`Identity.kernels` of weights as the checkpoint has them, laid out for nobody."""
+
 REMEDIES = {
     "model": "the checkpoints differ: fetch the same revision on both machines",
     "vllm": "install the same vLLM on both machines",

@@ -11,7 +11,7 @@ from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
 from transfer.netloader.manifest import Manifest
 from transfer.netloader.plan import Peer
-from transfer.netloader.wire import Ask, Code, Read, Refused
+from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
 from transfer.netloader.work import Run, Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -29,6 +29,8 @@ CLAIM_S = 1.0
 Dial = Callable[[Peer, Deadline], Channel]
 Adopt = Callable[[Manifest], Work]
 """Takes the first source's manifest for all, and refuses one with other content with PeerViolation."""
+Agree = Callable[[Peer, Channel], None]
+"""May agree with the source, after its offer, on another way for the bytes. Raises TransferError: connect anew."""
 
 
 class Denied(TransferError):
@@ -51,6 +53,7 @@ class Pull:
         dial: Dial,
         adopt: Adopt,
         ended: Callable[[], None],
+        agree: Agree | None = None,
     ) -> None:
         """`addresses`: where each extent belongs in this process. `ended` is called in the thread, last of all."""
         self.peer = peer
@@ -61,6 +64,7 @@ class Pull:
         self._dial = dial
         self._adopt = adopt
         self._ended = ended
+        self._agree = agree
         self._stop = threading.Event()
         self._work: Work | None = None
         self._channel: Channel | None = None
@@ -92,6 +96,8 @@ class Pull:
                 channel.configure(max_message=wire.MAX_MESSAGE)
                 manifest = self._offer(channel)
                 self._work = self._adopt(manifest)
+                if self._agree is not None:
+                    self._agree(self.peer, channel)
                 self._fetch(channel, manifest, self._work)
         except TransferError as error:
             self.error = error
@@ -104,6 +110,8 @@ class Pull:
         answer = wire.decode_answer(body)
         if isinstance(answer, Refused):
             raise Denied(answer.code, answer.details)
+        if not isinstance(answer, Offer):
+            raise PeerViolation(f"{type(answer).__name__} where an offer was due")
         wrong = differences(self._identity, answer.manifest.identity)
         if wrong:
             raise Denied(Code.MISMATCH, wrong)
@@ -138,7 +146,7 @@ class Pull:
             if header.kind is Kind.MESSAGE:
                 _raise_refusal(channel.body(header, deadline))
             block = manifest.grid.block(number)
-            if header != Header(Kind.DATA, tag, block.length, number, manifest.sum(number)):
+            if header != Header(header.kind, tag, block.length, number, manifest.sum(number)):
                 raise PeerViolation(f"block {number} was due, {header} came", remedy="the source has other content")
             channel.into(header, self._addresses[block.extent] + block.offset, deadline)
             work.land(number)
@@ -149,4 +157,4 @@ def _raise_refusal(body: bytes) -> None:
     answer = wire.decode_answer(body)
     if isinstance(answer, Refused):
         raise Denied(answer.code, answer.details)
-    raise PeerViolation("an offer where a block was due")
+    raise PeerViolation(f"{type(answer).__name__} where a block was due")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 
 from transfer.errors import PeerLost, PeerViolation
-from transfer.netloader import wire
+from transfer.netloader import ways, wire
 from transfer.netloader.guard import Switching
-from transfer.netloader.identity import differences
+from transfer.netloader.identity import CHECKPOINT, differences
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source
-from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
+from transfer.netloader.ways import Lend
+from transfer.netloader.wire import Ask, Borrow, Code, Offer, Read, Refused
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
@@ -28,8 +29,11 @@ LATER_S = 5.0
 class Server:
     """`serve` is what a `Listener` calls, in a thread for each client."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: Shelf, lend: Lend | None = None, checkpoint: Shelf | None = None) -> None:
+        """`lend`: what clients of this machine may map; None: nothing. `checkpoint`: served to whose kernels differ."""
         self._shelf = shelf
+        self._checkpoint = checkpoint
+        self._lend = lend
 
     def serve(self, channel: Channel) -> None:
         """Raises TransferError where the client misbehaves."""
@@ -37,9 +41,10 @@ class Server:
         ask = wire.decode_request(body)
         if not isinstance(ask, Ask):
             raise PeerViolation("the first request must be Ask")
-        source = self._shelf.take(LATER_S)
+        shelf = self._checkpoint if ask.identity.kernels == CHECKPOINT else self._shelf
+        source = shelf.take(LATER_S) if shelf else None
         if source is None:
-            _refuse(channel, Code.GONE if self._shelf.closed else Code.LATER, "nothing is served here")
+            _refuse(channel, Code.GONE if shelf is None or shelf.closed else Code.LATER, "nothing is served here")
             return
         wrong = differences(source.manifest.identity, ask.identity)
         if wrong:
@@ -47,13 +52,14 @@ class Server:
             _refuse(channel, Code.MISMATCH, *wrong)
             return
         channel.send(wire.encode(Offer(source.manifest)), Deadline.after(FRAME_S))
-        _Reads(channel, source).answer()
+        _Reads(channel, source, self._lend).answer()
 
 
 class _Reads:
-    def __init__(self, channel: Channel, source: Source) -> None:
+    def __init__(self, channel: Channel, source: Source, lend: Lend | None) -> None:
         self._channel = channel
         self._source = source
+        self._lend = lend
         self._grid = source.manifest.grid
 
     def answer(self) -> None:
@@ -63,13 +69,20 @@ class _Reads:
             except PeerLost as gone:
                 log.debug("%s: %s", self._channel.peer, gone)
                 return
-            read = wire.decode_request(body)
-            if not isinstance(read, Read) or read.first + read.count > self._grid.blocks:
-                _refuse(self._channel, Code.BAD_REQUEST, f"there are {self._grid.blocks} blocks", tag=header.tag)
-                raise PeerViolation("a request for blocks that do not exist")
-            for number in range(read.first, read.first + read.count):
-                if not self._block(number, header.tag):
-                    break
+            request = wire.decode_request(body)
+            match request:
+                case Borrow():
+                    ways.lend(self._channel, request, self._lend)
+                case _:
+                    self._read(request, header.tag)
+
+    def _read(self, read: Ask | Read, tag: int) -> None:
+        if not isinstance(read, Read) or read.first + read.count > self._grid.blocks:
+            _refuse(self._channel, Code.BAD_REQUEST, f"there are {self._grid.blocks} blocks", tag=tag)
+            raise PeerViolation("a request for blocks that do not exist")
+        for number in range(read.first, read.first + read.count):
+            if not self._block(number, tag):
+                break
 
     def _block(self, number: int, tag: int) -> bool:
         """Send one block; False: a refusal in its place."""

@@ -2,7 +2,7 @@
 
 A client asks once (`Ask`), gets `Offer` or `Refused`, and then reads as often as it likes (`Read`): each is answered by
 the blocks in order, one DATA frame each with the block's number as its position and the `Read`'s tag, or by `Refused`
-in the place of the first block that does not come.
+in the place of the first block that does not come. Before it reads, it may ask for memory that both can map (`Borrow`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Code(StrEnum):
     SWITCHING = "switching"  # its memory is coming or going just now
     GONE = "gone"  # it stops serving
     BAD_REQUEST = "bad_request"
+    NO_WAY = "no_way"  # bytes cannot go the way that was asked for: go on without
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
@@ -44,6 +45,20 @@ class Read(msgspec.Struct, frozen=True, tag=True):
 
     first: Number
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_READ)]
+
+
+class Borrow(msgspec.Struct, frozen=True, tag=True):
+    """Lend me what you serve: I can map what the daemon of `machine` owns."""
+
+    machine: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+
+
+class Lent(msgspec.Struct, frozen=True, tag=True):
+    """What the client may map, from the node daemon: a view (not 0) of the source's pages, or else the host master of
+    this digest. From now on blocks that lie there are announced by their place in it."""
+
+    view: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
+    master: Annotated[str, msgspec.Meta(max_length=256)] = ""
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
@@ -62,11 +77,13 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 MAX_MESSAGE = MAX_MANIFEST
 
 encode = msgspec.msgpack.Encoder().encode
-_request: msgspec.msgpack.Decoder[Ask | Read] = msgspec.msgpack.Decoder(Ask | Read)
-_answer: msgspec.msgpack.Decoder[Offer | Refused] = msgspec.msgpack.Decoder(Offer | Refused)
+Request = Ask | Read | Borrow
+Answer = Offer | Refused | Lent
+_request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 
 
-def decode_request(data: bytes) -> Ask | Read:
+def decode_request(data: bytes) -> Request:
     """Raises PeerViolation."""
     try:
         return _request.decode(data)
@@ -74,7 +91,7 @@ def decode_request(data: bytes) -> Ask | Read:
         raise PeerViolation(f"a request that does not decode: {error}") from error
 
 
-def decode_answer(data: bytes) -> Offer | Refused:
+def decode_answer(data: bytes) -> Answer:
     """Raises PeerViolation."""
     try:
         return _answer.decode(data)

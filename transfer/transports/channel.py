@@ -18,6 +18,7 @@ from typing import Protocol
 from native import _native
 from transfer.errors import Corrupt, PeerLost, PeerViolation
 from transfer.transports import frame
+from transfer.transports.carrier import Giver, Taker
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Header, Kind
 
@@ -42,6 +43,8 @@ class Channel:
         self._sock = sock
         self._max_message = MAX_MESSAGE
         self._pace: Pace | None = None
+        self._giver: Giver | None = None
+        self._taker: Taker | None = None
         self.sent = 0
         self.received = 0
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -64,6 +67,12 @@ class Channel:
         return "gone"
 
     @property
+    def local(self) -> str:
+        """The address that the peer reaches this end at."""
+        name = self._sock.getsockname()
+        return str(name[0]) if isinstance(name, tuple) else "127.0.0.1"
+
+    @property
     def socket(self) -> socket.socket:
         """For who must break it from elsewhere."""
         return self._sock
@@ -72,6 +81,10 @@ class Channel:
         """`max_message`: bytes of a MESSAGE that are accepted; `pace`: the limit that `pace` waits for."""
         self._max_message = max_message
         self._pace = pace
+
+    def carry(self, *, giver: Giver | None = None, taker: Taker | None = None) -> None:
+        """From now on bytes may go aside, as both ends have agreed. What is handed over is closed with the channel."""
+        self._giver, self._taker = giver, taker
 
     # ---- frames
 
@@ -98,7 +111,14 @@ class Channel:
         Raises:
             PeerLost: not before the deadline, or the connection broke.
         """
-        self.send_rows([(address, length)], sum, deadline, tag=tag, position=position)
+        place = self._giver.place(address, length) if self._giver else None
+        if self._giver is None or place is None:
+            self.send_rows([(address, length)], sum, deadline, tag=tag, position=position)
+            return
+        header = frame.encode(Header(Kind.ASIDE, tag, length, position, sum))
+        self._sendall(header + frame.PLACE.pack(place), deadline)
+        self._giver.push(address, length, deadline)
+        self.sent += length
 
     def send_rows(
         self, rows: Sequence[tuple[int, int]], sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
@@ -140,12 +160,16 @@ class Channel:
         return body
 
     def into(self, header: Header, address: int, deadline: Deadline) -> None:
-        """The body of a DATA frame, written to `address`, where `header.length` bytes must be writable.
+        """The body of a DATA frame, or what an ASIDE frame announces, written to `address`, where `header.length` bytes
+        must be writable.
 
         Raises:
             Corrupt: what was written is not what was sent.
             PeerLost: not before the deadline, or the connection broke; part of it may have been written.
         """
+        if header.kind is Kind.ASIDE:
+            self._take(header, address, deadline)
+            return
         self.into_rows(header, [(address, header.length)], deadline)
 
     def into_rows(self, header: Header, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
@@ -164,6 +188,15 @@ class Channel:
                 left[:1] = [(address + part, size - part)] if part < size else []
             while left and not left[0][1]:
                 del left[0]
+        self._landed(header, total)
+
+    def _take(self, header: Header, address: int, deadline: Deadline) -> None:
+        (place,) = frame.PLACE.unpack(self.receive_raw(frame.PLACE.size, deadline))
+        if self._taker is None:
+            raise PeerViolation("bytes went aside, and no way was agreed on")
+        self._landed(header, self._taker.take(place, address, header.length, deadline))
+
+    def _landed(self, header: Header, total: int) -> None:
         self.received += header.length
         if total != header.sum:
             raise Corrupt(f"{header.length} bytes at position {header.position} are damaged", remedy="fetch them again")
@@ -241,11 +274,17 @@ class Channel:
 
     def abort(self) -> None:
         """Break the connection, from any thread: a call that is blocked raises PeerLost. Idempotent."""
+        for way in (self._giver, self._taker):
+            if way is not None:
+                way.abort()
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Idempotent; nobody may be using it."""
+        for way in (self._giver, self._taker):
+            if way is not None:
+                way.close()
         with contextlib.suppress(OSError):
             self._sock.close()
 

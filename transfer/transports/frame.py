@@ -20,15 +20,20 @@ from transfer.errors import Corrupt, PeerViolation
 _FIELDS = struct.Struct(">BBHIQI")
 _CHECK = struct.Struct(">I")
 HEADER = _FIELDS.size + _CHECK.size
+PLACE = struct.Struct(">Q")
+"""What follows the header of an ASIDE frame."""
 MAX_BODY = 16 << 20
 """No frame is longer, in bytes; a channel may bound its messages lower."""
 
 
 class Kind(IntEnum):
-    """MESSAGE: MessagePack, for the protocol above. DATA: raw bytes of what was asked for."""
+    """MESSAGE: MessagePack, for the protocol above. DATA: raw bytes of what was asked for. ASIDE: such bytes come by
+    another way that both sides have agreed on (`transfer.transports.carrier`); only their place there follows, 8 bytes,
+    while `length` and `sum` are those of the bytes."""
 
     MESSAGE = 1
     DATA = 2
+    ASIDE = 3
 
 
 class Header(NamedTuple):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -11,53 +13,22 @@ from typing import Any
 import pytest
 
 from coordinator.core.model import Seed
-from engine_patch.desk import Desk
 from engine_patch.loader_options import Options, RankSources
-from engine_patch.seeds import Found
-from engine_patch.streaming import Streaming, write_address
-from engine_patch.tensors import Table
+from engine_patch.streaming import Near, Streaming, write_address
+from tests.helpers.board import Board, table
 from tests.helpers.eventually import eventually
 from tests.helpers.weights import BLOCK, LOCAL, Rank
 from tests.helpers.wires import TRUST
-from transfer.errors import TransferError
+from transfer.errors import PeerLost, TransferError
 from transfer.netloader import client
 from transfer.netloader.guard import Guard
+from transfer.netloader.ways import Loan
+from transfer.netloader.wire import Lent
+from transfer.netloader.work import Work
+from transfer.transports.deadline import Deadline
+from transfer.transports.window import Window
 
 LENGTHS = (9 * BLOCK + 1, 64)
-
-
-class Board(Desk):
-    """A desk that all engines share."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.seeds: dict[tuple[str, str], Seed] = {}
-        self.history: list[tuple[str, Seed]] = []
-
-    def of(self, engine: str) -> Desk:
-        board = self
-
-        class Mine(Desk):
-            def __init__(self) -> None: ...
-
-            def find(self, *, fingerprint: str = "", family: str = "") -> tuple[Found, ...]:
-                with board._lock:
-                    return tuple(
-                        Found(name, key, seed)
-                        for (name, key), seed in board.seeds.items()
-                        if key == fingerprint or seed.family == family
-                    )
-
-            def publish(self, fingerprint: str, seed: Seed) -> None:
-                with board._lock:
-                    board.seeds[engine, fingerprint] = seed
-                    board.history.append((engine, seed))
-
-        return Mine()
-
-    def seed(self, engine: str) -> Seed | None:
-        with self._lock:
-            return next((seed for (name, _), seed in self.seeds.items() if name == engine), None)
 
 
 class Town(ExitStack):
@@ -75,10 +46,6 @@ class Town(ExitStack):
         streaming.serve(rank.identity, table(rank))
         await eventually(lambda: (seed := self.board.seed(name)) is not None and seed.whole)
         return streaming
-
-
-def table(rank: Rank) -> Table:
-    return Table(rank.extents, tuple(rank.addresses))
 
 
 @pytest.fixture
@@ -164,6 +131,96 @@ async def test_sources_that_were_named_are_asked_and_nobody_else(town: Town):
     assert starter.content == source.content
     assert list(streamed.blocks) == [f"{LOCAL}:{named._port}"]
     assert not town.engine("c", Options(source=(RankSources(7, ("h:1",)),))).known(source.identity.family)
+
+
+class Neighbour:
+    """Sources' memory as a window, without a daemon: one descriptor behind the addresses of a rank's first extent."""
+
+    def __init__(self, rank: Rank) -> None:
+        self.rank = rank
+        self.opened: list[Window] = []
+        self.broken = False
+        self.descriptor = os.memfd_create("master")
+        os.pwrite(self.descriptor, rank.content[0], 0)
+        self.size = -(-LENGTHS[0] // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(self.descriptor, self.size)
+
+    def place(self, address: int, length: int) -> int | None:
+        at = address - self.rank.addresses[0]
+        return at if 0 <= at <= LENGTHS[0] - length else None
+
+    def lend(self) -> Loan:
+        return Loan(Lent(master="m"), self.place)
+
+    def borrow(self, lent: Lent) -> Window:
+        if self.broken:
+            raise TransferError("the daemon has no such master")
+        self.opened.append(Window([(self.descriptor, self.size)]))
+        return self.opened[-1]
+
+    def near(self, machine: str = "node boot") -> Near:
+        return Near(machine, self.lend, self.borrow)
+
+
+@pytest.fixture
+def neighbour() -> Iterator[Neighbour]:
+    one = Neighbour(Rank(LENGTHS, seed=1))
+    yield one
+    os.close(one.descriptor)
+
+
+@pytest.mark.parametrize("broken", [False, True])
+async def test_memory_of_a_source_on_this_node_is_mapped(town: Town, neighbour: Neighbour, broken: bool):
+    """What is not in it, or all of it where it cannot be mapped, comes over TCP."""
+    neighbour.broken = broken
+    await town.whole("a", neighbour.rank, near=neighbour.near())
+    assert (seed := town.board.seed("a")) is not None
+    assert seed.machine == "node boot"
+    neighbour.rank.held[0][:] = neighbour.rank.held[0] if broken else bytes(LENGTHS[0])
+    starter = Rank(LENGTHS)
+    streamed = town.engine("b", near=neighbour.near()).fetch(starter.identity, table(starter))
+    assert starter.content == Rank(LENGTHS, seed=1).content
+    assert len(neighbour.opened) == (0 if broken else 1)
+    assert ("no such master" in " ".join(streamed.reasons.values())) == broken
+    for window in neighbour.opened:  # it was let go of
+        with pytest.raises(PeerLost):
+            window.take(0, starter.addresses[0], 1, Deadline.after(5))
+
+
+@pytest.mark.parametrize("here", ["another node", ""])
+async def test_memory_of_a_source_elsewhere_is_not_asked_for(town: Town, neighbour: Neighbour, here: str):
+    await town.whole("a", neighbour.rank, near=neighbour.near())
+    starter = Rank(LENGTHS)
+    fetching = town.engine("b", near=neighbour.near(here) if here else None)
+    fetching.fetch(starter.identity, table(starter))
+    assert starter.content == neighbour.rank.content
+    assert neighbour.opened == []
+
+
+async def test_who_gave_up_passes_nothing_on_any_more(town: Town):
+    """A reader that hangs on a block of the half-loaded model is told so; it never gets a byte of what follows."""
+    source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    await town.whole("a", source)
+    streaming = town.engine("b")
+    streaming._begin(starter.identity, table(starter), 1.0)
+    work = Work(source.manifest().grid.blocks, 8)
+    streaming._began(source.manifest(), work)
+    work.land(0)
+    presence = streaming._shelf.take(0.0)
+    assert presence is not None
+    streaming._give_up()
+    assert not presence.presence.await_block(0, 0.0)
+    assert not presence.presence.await_block(1, 0.0)
+    assert streaming._shelf.take(0.0) is None
+
+
+def test_neither_itself_nor_who_serves_nothing_is_asked(town: Town):
+    seed = Seed(host="h", port=1, family="f", total=1, have=1)
+    quiet = Seed(host="h", port=0, family="f", total=1, have=1)
+    town.board.seeds = {("b", "x"): seed, ("c", "x"): quiet, ("a", "x"): seed}
+    streaming = town.engine("b")
+    town.board.seeds["b", "x"] = seed
+    assert [peer.name for peer in streaming._peers("x")] == ["a at h:1"]
 
 
 async def test_a_taken_port_costs_the_serving_alone(town: Town, caplog: pytest.LogCaptureFixture):

@@ -27,6 +27,12 @@ def test_golden_bytes():
     assert frame.encode(header).hex() == "0200010200100000" + "0a0b0c0d0e0f1011" + "deadbeef" + "6182dac6"
 
 
+def test_golden_bytes_of_what_goes_aside():
+    header = Header(Kind.ASIDE, tag=1, length=2, position=3, sum=4)
+    assert frame.encode(header).hex() == "0300000100000002" + "0000000000000003" + "00000004" + "54e8c587"
+    assert frame.PLACE.pack(0x0102).hex() == "0000000000000102"
+
+
 def test_checksum_is_rfc_3720s():
     assert frame.checksum(b"123456789") == 0xE3069283
     assert frame.checksum(b"56789", frame.checksum(b"1234")) == 0xE3069283
@@ -46,7 +52,7 @@ def test_every_flipped_bit_is_noticed(header: Header, bit: int):
         frame.decode(bytes(data))
 
 
-@pytest.mark.parametrize("fields", [b"\x03\x00", b"\x01\x01", b"\x00\x00"])
+@pytest.mark.parametrize("fields", [b"\x04\x00", b"\x01\x01", b"\x00\x00"])
 def test_a_whole_header_of_another_protocol_is_refused(fields: bytes):
     data = fields + bytes(18)
     with pytest.raises(PeerViolation, match="same vNPU"):

@@ -16,7 +16,7 @@ from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
 from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest
 from transfer.netloader.sums import fold
-from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
+from transfer.netloader.wire import Ask, Borrow, Code, Lent, Offer, Read, Refused
 
 OTHERS = {
     "model": "another", "dtype": "float16", "quantization": "fp8", "tp_rank": 1, "tp_size": 2, "pp_rank": 1,
@@ -121,6 +121,8 @@ def test_golden_bytes_of_requests():
     assert wire.encode(Refused(Code.LATER)).hex() == (
         "83a474797065a752656675736564a4636f6465a56c61746572a764657461696c7390"
     )
+    assert wire.encode(Borrow("n b")).hex() == "82a474797065a6426f72726f77a76d616368696e65a36e2062"
+    assert wire.encode(Lent(7)).hex() == "83a474797065a44c656e74a47669657707a66d6173746572a0"
 
 
 def test_messages_come_back_as_they_were():

@@ -36,6 +36,19 @@ def test_one_source_and_starters_are_a_chain():
     assert [names(sources(me, peers)) for me in peers[1:]] == [["A"], ["B"], ["C"], ["D"]]
 
 
+def test_memory_that_can_be_mapped_comes_before_everything_and_takes_no_place_in_the_chain():
+    near = Peer(name="N", host="h", port=1, load=9, machine="here")
+    peers = [whole("A"), near, starter("B", 1), starter("C", 2), starter("D", 3)]
+    peers[3] = Peer(name="C", host="h", port=1, ticket=(2, "C"), whole=False, machine="here")
+    assert names(sources(peers[3], peers)) == ["N"]
+    assert names(sources(peers[4], peers)) == ["B"]
+    assert names(sources(peers[3], peers, frozenset("N"))) == ["B"]
+    unlike = Peer(name="E", host="h", port=1, ticket=(9, "E"), whole=False, machine="there")
+    assert names(sources(unlike, [*peers, unlike])) != ["N"]
+    nowhere = [Peer(name=n, host="h", port=1) for n in "AB"]
+    assert names(sources(starter("F", 1), nowhere)) == ["A", "B"]
+
+
 def test_several_sources_are_striped_by_the_first_and_the_next_joins_the_chain():
     peers = [whole("A"), whole("B"), starter("C", 1), starter("D", 2)]
     assert names(sources(peers[2], peers)) == ["A", "B"]

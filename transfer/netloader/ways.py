@@ -1,0 +1,65 @@
+"""Other ways for the bytes than the connection: asked for by the client after the offer, granted by the source.
+
+Each ends with the connection. Whatever goes wrong here breaks that connection; the next one does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from transfer.errors import PeerViolation
+from transfer.netloader import wire
+from transfer.netloader.wire import Borrow, Code, Lent, Refused
+from transfer.transports import window
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
+from transfer.transports.window import Window
+
+ASK_S = 20.0
+
+
+class Loan(NamedTuple):
+    """`lent`: what the client is told. `place(address, length)`: where these bytes lie in it, or None."""
+
+    lent: Lent
+    place: Callable[[int, int], int | None]
+
+
+Lend = Callable[[str], Loan | None]
+"""What a client on that machine may map; None: nothing."""
+Open = Callable[[Lent], Window]
+"""Maps what was lent. Raises TransferError."""
+
+
+# ---- the client
+
+
+def borrow(channel: Channel, machine: str, open_lent: Open) -> bool:
+    """Map what the source lends; False: it lends nothing, and the connection is as before.
+
+    Raises:
+        TransferError: it could not be mapped: connect anew.
+    """
+    channel.send(wire.encode(Borrow(machine)), Deadline.after(ASK_S))
+    _, body = channel.receive(Deadline.after(ASK_S))
+    answer = wire.decode_answer(body)
+    match answer:
+        case Lent():
+            channel.carry(taker=open_lent(answer))
+            return True
+        case Refused(Code.NO_WAY):
+            return False
+    raise PeerViolation(f"{type(answer).__name__} is no answer to Borrow")
+
+
+# ---- the source
+
+
+def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> None:
+    """Answer a `Borrow`. Raises TransferError."""
+    loan = lend_to(request.machine) if lend_to else None
+    answer = loan.lent if loan else Refused(Code.NO_WAY, ("nothing is lent to that machine",))
+    if loan is not None:
+        channel.carry(giver=window.Lent(loan.place))
+    channel.send(wire.encode(answer), Deadline.after(ASK_S))

@@ -1,0 +1,44 @@
+"""How bytes of DATA travel beside the connection, where both ends have agreed on another way.
+
+The channel still says what comes, in order, with its sum; then the sender's `Giver` hands the bytes over and the
+receiver's `Taker` takes them. What a giver has no place for goes through the connection as before.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from transfer.transports.deadline import Deadline
+
+
+class Giver(Protocol):
+    """Used by the one thread that sends, but for `abort`."""
+
+    def place(self, address: int, length: int) -> int | None:
+        """What to call these bytes to the taker, below 2^64; None: they go through the connection."""
+
+    def push(self, address: int, length: int, deadline: Deadline) -> None:
+        """Hand over what was just announced. Raises PeerLost."""
+
+    def abort(self) -> None:
+        """A call that is blocked raises PeerLost. From any thread, idempotent."""
+
+    def close(self) -> None:
+        """Nobody uses it any more. Idempotent."""
+
+
+class Taker(Protocol):
+    """Used by the one thread that receives, but for `abort`."""
+
+    def take(self, place: int, address: int, length: int, deadline: Deadline) -> int:
+        """Write the bytes to `address`; their CRC-32C as they are there now.
+
+        Raises:
+            PeerLost: they do not come any more. PeerViolation: there is no such place.
+        """
+
+    def abort(self) -> None:
+        """As `Giver.abort`."""
+
+    def close(self) -> None:
+        """As `Giver.close`."""
