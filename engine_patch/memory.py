@@ -398,3 +398,8 @@ def _paired(ranges: Sequence[Range], address: int) -> list[tuple[int, int, int]]
         entries.append((start, address, length))
         address += length
     return entries
+
+
+def denied(refused: DaemonRefused) -> bool:
+    """Whether a refusal means: no pages now (undo, stay offloaded), and not: something is wrong."""
+    return refused.code in (Code.NO_SPACE, Code.TIMEOUT, Code.FAILED)

@@ -29,7 +29,7 @@ from engine_patch.exchange import Exchange
 from engine_patch.gating import Gates
 from engine_patch.kv_blocks import KvBlocks
 from engine_patch.kv_layout import books, scheduled_blocks
-from engine_patch.memory import Hands
+from engine_patch.memory import Hands, denied
 from engine_patch.report import Report
 from engine_patch.restoring import Cancelled, MemoryFault
 from engine_patch.sharded_linear.sharing import open_sharing
@@ -38,7 +38,6 @@ from engine_patch.stopwatch import Stopwatch
 from native import _native
 from native.client import Client
 from native.link import DaemonRefused
-from native.protocol import Code
 from transfer.errors import TransferError
 
 log = logging.getLogger("vllm.vnpu.worker")
@@ -279,17 +278,12 @@ class VnpuWorker:
         except Cancelled:
             raise
         except DaemonRefused as refused:
-            fields |= {"denied": str(refused)} if _denied(refused) else {"error": str(refused)}
+            fields |= {"denied": str(refused)} if denied(refused) else {"error": str(refused)}
         except Exception as error:
             # vLLM's channel must not see it; the agent ends the engine for it.
             log.exception("a memory operation failed")
             fields |= {"error": f"{type(error).__name__}: {error}"}
         return Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
-
-
-def _denied(refused: DaemonRefused) -> bool:
-    """Whether a refusal means: no pages now (undo, stay offloaded), and not: something is wrong."""
-    return refused.code in (Code.NO_SPACE, Code.TIMEOUT, Code.FAILED)
 
 
 def _await_admission(client: Client, found: settings.Settings) -> None:
