@@ -111,7 +111,7 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
                 f"no peer gave the weights: {'; '.join(reasons)}",
                 remedy="start another engine of this model, or load_from: auto",
             )
-        log.info("weights come from disk")
+        log.info("weights come from disk: %s", "; ".join(reasons))
         return self._disk.load_model(vllm_config, model_config, prefix)
 
     def _ready(self, vllm_config: Any) -> tuple[Streaming, Identity, Arena]:
