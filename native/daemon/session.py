@@ -215,7 +215,8 @@ class EngineSession(Calls):
         owner, device = self._caller("worker").owner, self.device(request.device)
         self._open(device)
         try:
-            await self.node.clearing.clear(self.node.views.touching(device.option.id, request.chunks))
+            mine = [chunk for chunk in request.chunks if device.pool.owner_of(chunk) == owner]
+            await self.node.clearing.clear(self.node.views.touching(device.option.id, mine))
             self._open(device)
             rest = self.node.shares.unmapped(device.option.id, device.pool, owner, request.chunks)
             device.give_back(owner, rest)
