@@ -215,6 +215,7 @@ class EngineSession(Calls):
         owner, device = self._caller("worker").owner, self.device(request.device)
         self._open(device)
         try:
+            self.node.shares.whole(device.option.id, owner, request.chunks)
             mine = [chunk for chunk in request.chunks if device.pool.owner_of(chunk) == owner]
             await self.node.clearing.clear(self.node.views.touching(device.option.id, mine))
             self._open(device)

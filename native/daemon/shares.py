@@ -75,6 +75,14 @@ class Shares:
         """A sharer has unmapped it. Idempotent."""
         share.sharers.discard(process)
 
+    def whole(self, device: str, owner: Owner, chunks: Collection[int]) -> tuple[Share, ...]:
+        """The owner's shares that `chunks` are of. Raises OnlyPart: not all chunks of one are among them."""
+        named = set(chunks)
+        mine = tuple(share for share in self.on(device) if share.owner == owner and not named.isdisjoint(share.chunks))
+        if any(not named.issuperset(share.chunks) for share in mine):
+            raise OnlyPart("these are a part of a content that was offered: unmap all its chunks in one call")
+        return mine
+
     def unmapped(self, device: str, pool: Pool, owner: Owner, chunks: Iterable[int]) -> tuple[int, ...]:
         """The owner has unmapped these chunks: what others share goes to one of them. Returns the others, which are
         to be given back.
@@ -83,9 +91,7 @@ class Shares:
             OnlyPart: some chunks of a share, and not all; nothing has changed.
         """
         rest = set(chunks)
-        mine = [share for share in self.on(device) if share.owner == owner and not rest.isdisjoint(share.chunks)]
-        if any(not rest.issuperset(share.chunks) for share in mine):
-            raise OnlyPart("these are a part of a content that was offered: unmap all its chunks in one call")
+        mine = self.whole(device, owner, rest)
         for share in self.on(device):
             if owner.process in share.former:
                 rest -= set(share.chunks)

@@ -156,3 +156,16 @@ async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: L
         with refused("bad_request"):
             await a.worker.call("offer_share", a.device, "another", weights)
         await a.leave(fence)
+
+
+async def test_a_part_that_cannot_be_unmapped_takes_nobodys_view(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        view = await a.worker.call("offer_view", a.device, weights[:2], "")
+        await b.worker.call("open_view", view)
+        fence = await a.begin(Order.OFFLOAD, size=0)
+        with refused("bad_request"):
+            await a.worker.unmap(a.device, weights[:2])
+        await a.leave(fence)
+        await b.worker.call("close_view", view)
+        assert len(await b.worker.call("open_view", view)) == 2  # type: ignore[arg-type]

@@ -175,3 +175,16 @@ async def test_who_closes_a_view_and_goes_on_looking_is_ended(own_daemon: Daemon
         await b.worker.call("open_view", view)
         await b.worker.call("close_without_unmapping", view)
         assert await b.worker.ended() == SIGKILLED
+
+
+async def test_who_asks_to_unmap_anothers_chunks_takes_nobodys_view(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        view = await offered(a, 7)
+        seen = await b.worker.call("open_view", view)
+        theirs = [int(chunk) for chunk in await a.worker.fills()]  # type: ignore[attr-defined]
+        fence = await b.begin()
+        with pytest.raises(PuppetRefused, match="bad_request"):
+            await b.worker.unmap(b.device, theirs)
+        await b.leave(fence)
+        assert [(one["id"], len(one["holders"])) for one in await views(a)] == [(view, 1)]  # type: ignore[arg-type]
+        assert seen == {"0": 7, "1": 7, "2": 7}
