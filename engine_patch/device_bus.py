@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from engine_patch.bus import Entry, Range
 from engine_patch.host_memory import Mapping
 from engine_patch.restoring import Job, MemoryFault
 from native import _native
-from native.digest import LEAF, TreeDigest
+from native.digest import LEAF, TreeDigest, portions
 from native.protocol import Kind
 
 log = logging.getLogger("vllm.vnpu.memory")
@@ -105,7 +105,7 @@ class DeviceBus:
 
     def digest(self, ranges: Sequence[Range]) -> str:
         found = TreeDigest(self._threads)
-        for pieces in windows(ranges, WINDOW):
+        for pieces in portions(ranges, WINDOW):
             with self._turn:
                 found.add([(self._window, self._fetch(pieces))])
         return found.text()
@@ -135,24 +135,6 @@ class DeviceBus:
             raise MemoryFault(
                 f"the device did not finish within {PATIENCE_S:g} s", remedy="see what else runs on it, or report this"
             )
-
-
-def windows(ranges: Sequence[Range], size: int) -> Iterator[list[Range]]:
-    """PURE. The bytes of `ranges` in their order, `size` at a time."""
-    pieces: list[Range] = []
-    room = size
-    for start, length in ranges:
-        address, end = start, start + length
-        while address < end:
-            some = min(room, end - address)
-            pieces.append((address, some))
-            address += some
-            room -= some
-            if not room:
-                yield pieces
-                pieces, room = [], size
-    if pieces:
-        yield pieces
 
 
 def places(address: int, size: int) -> tuple[Range, Range]:

@@ -34,7 +34,7 @@ class TreeDigest:
         if self._size % LEAF:
             raise ValueError("only the last window may end within a leaf")
         with ThreadPoolExecutor(self._threads, thread_name_prefix="digest") as pool:
-            self._leaves += b"".join(pool.map(_leaf, _leaves(ranges)))
+            self._leaves += b"".join(pool.map(_leaf, portions(ranges, LEAF)))
         self._size += sum(length for _, length in ranges)
 
     def text(self) -> str:
@@ -55,22 +55,22 @@ def content_digest(ranges: Sequence[Range], threads: int = 1) -> str:
     return whole.text()
 
 
-def _leaves(ranges: Sequence[Range]) -> Iterator[list[Range]]:
-    """Pieces of the ranges, grouped so that each group has `LEAF` bytes."""
-    leaf: list[Range] = []
-    room = LEAF
+def portions(ranges: Sequence[Range], size: int) -> Iterator[list[Range]]:
+    """PURE. The bytes of `ranges` in their order, `size` at a time; the last time what is left."""
+    pieces: list[Range] = []
+    room = size
     for start, length in ranges:
         address, end = start, start + length
         while address < end:
-            size = min(room, end - address)
-            leaf.append((address, size))
-            address += size
-            room -= size
+            some = min(room, end - address)
+            pieces.append((address, some))
+            address += some
+            room -= some
             if not room:
-                yield leaf
-                leaf, room = [], LEAF
-    if leaf:
-        yield leaf
+                yield pieces
+                pieces, room = [], size
+    if pieces:
+        yield pieces
 
 
 def _leaf(pieces: list[Range]) -> bytes:

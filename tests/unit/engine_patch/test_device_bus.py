@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.core.model import Bytes
-from engine_patch.device_bus import GIB, WIDTH, WINDOW, DeviceBus, places, windows
+from engine_patch.device_bus import GIB, WIDTH, WINDOW, DeviceBus, places
 from engine_patch.host_memory import Mapping
 from engine_patch.restoring import MemoryFault
 from native._native import Arena, Driver, open_driver
-from native.digest import LEAF, TreeDigest, content_digest
+from native.digest import LEAF, TreeDigest, content_digest, portions
 from native.protocol import Kind
 from tests.helpers.memory import read, write
 
@@ -134,7 +134,7 @@ def test_windows_are_the_bytes_in_their_order(lengths: list[int], size: int) -> 
     for length in lengths:
         ranges.append((at, length))
         at += length + 7
-    found = list(windows(ranges, size * 50))
+    found = list(portions(ranges, size * 50))
     assert all(sum(n for _, n in pieces) == size * 50 for pieces in found[:-1])
     pieces = [piece for some in found for piece in some if piece[1]]
     merged: list[tuple[int, int]] = []
