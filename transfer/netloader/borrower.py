@@ -25,7 +25,7 @@ class Borrower:
     def __init__(self, client: Client) -> None:
         """`client`: of this process."""
         self._client = client
-        self._turn = threading.Lock()
+        self._turn = threading.RLock()
         self._views: dict[int, Window] = {}
         self._masters: Counter[str] = Counter()
 
@@ -80,13 +80,15 @@ class Borrower:
             os.close(descriptor)
 
     def _close_view(self, view: int) -> None:
-        self._views.pop(view, None)
-        self._tell(lambda: self._client.close_view(view, CALL_S))
+        with self._turn:
+            self._views.pop(view, None)
+            self._tell(lambda: self._client.close_view(view, CALL_S))
 
     def _close_master(self, digest: str) -> None:
-        self._masters[digest] -= 1
-        if not self._masters[digest]:
-            self._tell(lambda: self._client.release_master(digest, CALL_S))
+        with self._turn:  # else the last one's release could overtake the next one's opening
+            self._masters[digest] -= 1
+            if not self._masters[digest]:
+                self._tell(lambda: self._client.release_master(digest, CALL_S))
 
     def _tell(self, call: Callable[[], None]) -> None:
         try:
