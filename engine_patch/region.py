@@ -22,15 +22,15 @@ class Region:
     def __init__(
         self, driver: Driver, client: Client, device: str, kind: Kind, chunk: int, hint: int, size: int
     ) -> None:
-        """Reserve `size` bytes at `hint`. `device` is the daemon's name of it, `chunk` its chunk size."""
+        """Reserve `size` bytes (whole chunks) at `hint`. `device`: the daemon's name of it; `chunk`: its chunk size."""
         self._driver = driver
         self._client = client
         self.device = device
         self.kind = kind
         self.chunk = chunk
         self.base = driver.reserve(size, hint)
-        self._half = max(1, size // 2 // chunk) * chunk
-        self.arena = Arena(self.base, self._half, chunk)
+        self._size = size
+        self.arena = Arena(self.base, size, chunk)
         self._annex: Arena | None = None
         self._mapped: dict[int, tuple[int, int]] = {}
         self._owed: list[int] = []
@@ -51,9 +51,11 @@ class Region:
 
     @property
     def annex(self) -> Arena:
-        """A second arena, in the upper half of the addresses: what lies there shares no chunk with the rest."""
+        """A second arena, as large, at the addresses behind the first: what lies there shares no chunk with the rest.
+        Raises DriverError where they are taken."""
         if self._annex is None:
-            self._annex = Arena(self.base + self._half, self._half, self.chunk)
+            base = self._driver.reserve(self._size, self.base + self._size)
+            self._annex = Arena(base, self._size, self.chunk)
         return self._annex
 
     def first(self, arena: Arena) -> int:

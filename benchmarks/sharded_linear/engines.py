@@ -117,7 +117,7 @@ async def _own_bytes(run: RunFile) -> int:
         raise RuntimeError("the engine with mapped layers is not in etcd")
     family = psutil.Process(decode(Spec, kv.value).pid).children(recursive=True)
     rank = next(process for process in family if "VLLM::Worker_TP0" in " ".join(process.cmdline()))
-    return smaps.resident(WEIGHTS_AT + RESERVED // 2, RESERVED // 2, rank.pid).resident
+    return smaps.resident(WEIGHTS_AT + RESERVED, RESERVED, rank.pid).resident
 
 
 @contextlib.asynccontextmanager
