@@ -8,6 +8,8 @@ from native._native import Arena, Driver, DriverError
 from native.client import Chunk, Client
 from native.protocol import Kind
 
+_HINTED = 1 << 30
+"""Reservations are asked for at multiples of it (`Driver.reserve`)."""
 Range = tuple[int, int]
 """Address and length, in bytes."""
 
@@ -54,8 +56,8 @@ class Region:
         """A second arena, as large, at the addresses behind the first: what lies there shares no chunk with the rest.
         Raises DriverError where they are taken."""
         if self._annex is None:
-            base = self._driver.reserve(self._size, self.base + self._size)
-            self._annex = Arena(base, self._size, self.chunk)
+            behind = -(-(self.base + self._size) // _HINTED) * _HINTED
+            self._annex = Arena(self._driver.reserve(self._size, behind), self._size, self.chunk)
         return self._annex
 
     def first(self, arena: Arena) -> int:

@@ -21,6 +21,7 @@ class Place:
     def __init__(self, model: str) -> None:
         self.model = model
         self._turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._refusal: Problem | None = None
 
     def call(self) -> None:
         """Its model can be served, or may be: look again."""
@@ -28,22 +29,22 @@ class Place:
             self._turn.set_result(None)
 
     def refuse(self, problem: Problem) -> None:
-        if not self._turn.done():
-            self._turn.set_exception(problem)
+        """For good, also where it was called a moment ago and has not looked yet: nobody would call it again."""
+        self._refusal = problem
+        self.call()
 
     async def wait(self, timeout_s: float) -> bool:
         """Whether it was called within `timeout_s`; may be waited on again after either. Raises the Problem it was
         refused with."""
         done, _ = await asyncio.wait((self._turn,), timeout=max(0.0, timeout_s))
+        if self._refusal is not None:
+            raise self._refusal
         if not done:
             return False
-        self._turn.result()
         self._turn = asyncio.get_running_loop().create_future()
         return True
 
     def discard(self) -> None:
-        if self._turn.done():
-            self._turn.exception()  # else asyncio reports a refusal that nobody waited for
         self._turn.cancel()
 
 

@@ -150,6 +150,18 @@ async def test_who_was_refused_waits_no_more_though_he_has_not_left_yet() -> Non
     assert room.demand == {}
 
 
+async def test_who_is_refused_right_after_a_call_is_refused() -> None:
+    """An engine dies: its route ends, and before anyone has looked again the model is refused."""
+    room = WaitingRoom(9, lambda model, waiting: None)
+    with room.place("m") as place:
+        waiting = asyncio.ensure_future(place.wait(10.0))
+        await asyncio.sleep(0)
+        room.call("m")
+        room.refuse("m", closing)
+        with pytest.raises(Problem):
+            await waiting
+
+
 async def test_a_refusal_that_nobody_waits_for_is_no_noise() -> None:
     room = WaitingRoom(9, lambda model, waiting: None)
     with room.place("m"):
