@@ -21,6 +21,7 @@ from coordinator.config_roles import expand
 from coordinator.core.policies.registry import make
 from coordinator.document import Document, Struct
 from coordinator.errors import ConfigError
+from coordinator.placement import ANY
 from coordinator.sizes import parse_duration, parse_size
 
 
@@ -127,9 +128,10 @@ class ShardedLinear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order). `kv_keep`
-    None: all KV that is needed is kept across a switch. `streams` None: an even share of an Ascend device's. `start:
-    lazy`: its process runs only when it is needed, and `stop_after` so long without work it ends."""
+    """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order), or with
+    `device: any` by one on each device that can hold it. `kv_keep` None: all KV that is needed is kept across a switch.
+    `streams` None: an even share of an Ascend device's. `start: lazy`: its process runs only when it is needed, and
+    `stop_after` so long without work it ends."""
 
     path: str
     kv_cache: Size
@@ -152,8 +154,13 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return ShardedLinear(listed) if isinstance(listed, list) else listed
 
     @property
+    def anywhere(self) -> bool:
+        """Whether it has an engine on each device that can hold it; `coordinator.placement` says which those are."""
+        return self.devices == (ANY,)
+
+    @property
     def devices(self) -> tuple[str, ...]:
-        """Device ids; one rank of the engine on each."""
+        """Device ids; one rank of the engine on each. `("any",)`: see `anywhere`."""
         listed = self.device if isinstance(self.device, list) else [self.device]
         return tuple(str(device) for device in listed)
 

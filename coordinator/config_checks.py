@@ -11,6 +11,7 @@ from coordinator.admin.keyring import HASH, Role
 from coordinator.config_roles import PREFILL, is_paired, pairs, section_of
 from coordinator.document import Document
 from coordinator.errors import ConfigError
+from coordinator.placement import ANY, allowed, needs
 from coordinator.sizes import show_size
 from coordinator.weights import WeightsError, weight_bytes
 
@@ -47,12 +48,9 @@ def check(root: Document, config: Config) -> None:
         section = section_of(root.child("models"), name)
         _engine_args(section, model)
         _sharing(section, model)
+        _started(section, model, paired=is_paired(name, config.models))
         _placement(section, config, model)
         _fits(section, config, model)
-        if model.stop_after is not None and model.start != "lazy":
-            raise section.error("an engine that runs with the node is not stopped", "add `start: lazy`", "stop_after")
-        if model.start == "lazy" and is_paired(name, config.models):
-            raise section.error("a model with roles is started with the node", "leave `start: lazy` out", "start")
     for name, prefill in pairs(config.models).items():
         _fit_together(root.child("models").child(name), config, config.models[prefill], config.models[name])
 
@@ -64,6 +62,8 @@ def _names(root: Document, config: Config) -> None:
     for section, device in zip(root.child("devices").items(), config.devices, strict=True):
         if not NAME.fullmatch(device.name):
             raise section.error(f"{device.name!r} is not a device id", f"write a number, or {LETTERS}", "id")
+        if device.name == ANY:
+            raise section.error("means each device that can hold a model", "give it another id", "id")
         if device.name in seen:
             raise section.error(f"the device {device.name} is declared twice", "give each its own id", "id")
         if device.driver != "host" and not device.name.isdecimal():
@@ -139,33 +139,59 @@ def _engine_args(section: Document, model: Model) -> None:
 
 def _placement(section: Document, config: Config, model: Model) -> None:
     declared = [device.name for device in config.devices]
-    if model.devices == ("any",):
-        raise section.error("`any` is not supported yet", "name one device, as `device: 0`", "device")
-    for device in model.devices:
+    named = tuple(declared) if model.anywhere else model.devices
+    for device in named:
         if device not in declared:
             raise section.error(f"the device {device} is not declared", f"declared: {', '.join(declared)}", "device")
-    drivers = {config.device(device).driver for device in model.devices}
+    drivers = {config.device(device).driver for device in named}
     if len(drivers) > 1:
-        raise section.error("names devices of unlike drivers", "take devices of one kind", "device")
+        remedy = "name one device, as `device: 0`" if model.anywhere else "take devices of one kind"
+        raise section.error("names devices of unlike drivers", remedy, "device")
     if model.load_from != "disk" and drivers != {"host"}:
         raise section.error("weights are streamed on the host driver only", "write `load_from: disk`", "load_from")
     if len(set(model.devices)) != len(model.devices):
         raise section.error("a device is named twice", "a tensor-parallel group has each device once", "device")
 
 
+def _started(section: Document, model: Model, *, paired: bool) -> None:
+    """When the engine is started, and where a model with roles may not leave that open."""
+    if model.stop_after is not None and model.start != "lazy":
+        raise section.error("an engine that runs with the node is not stopped", "add `start: lazy`", "stop_after")
+    if model.start == "lazy" and paired:
+        raise section.error("a model with roles is started with the node", "leave `start: lazy` out", "start")
+    if model.anywhere and paired:
+        raise section.error("each role has one engine, in one place", "name its device, as `device: 0`", "device")
+
+
 def _fits(section: Document, config: Config, model: Model) -> None:
     """Weights are split over the ranks; each rank has its own KV cache of `kv_cache` bytes. Kinds share no chunk."""
+    if model.anywhere:
+        _fits_somewhere(section, config, model)
+        return
     for name in model.devices:
-        device = config.device(name)
-        weights, kv = _needs(section, device, model)
-        if weights + kv > device.lent:
-            raise section.error(
-                f"needs {show_size(weights + kv)} of device {name} (weights {show_size(weights)}, KV cache "
-                f"{show_size(kv)}, in chunks of {show_size(device.chunk)}), "
-                f"{show_size(weights + kv - device.lent)} more than it lends (capacity {show_size(device.capacity)}, "
-                f"overhead {show_size(device.overhead)})",
-                "raise the device's capacity, lower kv_cache, or take a smaller model",
-            )
+        _fits_on(section, config.device(name), model)
+
+
+def _fits_somewhere(section: Document, config: Config, model: Model) -> None:
+    places = allowed(config, model, _weights(section, model))
+    if not places:
+        _fits_on(section, max(config.devices, key=lambda device: device.lent), model)  # says what is missing there
+    if len(places) > 1 and model.port:
+        raise section.error(
+            f"{len(places)} engines cannot share one", "leave it out, or name one device, as `device: 0`", "port"
+        )
+
+
+def _fits_on(section: Document, device: Device, model: Model) -> None:
+    weights, kv = _needs(section, device, model)
+    if weights + kv > device.lent:
+        raise section.error(
+            f"needs {show_size(weights + kv)} of device {device.name} (weights {show_size(weights)}, KV cache "
+            f"{show_size(kv)}, in chunks of {show_size(device.chunk)}), "
+            f"{show_size(weights + kv - device.lent)} more than it lends (capacity {show_size(device.capacity)}, "
+            f"overhead {show_size(device.overhead)})",
+            "raise the device's capacity, lower kv_cache, or take a smaller model",
+        )
 
 
 def _fit_together(section: Document, config: Config, prefill: Model, decode: Model) -> None:
@@ -184,12 +210,7 @@ def _fit_together(section: Document, config: Config, prefill: Model, decode: Mod
 
 def _needs(section: Document, device: Device, model: Model) -> tuple[int, int]:
     """Bytes of weights and of KV on this device, in whole chunks."""
-    share = -(-_weights(section, model) // len(model.devices))
-    return _whole_chunks(share, device.chunk), _whole_chunks(model.kv_cache, device.chunk)
-
-
-def _whole_chunks(size: int, chunk: int) -> int:
-    return -(-size // chunk) * chunk
+    return needs(device, -(-_weights(section, model) // len(model.devices)), model.kv_cache)
 
 
 def _weights(section: Document, model: Model) -> int:

@@ -18,9 +18,10 @@ import msgspec
 from coordinator import config as configuration
 from coordinator.config import Config
 from coordinator.errors import ConfigError
+from coordinator.placement import Engine, engines
 from coordinator.store.access import credentials_apart
 from coordinator.supervise import programs
-from coordinator.supervise.engine_command import Command, cores_by_model, engine_command
+from coordinator.supervise.engine_command import Command, cores_by_engine, engine_command
 from coordinator.supervise.keeper import Program
 from coordinator.supervise.layout import NotRunning, RunDir
 from coordinator.supervise.ports import free_port
@@ -58,14 +59,22 @@ def coordinator(asked: Asked, identifier: str | None, *, watch: bool = False) ->
 
 def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     config = configuration.load(asked.file, os.environ)
-    if name not in config.models:
-        raise ConfigError(f"{asked.file}: models.{name}: there is no such model", remedy=_known(config))
-    model = config.models[name]
+    model = _engine_of(asked.file, engines(config), name).model
     cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
     port = port or model.port or free_port(_ports(config))
     etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
     command = _with_key(engine_command(config, name, etcd, port, cores, sys.executable), asked)
     return _run(command.argv, {**command.env, **secrets}, asked)
+
+
+def _engine_of(file: Path, known: Mapping[str, Engine], name: str) -> Engine:
+    """By its id, which is the model's name where the model has one engine only."""
+    if name in known:
+        return known[name]
+    several = [id_ for id_, engine in known.items() if engine.name == name]
+    if several:
+        raise ConfigError(f"{file}: models.{name} has several engines", remedy=f"name one: {', '.join(several)}")
+    raise ConfigError(f"{file}: models.{name}: there is no such model", remedy=f"known: {', '.join(known)}")
 
 
 def _with_key(command: Command, asked: Asked) -> Command:
@@ -92,15 +101,11 @@ def endpoints(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple
 
 def _cores(config: Config) -> dict[str, str]:
     """The cores that `vnpu up` gives them."""
-    return cores_by_model(config, sorted(os.sched_getaffinity(0)))
+    return cores_by_engine(config, sorted(os.sched_getaffinity(0)))
 
 
 def _ports(config: Config) -> set[int]:
     return {model.port for model in config.models.values() if model.port}
-
-
-def _known(config: Config) -> str:
-    return f"known: {', '.join(config.models)}"
 
 
 def _become(program: Program, secrets: Mapping[str, str], asked: Asked) -> int:

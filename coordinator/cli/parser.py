@@ -190,7 +190,7 @@ def _coordinator(parser: argparse.ArgumentParser) -> None:
 
 
 def _engine(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="a model of the configuration")
+    parser.add_argument("model", metavar="MODEL", help="a model of the configuration; MODEL@DEVICE with `device: any`")
     _config(parser)
     _run_dir(parser)
     _etcd(parser)

@@ -10,6 +10,7 @@ import msgspec
 
 from coordinator.config import Config, Model
 from coordinator.config_roles import is_paired
+from coordinator.placement import Engine, engines
 
 MODULE = "vllm.entrypoints.openai.api_server"
 GATE = "engine_patch.gate.Gate"
@@ -51,16 +52,18 @@ class Command(msgspec.Struct, frozen=True):
 
 def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str) -> Command:
     """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`."""
-    model = config.models[name]
-    flags = _flags(name, model, port) + (["--kv-transfer-config", TRANSFER] if is_paired(name, config.models) else [])
-    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_sharing(model))]
-    return Command(tuple(argv), _environment(config, name, model, etcd, bind))
+    engine = engines(config)[name]
+    paired = is_paired(engine.name, config.models)
+    flags = _flags(engine, port) + (["--kv-transfer-config", TRANSFER] if paired else [])
+    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_sharing(engine.model))]
+    return Command(tuple(argv), _environment(config, name, engine, etcd, bind))
 
 
-def _flags(name: str, model: Model, port: int) -> list[str]:
+def _flags(engine: Engine, port: int) -> list[str]:
+    model = engine.model
     flags = {
         "--model": model.path,
-        "--served-model-name": name,
+        "--served-model-name": engine.name,
         "--host": "127.0.0.1",
         "--port": str(port),
         "--kv-cache-memory-bytes": str(int(model.kv_cache)),
@@ -69,8 +72,8 @@ def _flags(name: str, model: Model, port: int) -> list[str]:
     if model.load_from != "disk":
         flags["--load-format"] = NETLOADER
         flags["--model-loader-extra-config"] = json.dumps({"LOAD_FROM": model.load_from})
-    if len(model.devices) > 1:
-        flags["--tensor-parallel-size"] = str(len(model.devices))
+    if len(engine.devices) > 1:
+        flags["--tensor-parallel-size"] = str(len(engine.devices))
     return [word for pair in flags.items() for word in pair]
 
 
@@ -109,13 +112,14 @@ def _word(value: object) -> str:
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
 
 
-def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], bind: str) -> dict[str, str]:
+def _environment(config: Config, name: str, engine: Engine, etcd: Sequence[str], bind: str) -> dict[str, str]:
+    model = engine.model
     max_wait = config.gateway.max_wait if model.max_wait is None else model.max_wait
     kept = {} if model.kv_keep is None else {"VNPU_KV_KEEP": str(int(model.kv_keep))}
     ours = {
         "VNPU_ETCD_ENDPOINTS": ",".join(etcd),
         "VNPU_NODE": config.node,
-        "VNPU_DEVICE": ",".join(model.devices),
+        "VNPU_DEVICE": ",".join(engine.devices),
         "VNPU_ENGINE_ID": name,
         "VNPU_MAX_QUEUE": str(config.gateway.max_queue),
         "VNPU_MAX_WAIT": f"{max_wait:g}",
@@ -124,32 +128,33 @@ def _environment(config: Config, name: str, model: Model, etcd: Sequence[str], b
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return kept | ours | _of_driver(config, model, bind)
+    return kept | ours | _of_driver(config, engine, bind)
 
 
-def _of_driver(config: Config, model: Model, bind: str) -> dict[str, str]:
+def _of_driver(config: Config, engine: Engine, bind: str) -> dict[str, str]:
     """What differs with the driver of the engine's devices."""
-    driver = config.device(model.devices[0]).driver
+    driver = config.device(engine.devices[0]).driver
     if driver == "host":
         return {THREADS: bind}
-    found = {"VNPU_DRIVER": driver, VISIBLE[driver]: ",".join(model.devices)}
+    found = {"VNPU_DRIVER": driver, VISIBLE[driver]: ",".join(engine.devices)}
     if driver == "ascend":
         found["VLLM_PLUGINS"] = ",".join(("vnpu", *ASCEND_PLUGINS))
-        found["VNPU_STREAMS"] = str(model.streams or stream_share(config, model))
+        found["VNPU_STREAMS"] = str(engine.model.streams or stream_share(config, engine))
     return found
 
 
-def stream_share(config: Config, model: Model) -> int:
-    """An even share of the streams of the model's busiest device: a sleeping engine keeps its own."""
-    each = [other.devices for other in config.models.values()]
-    return ASCEND_STREAMS // max(sum(device in devices for devices in each) for device in model.devices)
+def stream_share(config: Config, engine: Engine) -> int:
+    """An even share of the streams of the engine's busiest device: a sleeping engine keeps its own."""
+    each = [other.devices for other in engines(config).values()]
+    return ASCEND_STREAMS // max(sum(device in devices for devices in each) for device in engine.devices)
 
 
-def cores_by_model(config: Config, cores: Sequence[int]) -> dict[str, str]:
-    """What `bindings` gives to each model: over all of the configuration, so that an engine gets the same cores
+def cores_by_engine(config: Config, cores: Sequence[int]) -> dict[str, str]:
+    """What `bindings` gives to each engine: over all of the configuration, so that an engine gets the same cores
     whichever command starts it, and whatever else runs."""
-    bound = bindings([len(model.devices) for model in config.models.values()], cores)
-    return dict(zip(config.models, bound, strict=True))
+    known = engines(config)
+    bound = bindings([len(engine.devices) for engine in known.values()], cores)
+    return dict(zip(known, bound, strict=True))
 
 
 def bindings(ranks: Sequence[int], cores: Sequence[int]) -> list[str]:

@@ -20,6 +20,7 @@ from coordinator.core.model import Coordinator
 from coordinator.embedded import EmbeddedEtcd, find_binary
 from coordinator.errors import VnpuError
 from coordinator.picture import Mirror, Picture
+from coordinator.placement import engines
 from coordinator.store import connect
 from coordinator.store.access import credentials_apart
 from coordinator.store.etcd import EtcdStore
@@ -27,7 +28,7 @@ from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child, adopt_orphans, first
-from coordinator.supervise.engine_command import cores_by_model
+from coordinator.supervise.engine_command import cores_by_engine
 from coordinator.supervise.etcd_child import EtcdChild
 from coordinator.supervise.guard import Guard
 from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, State
@@ -86,7 +87,8 @@ class Node:
         self._environ = {**environ, **secrets}
         self._python = python
         self._watch = watch
-        self._names = [name for name in config.models if name not in without]
+        self._engines = engines(config)
+        self._names = [id_ for id_, engine in self._engines.items() if engine.name not in without]
         self._identifier = f"{config.node}-{os.getpid()}"
         self._nonce = token_hex(8)
         self._keepers: list[Keeper] = []
@@ -116,7 +118,7 @@ class Node:
         check_free(config.gateway.listen.host, config.gateway.listen.port, f"{where}: gateway.listen")
         check_free(config.admin.listen.host, config.admin.listen.port, f"{where}: admin.listen")
         for name in self._names:
-            check_free("127.0.0.1", config.models[name].port or 0, f"{where}: models.{name}.port")
+            check_free("127.0.0.1", self._engines[name].model.port or 0, f"{where}: models.{name}.port")
 
     async def _live(self, stop: asyncio.Event, hurry: asyncio.Event) -> VnpuError | None:
         async with asyncio.TaskGroup() as self._tasks:
@@ -179,7 +181,7 @@ class Node:
 
     def _serves(self, engines: Sequence[Keeper]) -> bool:
         """Some engine is there or may come; what `--without` names is somebody else's to start."""
-        return len(engines) < len(self._config.models) or not all(keeper.ended.is_set() for keeper in engines)
+        return len(engines) < len(self._engines) or not all(keeper.ended.is_set() for keeper in engines)
 
     def _nothing_serves(self, engines: Sequence[Keeper]) -> NodeFailed:
         names = [keeper.program.name for keeper in engines]
@@ -212,17 +214,17 @@ class Node:
 
     def _engine_programs(self) -> list[Program]:
         models = self._config.models
-        cores = cores_by_model(self._config, sorted(os.sched_getaffinity(0)))
+        cores = cores_by_engine(self._config, sorted(os.sched_getaffinity(0)))
         taken = {model.port for model in models.values() if model.port}
         found = []
         for name in self._names:
-            port = models[name].port or free_port(taken)
+            port = self._engines[name].model.port or free_port(taken)
             taken.add(port)
             found.append(programs.engine(self._config, name, self._urls, port, cores[name], self._python))
         return found
 
     def _lazy(self, program: Program) -> bool:
-        return self._config.models[program.name].start == "lazy"
+        return self._engines[program.name].model.start == "lazy"
 
     def _lazily(self, program: Program) -> OnDemand:
         def keep(program: Program) -> Keeper:

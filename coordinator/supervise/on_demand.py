@@ -17,6 +17,7 @@ from coordinator.config import Config
 from coordinator.core.model import Life, Process, ProcessOrder, Wish
 from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
 from coordinator.picture import Mirror, Picture
+from coordinator.placement import engines, needs
 from coordinator.store import keys
 from coordinator.store.base import Put, Store
 from coordinator.store.codec import encode
@@ -35,18 +36,19 @@ RETRY_S = 0.5
 
 
 def told(config: Config, name: str, keeper: str) -> Process:
-    """The first word about the engine of a model. Raises WeightsError where its folder holds no model."""
-    model = config.models[name]
-    chunk = config.device(model.devices[0]).chunk
-    share = -(-weight_bytes(Path(model.path)) // len(model.devices))
+    """The first word about an engine. Raises WeightsError where its folder holds no model."""
+    engine = engines(config)[name]
+    model, ranks = engine.model, len(engine.devices)
+    share = -(-weight_bytes(Path(model.path)) // ranks)
+    weights, _ = needs(config.device(engine.devices[0]), share, 0)
     return Process(
-        model=name,
-        devices=tuple(f"{config.node}/{device}" for device in model.devices),
+        model=engine.name,
+        devices=tuple(f"{config.node}/{device}" for device in engine.devices),
         keeper=keeper,
         life=Life.STOPPED,
         lazy=True,
-        bytes=PROCESS_BYTES * len(model.devices),
-        weights=-(-share // chunk) * chunk * len(model.devices),
+        bytes=PROCESS_BYTES * ranks,
+        weights=weights * ranks,
         stop_after=None if model.stop_after is None else float(model.stop_after),
     )
 

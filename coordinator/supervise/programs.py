@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from coordinator.config import Config
+from coordinator.placement import engines
 from coordinator.supervise.engine_command import engine_command
 from coordinator.supervise.keeper import Kind, Program
 from coordinator.supervise.layout import RunDir
@@ -55,7 +56,7 @@ def engine(config: Config, name: str, etcd: Sequence[str], port: int, bind: str,
         command.argv,
         command.env,
         url=f"http://127.0.0.1:{port}",
-        restart=config.models[name].restart == "always",
+        restart=engines(config)[name].model.restart == "always",
         stop_s=ENGINE_STOP_S,
         give_up=ENGINE_GIVE_UP,
     )

@@ -379,7 +379,7 @@ def main() -> None:
     agents.DISCOVER_S = light["join"]
     found = settings.required()
     plan = Plan(
-        model=found.engine or "light",
+        model=light.get("model") or found.engine or "light",
         url=server_url(None, light["port"]),
         pid=os.getpid(),
         boot_id=family.boot_id(),

@@ -21,7 +21,8 @@ def main() -> None:
     words = sys.argv[1:]
     if words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
         size = int(os.environ.get("LIGHT_SIZE", str(6 << 20)))
-        light = {"port": int(option("--port")), "size": size, "hold": [], "fault": "", "join": 60.0}
+        light = {"port": int(option("--port")), "model": option("--served-model-name"), "size": size}
+        light |= {"hold": [], "fault": "", "join": 60.0}
         os.environ["LIGHT_ENGINE"] = json.dumps(light)
         os.environ["VNPU_LEASE_TTL"] = "2"
         words = [str(HERE / "light_engine.py")]

@@ -78,15 +78,15 @@ async def node(tmp_path: Path) -> AsyncIterator[LazyNode]:
             file.truncate((1 << 30) if name == "huge" else 6 << 20)
     (tmp_path / "vnpu.yaml").write_text(
         textwrap.dedent("""
-            devices: [{id: 0, capacity: 2GiB}]
+            devices: [{id: 0, capacity: 2GiB}, {id: 1, capacity: 32MiB}]
             gateway: {listen: 127.0.0.1:0}
             admin: {listen: 127.0.0.1:0}
             host_ram: 1584MiB
             defaults: {min_residency: 100ms}
             models:
-              a: {path: a, kv_cache: 1MiB, start: lazy}
-              b: {path: b, kv_cache: 1MiB, start: lazy, stop_after: 2s}
-              huge: {path: huge, kv_cache: 1MiB, start: lazy}
+              a: {path: a, kv_cache: 1MiB, device: any, start: lazy}
+              b: {path: b, kv_cache: 1MiB, device: 0, start: lazy, stop_after: 2s}
+              huge: {path: huge, kv_cache: 1MiB, device: any, start: lazy}
         """)
     )
     python = tmp_path / "python"
@@ -118,20 +118,21 @@ async def node(tmp_path: Path) -> AsyncIterator[LazyNode]:
 
 @pytest.mark.timeout(300)
 async def test_a_request_starts_its_engine_and_another_takes_its_memory(node: LazyNode) -> None:
-    await node.until(lambda picture: len(picture.of(Process)) == 3)
-    assert set(node.lives().values()) == {Life.STOPPED}
+    await node.until(lambda picture: len(picture.of(Process)) == 4)
+    assert node.lives() == dict.fromkeys(("a@0", "a@1", "b", "huge"), Life.STOPPED)
 
     status, answer = await node.ask("a")
     assert status == 200, answer
-    await node.until(lambda picture: node.lives()["a"] is Life.RUNNING)
-    first = node.pid("a")
+    await node.until(lambda picture: node.lives()["a@0"] is Life.RUNNING)
+    assert node.lives()["a@1"] is Life.STOPPED  # device 0 has more room
+    first = node.pid("a@0")
     assert alive(first)
 
     status, other = await node.ask("b")
     assert status == 200, other
-    assert node.lives()["a"] is Life.STOPPED
+    assert node.lives()["a@0"] is Life.STOPPED
     assert not alive(first)
-    causes = {d.order: d.cause for d in node.mirror.picture.of(Decision).values() if d.engine == "a"}
+    causes = {d.order: d.cause for d in node.mirror.picture.of(Decision).values() if d.engine == "a@0"}
     assert causes[Order.CLOSE].startswith("host memory for b: requests for b have waited for")
 
     await node.until(lambda picture: node.lives()["b"] is Life.STOPPED)
@@ -140,7 +141,7 @@ async def test_a_request_starts_its_engine_and_another_takes_its_memory(node: La
 
     status, again = await node.ask("a")
     assert (status, again) == (200, answer)
-    assert node.pid("a") not in (0, first)
+    assert node.pid("a@0") not in (0, first)
 
     status, refused = await node.ask("huge")
     assert status == 503

@@ -128,7 +128,17 @@ def test_the_admin_key_may_come_from_the_environment_alone(load):
         (GOOD.replace("id: 0", "id: 'a:b'"), ["devices[0].id", "a:b"]),
         (GOOD.replace("./a", "./nowhere"), ["models.a.path", "nowhere", "vnpu make-model"]),
         (GOOD.replace("64MiB", "64MiB, device: 3"), ["models.a.device", "3 is not declared", "declared: 0"]),
-        (GOOD.replace("64MiB", "64MiB, device: any"), ["models.a.device", "not supported yet"]),
+        (GOOD.replace("64MiB", "64GiB, device: any"), ["models.a", "needs 64 GiB", "device 0"]),
+        (GOOD.replace("64MiB", "64MiB, device: any, sharded_linear: [x]"), ["models.a.sharded_linear", "one rank"]),
+        (GOOD.replace("64MiB", "64MiB, device: [any, 0]"), ["models.a.device", "any is not declared"]),
+        (GOOD.replace("id: 0", "id: any"), ["devices[0].id", "each device that can hold a model"]),
+        (GOOD.replace("./a", "./nowhere").replace("64MiB", "64MiB, device: any"), ["models.a.path", "nowhere"]),
+        (
+            GOOD.replace("models", "  - {id: 1, driver: cuda, capacity: 2GiB}\nmodels").replace(
+                "64MiB", "64MiB, device: any"
+            ),
+            ["models.a.device", "unlike drivers"],
+        ),
         (GOOD.replace("64MiB", "64MiB, device: [0, 0]"), ["models.a.device", "twice"]),
         (GOOD.replace("64MiB", "2GiB"), ["models.a:", "2.0 GiB", "KV cache", "capacity"]),
         (GOOD.replace("64MiB", "64MiB, port: 8080"), ["models.a.port", "8080", "gateway.listen"]),
@@ -273,6 +283,8 @@ def test_a_model_with_roles_is_two_engines(load):
         ("max_num_seqs: 2", "kv_transfer_config: {}", ["models.a.roles.prefill.engine_args.kv_transfer_config"]),
         ("keep_alive: null", "roles: {}", ["models.a.roles.decode.roles"]),
         ("    kv_cache: 64MiB", "    start: lazy\n    kv_cache: 64MiB", ["roles", "started with the node"]),
+        ("device: 0, kv_cache", "device: any, kv_cache", ["models.a.roles.prefill.device", "one engine, in one place"]),
+        ("device: [0, 1]", "device: any", ["models.a.roles.decode.device", "one engine, in one place"]),
         ("  a:", "  a@prefill:", ["a@prefill"]),
     ],
 )

@@ -89,6 +89,17 @@ def test_the_configuration_may_be_named_by_the_environment(here, capsys, monkeyp
     assert "other.yaml: cannot be read" in run(capsys, "up")[2]
 
 
+def test_one_of_several_engines_is_named_by_its_device(here, capsys):
+    text = CONFIG.replace("1GiB}", "1GiB}, {id: 1, capacity: 1GiB}").replace(", port: 9001", ", device: any")
+    (here / "vnpu.yaml").write_text(text.replace("kv_cache: 64MiB}", "kv_cache: 64MiB, device: 0}"))
+    assert "models.a has several engines (name one: a@0, a@1)" in run(capsys, "engine", "a")[2]
+    assert "no such model (known: a@0, a@1, b)" in run(capsys, "engine", "a@2")[2]
+    code, out, _ = run(capsys, "engine", "--print", "a@1", "--etcd", "http://e:1", "--port", "9001")
+    assert code == 0
+    assert "VNPU_ENGINE_ID=a@1" in out
+    assert "VNPU_DEVICE=1" in out
+
+
 def test_an_engine_is_shown_as_a_shell_command_that_says_it_all(here, capsys):
     code, out, _ = run(capsys, "engine", "--print", "a", "--etcd", "http://e:1,http://e:2", "--cores", "1")
     assert code == 0
