@@ -139,6 +139,14 @@ def chargeable(held: Bytes) -> int:
     return held.weights + held.kv + held.overhead
 
 
+def overhead(engine: EngineEntry, device: DeviceEntry) -> int:
+    """Overhead of a process that has started, as far as the daemon does not charge it already."""
+    if engine.spec is None or engine.phase is None or engine.phase is Phase.STARTING:
+        return 0
+    held = device.held.get(engine.spec.holder)
+    return max(0, engine.spec.footprint.overhead - (held.overhead if held is not None else 0))
+
+
 def by_holder(state: Device | None) -> Mapping[Holder, Bytes]:
     """`owners` summed by holder."""
     held: dict[Holder, Bytes] = {}

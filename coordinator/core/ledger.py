@@ -16,8 +16,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, pages, rounded
+from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, overhead, pages, rounded
 from coordinator.core.events import DeviceSeen, EpochSeen, Fact, LoadSeen, ResidencySeen, SeatSeen, SpecSeen, TokenSeen
+from coordinator.core.ledger_check import check
 from coordinator.core.model import (
     Bytes,
     Device,
@@ -33,11 +34,6 @@ from coordinator.core.model import (
     Token,
 )
 from coordinator.core.processes import Processes
-from coordinator.errors import VnpuError
-
-
-class LedgerBroken(VnpuError):
-    """The ledger contradicts itself: a defect of the scheduler, never of the world."""
 
 
 class Touched(msgspec.Struct):
@@ -218,7 +214,7 @@ class Ledger:
         for device in entry.devices:
             place = self._device(device)
             place.engines.add(entry.id)
-            place.weigh(entry.id, self._overhead(entry, place))
+            place.weigh(entry.id, overhead(entry, place))
             if place.seat is not None and place.seat.holder == entry.holder:
                 self._remember(entry, place.seat, place.seat_revision)
 
@@ -253,7 +249,7 @@ class Ledger:
             entry.resident_since = entry.active_at = now
         entry.residency, entry.residency_revision, entry.residency_at = after, fact.revision, now
         for device in entry.devices:
-            self.devices[device].weigh(entry.id, self._overhead(entry, self.devices[device]))
+            self.devices[device].weigh(entry.id, overhead(entry, self.devices[device]))
         self._touch(entry)
         self._prune(entry)
 
@@ -295,7 +291,7 @@ class Ledger:
             self._touch_holder(holder)
             engine = self.registered(holder)
             if engine is not None and engine.id in entry.engines:
-                entry.weigh(engine.id, self._overhead(engine, entry))
+                entry.weigh(engine.id, overhead(engine, entry))
         if entry.seat is not None:
             self._touch_holder(entry.seat.holder)
         self._touched.devices.add(entry.id)
@@ -356,39 +352,9 @@ class Ledger:
         self._touched.models.update(self.models)
         self._touched.devices.update(self.devices)
 
-    def _overhead(self, entry: EngineEntry, device: DeviceEntry) -> int:
-        """Overhead of a process that has started, as far as the daemon does not charge it already."""
-        if entry.spec is None or entry.phase is None or entry.phase is Phase.STARTING:
-            return 0
-        held = device.held.get(entry.spec.holder)
-        return max(0, entry.spec.footprint.overhead - (held.overhead if held is not None else 0))
-
-    # ---- check
-
     def check(self) -> None:
         """Raises LedgerBroken if an index or a sum is not what a walk over all entries gives."""
-        for entry in self.devices.values():
-            self._check_device(entry)
-        models: dict[ModelId, set[EngineId]] = {}
-        for engine in self.engines.values():
-            if engine.model is not None:
-                models.setdefault(engine.model, set()).add(engine.id)
-        _same("models", self.models, models)
-        places: dict[Holder, set[DeviceId]] = {}
-        for entry in self.devices.values():
-            for holder in [*entry.held, *([entry.seat.holder] if entry.seat is not None else [])]:
-                places.setdefault(holder, set()).add(entry.id)
-        _same("places", self._places, places)
-
-    def _check_device(self, entry: DeviceEntry) -> None:
-        owners = entry.state.owners if entry.state is not None else ()
-        _same(f"charged on {entry.id}", entry.charged, sum(chargeable(owner.bytes) for owner in owners))
-        named = {engine.id for engine in self.engines.values() if entry.id in engine.devices}
-        _same(f"engines of {entry.id}", entry.engines, named)
-        weighed = {e: taken for e in entry.engines if (taken := self._overhead(self.engines[e], entry))}
-        _same(f"overheads of {entry.id}", (entry.overheads, entry.overhead), (weighed, sum(weighed.values())))
-        lost = {holder for holder in entry.held if self.registered(holder) is None}
-        _same(f"lost owners of {entry.id}", set(entry.lost_at), lost)
+        check(self.engines, self.devices, self.models, self._places)
 
 
 def _resident(residency: Residency | None) -> tuple[Holder, Fence | None] | None:
@@ -400,8 +366,3 @@ def _resident(residency: Residency | None) -> tuple[Holder, Fence | None] | None
 
 def _closed(state: Device | None) -> tuple[str, int] | None:
     return (state.epoch, state.closed) if state is not None else None
-
-
-def _same(what: str, found: object, wanted: object) -> None:
-    if found != wanted:
-        raise LedgerBroken(f"{what}: {found!r} where the entries say {wanted!r}")

@@ -9,7 +9,8 @@ from coordinator.core.alarms import Alarms
 from coordinator.core.demand import Demand, Queue, Waiter
 from coordinator.core.entries import pages, rounded
 from coordinator.core.events import DemandSeen, DeviceSeen, SpecSeen
-from coordinator.core.ledger import Ledger, LedgerBroken
+from coordinator.core.ledger import Ledger
+from coordinator.core.ledger_check import LedgerBroken
 from coordinator.core.model import Bytes, Phase, Policy
 from coordinator.core.model import Demand as Waiting
 from coordinator.core.policies.lru import LeastRecentlyUsed
