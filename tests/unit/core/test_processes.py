@@ -80,6 +80,7 @@ def test_a_transaction_that_failed_is_tried_again_after_a_while() -> None:
     stage.keep("a")
     direct = only(Direct, stage.demand("a", 1))
     assert directs(stage.hear(GrantRefused(direct.id, "etcd is away"))) == []
+    assert directs(stage.demand("a", 2)) == []  # who comes meanwhile does not hurry it
     assert directs(stage.at(stage.now + 2.0)) == [(RUN, "a")]
 
 
@@ -176,6 +177,19 @@ def test_what_is_larger_than_the_budget_is_refused_and_tried_when_that_changes()
     assert refusal.reason == "a needs 50 B of n's host memory, which has 49 B"
     assert stage.scheduler.view().models[0].refused == refusal.reason
     assert directs(stage.ram(50)) == [(RUN, "a")]
+    assert stage.scheduler.view().models[0].refused == ""
+
+
+def test_a_refusal_is_over_once_it_can_be_waited_for_and_said_again_when_it_cannot() -> None:
+    stage = running("a", "b")
+    for engine in ("a", "b"):
+        stage.policy(engine, Policy(pin=True))
+        stage.load(engine, running=1)
+    stage.keep("c")
+    (refusal,) = refusals(stage.demand("c", 1))
+    assert directs(stage.policy("b", Policy())) == []  # it is busy
+    assert next(model.refused for model in stage.scheduler.view().models if model.id == "c") == ""
+    assert refusals(stage.policy("b", Policy(pin=True))) == [refusal]
 
 
 def test_without_a_budget_all_may_run() -> None:
@@ -201,6 +215,25 @@ def test_those_that_wait_are_served_in_order() -> None:
     stage.demand("c", 1)
     stage.at(stage.now + 1.0)
     assert directs(stage.demand("d", 1)) == []  # its room is c's
+
+
+def test_each_that_waits_has_room_made_for_it_alone() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    stage.keep("d")
+    assert directs(stage.demand("c", 1)) == [(CLOSE, "a")]
+    assert directs(stage.demand("d", 1)) == [(CLOSE, "b")]  # what a leaves is c's
+
+
+def test_room_that_becomes_free_is_of_who_waits_longest() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    stage.keep("d")
+    closed = [only(Direct, stage.demand(engine, 1)) for engine in ("c", "d")]
+    offload = grants(stage.obeyed(closed[0]))[0]
+    stage.obeyed(only(Direct, stage.done(offload)))
+    stage.stopped("a")
+    assert directs(stage.ram(100, masters=80, unused=40)) == [(RUN, "c")]
 
 
 def test_stop_after() -> None:
