@@ -26,6 +26,13 @@ def wanted(world: World, model: ModelId) -> int:
     return own if closed else own + world.demand.waiting(model)
 
 
+def takers(world: World, model: ModelId) -> list[EngineEntry]:
+    """Engines for who waits for any engine of `model`, in order of id: its only one, or those of several whose
+    processes are not to end. One that only ends what it has holds none of the others back."""
+    engines = list(world.ledger.engines_of(model))
+    return engines if len(engines) == 1 else [engine for engine in engines if world.open(engine)]
+
+
 class Attendance:
     """One model's places in the queue."""
 
@@ -35,6 +42,7 @@ class Attendance:
         self._model = model
         self._now = now
         self._engines = list(world.ledger.engines_of(model))
+        self._takers = takers(world, model)
         self._stands = {engine.id: stand(world.ledger, engine, now, world.limits) for engine in self._engines}
 
     def update(self, *, woken: bool) -> float:
@@ -52,12 +60,12 @@ class Attendance:
         """Kept while a restore is under way, so that one that fails does not cost it. Returns since when it waits."""
         since = self._queue.since(self._model)
         coming = since is not None and self._any(COMING)
-        if not self._engines or self._any({Standing.SERVING}) or not (asked or coming):
+        if not self._takers or self._any({Standing.SERVING}) or not (asked or coming):
             self._queue.leave(self._model)
             return None
         since = self._now if since is None else since
-        devices = tuple(sorted({device for engine in self._engines for device in engine.devices}))
-        tie = self._tie(min(engine.spec_revision for engine in self._engines), "")
+        devices = tuple(sorted({device for engine in self._takers for device in engine.devices}))
+        tie = self._tie(min(engine.spec_revision for engine in self._takers), "")
         self._queue.enter(Waiter(self._model, None, since, since, tie, devices))
         return since
 
@@ -86,7 +94,7 @@ class Attendance:
         return since if standing in COMING else None
 
     def _any(self, standings: AbstractSet[Standing]) -> bool:
-        return any(at.standing in standings for at in self._stands.values())
+        return any(self._stands[engine.id].standing in standings for engine in self._takers)
 
     def _tie(self, revision: int, engine: str) -> tuple[int, int, str]:
         """The higher priority first, then the older spec."""

@@ -13,7 +13,7 @@ import msgspec
 
 from coordinator.core.alarms import Alarms
 from coordinator.core.asks import Asks
-from coordinator.core.attend import inside, wanted
+from coordinator.core.attend import inside, takers, wanted
 from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
@@ -239,7 +239,7 @@ class Round:
 
     def _options(self, waiter: Waiter) -> list[EngineEntry]:
         if waiter.engine is None:
-            return [engine for engine in self._ledger.engines_of(waiter.model) if self._stays(engine)]
+            return [engine for engine in takers(self._world, waiter.model) if self._stays(engine)]
         engine = self._ledger.engines.get(waiter.engine)
         return [engine] if engine is not None and self._stays(engine) else []
 

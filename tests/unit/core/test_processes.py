@@ -148,7 +148,10 @@ def test_a_busy_one_leaves_once_the_newcomer_has_waited_and_loses_nothing() -> N
     assert orders(stage.demand("a", 3)) == []
     said = stage.load("a")
     assert orders(said) == [(Order.OFFLOAD, "a")]
-    assert directs(stage.done(grants(said)[0])) == [(STOP, "a")]
+    said = stage.done(grants(said)[0])
+    assert (orders(said), directs(said)) == ([], [(STOP, "a")])
+    stage.obeyed(only(Direct, said))
+    assert orders(stage.load("a", waiting=1)) == []  # too late: it is being stopped
 
 
 def test_a_closed_one_that_is_away_comes_back_for_what_it_holds() -> None:
@@ -176,6 +179,7 @@ def test_what_is_larger_than_the_budget_is_refused_and_tried_when_that_changes()
     (refusal,) = refusals(stage.demand("a", 1))
     assert refusal.reason == "a needs 50 B of n's host memory, which has 49 B"
     assert stage.scheduler.view().models[0].refused == refusal.reason
+    assert refusals(stage.demand("a", 1)) == []  # all who wait have heard it
     assert directs(stage.ram(50)) == [(RUN, "a")]
     assert stage.scheduler.view().models[0].refused == ""
 
@@ -215,6 +219,22 @@ def test_those_that_wait_are_served_in_order() -> None:
     stage.demand("c", 1)
     stage.at(stage.now + 1.0)
     assert directs(stage.demand("d", 1)) == []  # its room is c's
+
+
+def test_one_that_loads_is_charged_for_the_master_that_it_will_fill() -> None:
+    stage = KeptStage(budget=80)
+    stage.keep("a")
+    stage.keep("b")
+    stage.obeyed(only(Direct, stage.demand("a", 1)))
+    stage.life("a", Life.STARTING)
+    assert directs(stage.demand("b", 1)) == []
+
+
+def test_room_that_is_being_made_is_not_made_twice() -> None:
+    stage = running("a", "b")
+    stage.keep("c")
+    assert directs(stage.demand("c", 1)) == [(CLOSE, "a")]
+    assert directs(stage.load("a", running=1)) == []  # before etcd has answered
 
 
 def test_each_that_waits_has_room_made_for_it_alone() -> None:
@@ -286,6 +306,36 @@ def test_one_process_for_a_model_is_enough() -> None:
     stage.keep("a@1", "n/1", model="a")
     stage.obeyed(only(Direct, stage.demand("a", 1)))
     assert directs(stage.demand("a", 5)) == []
+
+
+def test_a_closed_engine_holds_no_other_of_its_model_back() -> None:
+    stage = KeptStage("n/0", "n/1", budget=200)
+    stage.keep("a@0", "n/0", model="a")
+    stage.keep("a@1", "n/1", model="a")
+    stage.obeyed(only(Direct, stage.demand("a", 1)))
+    stage.run("a@0")
+    stage.load("a@0", running=1)
+    order = ProcessOrder(keeper=KEEPER, wish=CLOSE)
+    second = only(Direct, stage.see(ProcessOrderSeen(EngineId("a@0"), order, stage.next())))
+    assert (second.engine, second.order.wish) == ("a@1", RUN)
+    stage.obeyed(second)
+    stage.life("a@1", Life.STARTING)
+    said = stage.engine("a@1", model="a", devices=("n/1",))
+    assert orders(said) == [(Order.RESTORE, "a@1")]
+
+
+def test_a_closed_engine_is_not_woken_for_what_another_may_take() -> None:
+    stage = KeptStage("n/0", "n/1", budget=200)
+    for engine, device in (("a@0", "n/0"), ("a@1", "n/1")):
+        stage.keep(engine, device, model="a")
+        stage.see(ProcessOrderSeen(EngineId(engine), ProcessOrder(keeper=KEEPER, wish=RUN), stage.next()))
+        stage.run(engine)
+        stage.see(stage.residency(engine, Phase.OFFLOADED), stage.disown(device, engine))
+    stage.load("a@0", waiting=1)  # it is away with a request inside, so it is not stopped yet
+    stage.said.clear()
+    stage.see(ProcessOrderSeen(EngineId("a@0"), ProcessOrder(keeper=KEEPER, wish=CLOSE), stage.next()))
+    stage.demand("a", 1)
+    assert (Order.RESTORE, "a@1") in orders(stage.said)
 
 
 def test_a_drained_model_is_not_started() -> None:
