@@ -164,6 +164,15 @@ def test_a_closed_one_that_is_away_comes_back_for_what_it_holds() -> None:
     assert (Order.RESTORE, "a") in orders(stage.said) or (Order.OFFLOAD, "b") in orders(stage.said)
 
 
+def test_a_models_only_engine_comes_back_for_what_it_holds_though_it_was_closed_before() -> None:
+    stage = running("a")
+    stage.load("a", running=1)
+    stage.see(ProcessOrderSeen(EngineId("a"), ProcessOrder(keeper=KEEPER, wish=CLOSE), stage.next()))
+    assert orders(stage.said) == []
+    said = stage.see(stage.residency("a", Phase.OFFLOADED), stage.disown("n/0", "a"))
+    assert (orders(said), directs(said)) == ([(Order.RESTORE, "a")], [])
+
+
 def test_pinned_ones_stay_and_that_is_the_reason() -> None:
     stage = running("a", "b")
     for engine in ("a", "b"):
