@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 import msgspec
@@ -18,12 +18,13 @@ from benchmarks import figures
 from benchmarks.kv_pull.goals import CASES
 from benchmarks.kv_pull.peer import LOCAL, Ports
 from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull, shared, warm
-from transfer.kv.mapped import MappedReader, Window
+from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.mooncake import MooncakeReader, make_engine
 from transfer.kv.reader import Reader, Span
 from transfer.kv.tcp import SERVICE, TcpReader
 from transfer.transports.dial import dial
 from transfer.transports.trust import Trust
+from transfer.transports.window import Window
 
 TICK = 64 * MIB
 
@@ -56,14 +57,14 @@ class Side:
     ports: Ports
     tcp: TcpReader
     mapped: MappedReader
-    source: Span
+    size: int
 
 
 @contextmanager
 def side(size: int) -> Iterator[Side]:
     """A prefill process with `size` bytes."""
     key = secrets.token_hex(32)
-    with shared(size) as descriptor, Window([(descriptor, -(-size // 4096) * 4096)]) as window:
+    with shared(size) as descriptor, closing(Window([(descriptor, -(-size // 4096) * 4096)])) as window:
         command = [sys.executable, "-m", "benchmarks.kv_pull.peer", str(descriptor), str(window.size)]
         process = subprocess.Popen(
             command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -76,7 +77,7 @@ def side(size: int) -> Iterator[Side]:
             ports = msgspec.json.decode(process.stdout.readline(), type=Ports)
             trust = Trust(bytes.fromhex(key))
             tcp = TcpReader(lambda deadline: dial(LOCAL, ports.tcp, trust, SERVICE, deadline))
-            yield Side(process, ports, tcp, MappedReader({0: window}), window)
+            yield Side(process, ports, tcp, MappedReader(window, {0: Part(0, window.size)}), window.size)
             tcp.close()
         finally:
             process.stdin.close()
@@ -121,7 +122,7 @@ class Bench:
             if there.ports.mooncake is None:
                 self._progress.advance(self._task, self._rounds)
                 return
-            region = Span(there.ports.address, there.source.size)
+            region = Span(there.ports.address, there.size)
             peer = f"{LOCAL}:{there.ports.mooncake}"
             theirs = MooncakeReader(lambda: make_engine(LOCAL), peer, {0: region}, [into])
             self._same(work, [there.tcp, theirs, there.mapped], into, check)

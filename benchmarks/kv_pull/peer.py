@@ -6,16 +6,18 @@ Reads the shared key from standard input, prints one JSON object with its ports,
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 
 import msgspec
 
 from transfer.errors import TransferError
-from transfer.kv.mapped import Window
 from transfer.kv.messages import Answer, Refused, Say
 from transfer.kv.mooncake import make_engine, serve
+from transfer.kv.reader import Span
 from transfer.kv.tcp import SERVICE, KvServer
 from transfer.transports.listener import Listener
 from transfer.transports.trust import Trust
+from transfer.transports.window import Window
 
 LOCAL = "127.0.0.1"
 
@@ -35,7 +37,8 @@ def refuse(say: Say) -> Answer:
 def main() -> None:
     descriptor, size = (int(argument) for argument in sys.argv[1:])
     key = bytes.fromhex(sys.stdin.readline())
-    with Window([(descriptor, size)]) as memory:
+    with closing(Window([(descriptor, size)])) as window, window.reading() as address:
+        memory = Span(address, size)
         server = KvServer({0: memory}, refuse)
         with Listener(LOCAL, 0, Trust(key), SERVICE, server.serve) as listener:
             engine = None

@@ -6,13 +6,13 @@ import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
 from tests.helpers.wires import TRUST
 from transfer.kv.boxes import Box
-from transfer.kv.mapped import MappedReader, Window
+from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.messages import Answer, Refused, Say
 from transfer.kv.mooncake import Engine, MooncakeReader, make_engine, serve
 from transfer.kv.reader import Reader, Span
@@ -20,6 +20,7 @@ from transfer.kv.tcp import SERVICE, KvServer, TcpReader
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.listener import Listener
+from transfer.transports.window import Window
 
 HANDLE = 5
 LOCAL = "127.0.0.1"
@@ -57,18 +58,22 @@ def refuse(say: Say) -> Answer:
 def mapped_peer(size: int) -> Iterator[Peer]:
     with (
         shared(size) as (descriptor, memory),
-        Window([(descriptor, len(memory))]) as window,
+        closing(Window([(descriptor, len(memory))])) as window,
         memoryview(memory)[:size] as view,
     ):
-        reader = MappedReader({HANDLE: Span(window.address, size)})
+        reader = MappedReader(window, {HANDLE: Part(0, size)})
         yield Peer(view, reader)
         reader.close()
 
 
 @contextmanager
 def tcp_peer(size: int) -> Iterator[Peer]:
-    with shared(size) as (descriptor, memory), Window([(descriptor, len(memory))]) as window:
-        server = KvServer({HANDLE: Span(window.address, size)}, refuse)
+    with (
+        shared(size) as (descriptor, memory),
+        closing(Window([(descriptor, len(memory))])) as window,
+        window.reading() as address,
+    ):
+        server = KvServer({HANDLE: Span(address, size)}, refuse)
         listeners = [Listener(LOCAL, 0, TRUST, SERVICE, server.serve)]
 
         def restart() -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.helpers.kv import Cache, pulls
-from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mooncake_peer, refuse, tcp_peer
-from tests.helpers.memory import buffer, read, write
+from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mapped_peer, mooncake_peer, refuse, tcp_peer
+from tests.helpers.memory import buffer, read
 from tests.helpers.wires import TRUST, meanwhile, soon
-from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
+from transfer.errors import Corrupt, PeerLost, PeerViolation
 from transfer.kv.boxes import Box, Dim, boxes, runs
-from transfer.kv.mapped import Window
+from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.messages import Confirm, Refused
 from transfer.kv.mooncake import LONG, STAGE, Engine, pieces
 from transfer.kv.plan import plan_pull
@@ -28,6 +29,7 @@ from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.frame import HEADER, Header, Kind, checksum, encode
 from transfer.transports.listener import Listener
+from transfer.transports.window import Window
 
 Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
 SIZE = 3 * CHUNK + 1000
@@ -315,26 +317,36 @@ def test_batches_are_small_and_an_engine_that_failed_is_made_anew() -> None:
 # ---- mapping
 
 
-def test_descriptors_one_behind_the_other() -> None:
-    made = []
-    for fill in (b"a", b"b"):
-        made.append(os.memfd_create("chunk"))
-        os.write(made[-1], fill * 8192)
-    with Window([(made[1], 8192), (made[0], 4096)]) as span:
-        for descriptor in made:
-            os.close(descriptor)
-        assert read(span.address, span.size) == b"b" * 8192 + b"a" * 4096
-        os.close(os.memfd_create("another"))
+def test_a_window_that_is_closed_midway_is_not_read_any_more() -> None:
+    """The owner of the pages wants them back: what was not read yet is lost, and said."""
+    with mapped_peer(SIZE) as peer, target() as into:
+        reader = peer.reader
+        assert isinstance(reader, MappedReader)
+        assert reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+        reader._window.close()
+        with pytest.raises(PeerLost, match="took its memory back"):
+            reader.read(HANDLE, [Box(0, 0, 1, ())], into, soon(), never)
 
 
-def test_a_descriptor_that_cannot_be_mapped() -> None:
-    reading, writing = os.pipe()
-    try:
-        with pytest.raises(TransferError, match="cannot be mapped"):
-            Window([(reading, 4096)])
-    finally:
-        os.close(reading)
-        os.close(writing)
-    with target(8) as span:
-        write(span.address, b"unharmed")
-        assert read(span.address, 8) == b"unharmed"
+def test_who_reads_is_waited_for_and_nobody_else_comes_in() -> None:
+    descriptor = os.memfd_create("chunk")
+    os.ftruncate(descriptor, 4096)
+    window = Window([(descriptor, 4096)])
+    os.close(descriptor)
+    with window.reading() as address:
+        closed = meanwhile(window.close)
+        while window.is_open:  # the other thread has begun
+            time.sleep(0)
+        assert read(address, 4) == bytes(4)
+        with pytest.raises(PeerLost):
+            window.take(0, address, 1, soon())
+    closed()
+
+
+@pytest.mark.parametrize("part", [Part(-1, 10), Part(0, 8193), Part(4096, 4097)])
+def test_a_region_beside_the_window_is_refused(part: Part) -> None:
+    descriptor = os.memfd_create("chunk")
+    os.ftruncate(descriptor, 8192)
+    with closing(Window([(descriptor, 8192)])) as window, pytest.raises(ReadRefused, match="leaves what"):
+        MappedReader(window, {HANDLE: part})
+    os.close(descriptor)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from native import _native
 from transfer.errors import PeerLost, PeerViolation, TransferError
@@ -27,8 +28,8 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
 
 class Window:
-    """Descriptors mapped one behind the other. Also a `Taker`, whose places are offsets in it. `take` and `close` may
-    be called from different threads."""
+    """Descriptors mapped one behind the other. Also a `Taker`, whose places are offsets in it. Its methods may be
+    called from different threads, and several may read at once."""
 
     def __init__(self, chunks: Sequence[tuple[int, int]], closed: Callable[[], None] = lambda: None) -> None:
         """`chunks`: (descriptor, bytes), bytes a multiple of the page; descriptors stay the caller's to close. `closed`
@@ -39,7 +40,9 @@ class Window:
         """
         self.size = sum(length for _, length in chunks)
         self._closed = closed
-        self._turn = threading.Lock()
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._open = True
         self._reserved = self.size + HUGE
         self._base = _map(0, self._reserved, -1, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE)
         self._address = -(-self._base // HUGE) * HUGE
@@ -52,22 +55,44 @@ class Window:
             _libc.munmap(self._base, self._reserved)
             raise
 
+    @contextmanager
+    def reading(self) -> Iterator[int]:
+        """Address of the first byte, good within: `close` waits, so stay for milliseconds.
+
+        Raises:
+            PeerLost: it was closed.
+        """
+        with self._changed:
+            if not self._open:
+                raise PeerLost("the source took its memory back", remedy="ask again, or another source")
+            self._inside += 1
+        try:
+            yield self._address
+        finally:
+            with self._changed:
+                self._inside -= 1
+                self._changed.notify_all()
+
+    @property
+    def is_open(self) -> bool:
+        return self._open
+
     def take(self, place: int, address: int, length: int, deadline: Deadline) -> int:
         """As `Taker.take`; waits for nobody."""
         if not 0 <= place <= self.size - length:
             raise PeerViolation(f"{length} bytes at {place} of a window of {self.size}")
         deadline.left()
-        with self._turn:
-            if not self._base:
-                raise PeerLost("the source took its memory back", remedy="ask again, or another source")
-            return _native.checked_copy(address, self._address + place, length)
+        with self.reading() as base:
+            return _native.checked_copy(address, base + place, length)
 
     def abort(self) -> None:
         """As `Taker.abort`: nothing is waited for."""
 
     def close(self) -> None:
         """Returns when nothing is mapped, and nobody reads, any more. Idempotent, from any thread."""
-        with self._turn:
+        with self._changed:
+            self._open = False
+            self._changed.wait_for(lambda: not self._inside)
             base, self._base = self._base, 0
             if base:
                 _libc.munmap(base, self._reserved)
