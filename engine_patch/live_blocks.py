@@ -53,9 +53,24 @@ def live_blocks(core: Any, budget: int | None) -> list[int]:
 
 
 def offload(core: Any, budget: int | None) -> list[str]:
-    """The workers' reports, one call of the agent instead of two."""
+    """The workers' reports, one call of the agent instead of two.
+
+    Raises:
+        RuntimeError: the scheduler does not stand still, or a step is in flight; no worker was asked.
+    """
+    require_still(core)
     reports: list[str] = core.collective_rpc(METHOD, args=(live_blocks(core, budget),))
     return reports
+
+
+def require_still(core: Any) -> None:
+    """No step is in flight and none can begin (vllm/v1/engine/core.py, 0.32.0: the batch queue holds what was handed to
+    the workers and not taken back; there is none where steps are synchronous). Raises RuntimeError."""
+    state = core.scheduler.pause_state.name
+    if state != "PAUSED_ALL" or core.batch_queue:
+        raise RuntimeError(
+            f"a switch was ordered with {len(core.batch_queue or ())} steps in flight, scheduler {state}"
+        )
 
 
 def _room(config: Any, budget: int) -> int:

@@ -26,6 +26,7 @@ from engine_patch import modules, report, settings
 from engine_patch.bus import Bus
 from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
+from engine_patch.flight import Flight
 from engine_patch.gating import Gates
 from engine_patch.kv_blocks import KvBlocks
 from engine_patch.kv_layout import books, scheduled_blocks
@@ -46,7 +47,7 @@ ADMISSION_S = 3600.0
 """How long a start-up waits for its token. The leader decides; this only ends what nobody decides about."""
 START_CALL_S = 300.0
 DRAIN_S = 10.0
-"""How long a switch waits for KV blocks that another engine is pulling."""
+"""How long a switch waits for KV blocks that another engine is pulling, and for steps in flight."""
 PAUSE_S = 0.2
 SHARED_MEMORY = Path("/dev/shm")
 
@@ -110,7 +111,7 @@ class VnpuWorker:
         connector = self.vllm_config.kv_transfer_config is not None  # it keeps the whole buffer, whatever the budget
         kv_keep = None if connector else found.kv_keep
         self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep)
-        self._desk, self._turn = Desk(birth.desk), 0
+        self._desk, self._turn, self._flight = Desk(birth.desk), 0, Flight()
         self._start = Stopwatch()
         with self._start.step("map"):
             self._hands.admit(Bytes(weights=birth.weights - birth.shared, kv=birth.kv), START_CALL_S)
@@ -184,7 +185,10 @@ class VnpuWorker:
             self._hands.zero([(self._kv_at + offset, length) for offset, length in fresh])
         if self._exchange is not None:
             self._exchange.stepped()
-        return super().execute_model(scheduler_output)  # type: ignore[misc]
+        return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        return self._flight.sampled(super().sample_tokens(grammar_output))  # type: ignore[misc]
 
     # ---- called by the agent
 
@@ -202,6 +206,7 @@ class VnpuWorker:
         """`live`: KV blocks that are still needed, as the scheduler has it."""
 
         def work() -> dict[str, Any]:
+            self._flight.drain(DRAIN_S)
             self._books.forget_all_but(live)
             self._sharing.part()
             if self._pulls is not None and not self._pulls.sleep(DRAIN_S):

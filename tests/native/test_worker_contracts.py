@@ -87,10 +87,11 @@ def test_the_worker_that_ours_stands_before_has_what_is_called_above_it(kind: st
         above = methods(GPU, "Worker") | above  # its base
         assert [ast.unparse(base) for base in class_of(file, name).bases] == ["Worker"]
     wrapped = set(re.findall(r"super\(\)\.(\w+)\(", ast.unparse(class_of(OURS / "worker.py", "VnpuWorker"))))
-    assert wrapped == {"init_device", "load_model", "initialize_from_config", "execute_model"}
+    assert wrapped == {"init_device", "load_model", "initialize_from_config", "execute_model", "sample_tokens"}
     assert above["init_device"] == []
     assert above["initialize_from_config"] == ["kv_cache_config"]
     assert above["execute_model"] == ["scheduler_output"]
+    assert above["sample_tokens"] == ["grammar_output"]
     assert set(above["load_model"]) <= {"load_dummy_weights"}
     assert f"class Vnpu{kind.upper()}Worker(VnpuWorker, {name})" in source(OURS / f"{kind}_worker.py")
 
@@ -105,7 +106,7 @@ def test_no_name_of_ours_hides_one_of_theirs(kind: str) -> None:
     if kind == "cpu":
         above |= set(methods(GPU, "Worker")) | attributes(class_of(GPU, "Worker"))
     above |= set(methods(base, "WorkerBase")) | attributes(class_of(base, "WorkerBase"))
-    shared = {"init_device", "load_model", "initialize_from_config", "execute_model"}
+    shared = {"init_device", "load_model", "initialize_from_config", "execute_model", "sample_tokens"}
     assert mine & above == shared
     assert {"rank", "local_rank", "vllm_config", "model_config"} <= attributes(class_of(base, "WorkerBase"))
 
@@ -133,6 +134,69 @@ def test_the_kv_caches_of_vllm_ascend_are_tensors_or_tuples_of_them() -> None:
         in text
     )
     assert "kv_caches[layer_name] = (k_cache, v_cache)" in text
+
+
+# ---- steps in flight (docs/async-runner.md)
+
+
+def hold_steps_in_flight(vllm: Path) -> None:
+    """What `engine_patch.flight` and `live_blocks.require_still` rely on."""
+    core = vllm / "v1/engine/core.py"
+    assert "batch_queue" in attributes(class_of(core, "EngineCore"))
+    assert "or bool(self.batch_queue)" in ast.unparse(method(core, "EngineCoreProc", "has_work"))
+    assert ast.unparse(method(core, "EngineCoreProc", "_pause_complete").body[-1]) == "return not self.has_work()"
+    assert "PauseState.PAUSED_ALL if mode == 'keep'" in ast.unparse(method(core, "EngineCoreProc", "pause_scheduler"))
+    assert methods(vllm / "v1/core/sched/scheduler.py", "Scheduler")["pause_state"] == []
+    assert "PAUSED_ALL" in assigned(vllm / "v1/core/sched/interface.py", "PauseState")
+    assert methods(vllm / "v1/outputs.py", "AsyncModelRunnerOutput")["get_output"] == []
+    sender = ast.unparse(method(vllm / "v1/executor/multiproc_executor.py", "WorkerProc", "enqueue_output"))
+    assert "isinstance(output, AsyncModelRunnerOutput)" in sender
+    assert "output = output.get_output()" in sender
+    for file in ("v1/worker/gpu_model_runner.py", "v1/worker/gpu/async_utils.py"):
+        for one in ast.walk(tree(vllm / file)):
+            if isinstance(one, ast.ClassDef) and "AsyncModelRunnerOutput" in map(ast.unparse, one.bases):
+                assert "__slots__" not in assigned(vllm / file, one.name)
+
+
+def method(file: Path, name: str, wanted: str) -> ast.FunctionDef:
+    body = class_of(file, name).body
+    return next(one for one in body if isinstance(one, ast.FunctionDef) and one.name == wanted)
+
+
+def assigned(file: Path, name: str) -> set[str]:
+    """Names that are assigned in the body of a class."""
+    body = class_of(file, name).body
+    return {ast.unparse(target) for one in body if isinstance(one, ast.Assign) for target in one.targets}
+
+
+def test_a_pause_waits_for_the_batch_queue_and_outputs_are_fetched_once_each() -> None:
+    hold_steps_in_flight(installed("vllm"))
+
+
+def test_a_pause_waits_for_the_device_too() -> None:
+    """Not in 0.23: there `Hands.offload` alone waits, with `Bus.quiesce`."""
+    core = installed("vllm") / "v1/engine/core.py"
+    assert "synchronize_device" in ast.unparse(method(core, "EngineCore", "_finish_pause"))
+
+
+def test_a_forward_pass_answers_none_where_sampling_is_to_come() -> None:
+    runner = installed("vllm") / "v1/worker/gpu_model_runner.py"
+    last = method(runner, "GPUModelRunner", "execute_model").body[-1]
+    assert ast.unparse(last) == "return None"
+    ascend = method(vllm_ascend() / "worker/model_runner_v1.py", "NPUModelRunner", "execute_model").body[-1]
+    assert ast.unparse(ascend) == "return None"
+
+
+def test_vllm_ascend_takes_upstreams_asynchronous_output() -> None:
+    runner = source(vllm_ascend() / "worker/model_runner_v1.py")
+    assert "from vllm.v1.worker.gpu_model_runner import AsyncGPUModelRunnerOutput, GPUModelRunner" in runner
+    assert "async_output = AsyncGPUModelRunnerOutput(" in runner
+
+
+def test_on_the_host_vllm_forces_it_off_in_the_check_that_ours_wraps() -> None:
+    """The one place that `async_runner` has to undo there."""
+    check = method(installed("vllm") / "platforms/cpu.py", "CpuPlatform", "check_and_update_config")
+    assert "scheduler_config.async_scheduling = False" in ast.unparse(check)
 
 
 # ---- platforms
@@ -217,6 +281,9 @@ class TestVllm023:
         client = methods(vllm_023() / "v1/engine/core_client.py", "AsyncMPClient")
         assert client["pause_scheduler_async"] == ["mode", "clear_cache"]
         assert {"resume_scheduler_async", "is_scheduler_paused_async", "call_utility_async"} <= set(client)
+
+    def test_a_pause_waits_for_the_batch_queue_and_outputs_are_fetched_once_each(self) -> None:
+        hold_steps_in_flight(vllm_023())
 
     def test_the_agent_meets_the_engine_client(self) -> None:
         assert methods(vllm_023() / "v1/engine/async_llm.py", "AsyncLLM")["collective_rpc"][:3] == [
