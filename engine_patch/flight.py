@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from functools import cache
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 from engine_patch.restoring import MemoryFault
 
@@ -78,7 +78,7 @@ class Flight:
         self._open.add(number)
         weakref.finalize(output, self._landed.put, number).atexit = False
         output.vnpu_landing = (self._landed, number)
-        output.__class__ = _telling(type(output))
+        output.__class__ = _telling(cast("Any", type(output)))
         return output
 
     def _collect(self) -> None:
