@@ -66,6 +66,17 @@ def test_an_output_stays_one_of_vllms_class():
     assert type(output) is type(Flight().sampled(Output())), "one class for all, however many steps"
 
 
+def test_a_step_lasts_until_its_output_is_whole():
+    flight = Flight()
+
+    class Looks(Output):
+        def get_output(self) -> object:
+            return flight.steps
+
+    assert flight.sampled(Looks()).get_output() == 1, "its copy was still to come"
+    assert flight.steps == 0
+
+
 def test_a_failed_output_ends_its_step_and_still_raises():
     flight, output = Flight(), Output(ValueError("no"))
     flight.sampled(output)
