@@ -34,7 +34,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="u
     writes its address into `<prefix><rank>.txt`. `config_file`: a file with these keys, which then holds alone.
 
     Ours: `load_from`: auto (a peer, else disk), peers (never disk), disk. `limit_s`: how long fetching may take.
-    `transport`: auto (memory that is mapped, where the source is on this node; else TCP) or tcp.
+    `transport`: auto (memory that is mapped, where the source is on this node; else TCP), tcp, or torch
+    (torch.distributed, point to point).
     `rate_limit`: bytes a second that are served while requests run here; 0: no limit.
     `listen_host`: the address that others reach; empty: the one from which etcd is reached.
     """
@@ -46,7 +47,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="u
     config_file: str = ""
     load_from: Literal["auto", "peers", "disk"] = "auto"
     limit_s: Seconds = 600.0
-    transport: Literal["auto", "tcp"] = "auto"
+    transport: Literal["auto", "tcp", "torch"] = "auto"
     rate_limit: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 1e9
     listen_host: str = ""
 

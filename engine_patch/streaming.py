@@ -49,6 +49,9 @@ TELL_S = 0.5
 BUSY_S = 0.25
 """An engine whose last step is longer ago has no request that a stream could slow down."""
 
+BACKEND = "gloo"
+"""Of `TRANSPORT: torch`: weights lie in host memory here."""
+
 
 class Near(NamedTuple):
     """`machine`: whose daemon owns the pages; `lend`: ours to others, `borrow`: theirs to us."""
@@ -260,7 +263,10 @@ class Streaming:
         if peer.name in self._plain:
             return
         try:
-            if self._near is not None and peer.machine == self._machine:
+            if self.options.transport == "torch":
+                ways.meet(channel, BACKEND)
+                log.info("%s sends over torch.distributed (%s)", peer.name, BACKEND)
+            elif self._near is not None and peer.machine == self._machine:
                 mapped = ways.borrow(channel, self._machine, self._near.borrow)
                 log.info("memory of %s is %s", peer.name, "mapped" if mapped else "not lent just now")
         except TransferError as error:

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
+from tests.helpers.wires import meanwhile, soon
 from transfer.transports.channel import Channel
+from transfer.transports.collective import Side, join
 from transfer.transports.window import Lent, Window
 
 
@@ -66,4 +68,14 @@ def mapped() -> Iterator[Ends]:
         yield Ends(ends.source, ends.starter, address, SIZE)
 
 
-TRANSPORTS: dict[str, Callable[[], AbstractContextManager[Ends]]] = {"tcp": tcp, "mapped": mapped}
+@contextmanager
+def paired() -> Iterator[Ends]:
+    """torch.distributed, gloo."""
+    with tcp() as ends:
+        joining = meanwhile(lambda: join(ends.source, Side.SOURCE, soon()))
+        ends.starter.carry(taker=join(ends.starter, Side.STARTER, soon()))
+        ends.source.carry(giver=joining())
+        yield ends
+
+
+TRANSPORTS: dict[str, Callable[[], AbstractContextManager[Ends]]] = {"tcp": tcp, "mapped": mapped, "paired": paired}

@@ -11,7 +11,7 @@ from transfer.netloader.identity import CHECKPOINT, differences
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source
 from transfer.netloader.ways import Lend
-from transfer.netloader.wire import Ask, Borrow, Code, Offer, Read, Refused
+from transfer.netloader.wire import Ask, Borrow, Code, Meet, Offer, Read, Refused
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
@@ -73,6 +73,8 @@ class _Reads:
             match request:
                 case Borrow():
                     ways.lend(self._channel, request, self._lend)
+                case Meet():
+                    ways.be_met(self._channel, request)
                 case _:
                     self._read(request, header.tag)
 

@@ -6,17 +6,21 @@ Each ends with the connection. Whatever goes wrong here breaks that connection; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from transfer.errors import PeerViolation
 from transfer.netloader import wire
-from transfer.netloader.wire import Borrow, Code, Lent, Refused
+from transfer.netloader.wire import Borrow, Code, Lent, Meet, Refused
 from transfer.transports import window
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.window import Window
 
+if TYPE_CHECKING:
+    from transfer.transports.collective import Pair, Side
+
 ASK_S = 20.0
+JOIN_S = 30.0
 
 
 class Loan(NamedTuple):
@@ -53,6 +57,13 @@ def borrow(channel: Channel, machine: str, open_lent: Open) -> bool:
     raise PeerViolation(f"{type(answer).__name__} is no answer to Borrow")
 
 
+def meet(channel: Channel, backend: str) -> None:
+    """Join the source in a process group. Raises TransferError: connect anew."""
+    channel.send(wire.encode(Meet(backend)), Deadline.after(ASK_S))
+    side, join = _collective()
+    channel.carry(taker=join(channel, side.STARTER, Deadline.after(JOIN_S), backend=backend))
+
+
 # ---- the source
 
 
@@ -63,3 +74,16 @@ def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> None:
     if loan is not None:
         channel.carry(giver=window.Lent(loan.place))
     channel.send(wire.encode(answer), Deadline.after(ASK_S))
+
+
+def be_met(channel: Channel, request: Meet) -> None:
+    """Answer a `Meet`. Raises TransferError."""
+    side, join = _collective()
+    channel.carry(giver=join(channel, side.SOURCE, Deadline.after(JOIN_S), backend=request.backend))
+
+
+def _collective() -> tuple[type[Side], Callable[..., Pair]]:
+    """Imported late: only who goes this way needs torch."""
+    from transfer.transports.collective import Side, join
+
+    return Side, join

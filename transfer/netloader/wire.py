@@ -2,7 +2,8 @@
 
 A client asks once (`Ask`), gets `Offer` or `Refused`, and then reads as often as it likes (`Read`): each is answered by
 the blocks in order, one DATA frame each with the block's number as its position and the `Read`'s tag, or by `Refused`
-in the place of the first block that does not come. Before it reads, it may ask for memory that both can map (`Borrow`).
+in the place of the first block that does not come. Before it reads, it may ask for another way for the bytes: `Borrow`
+(memory that both can map), or `Meet` (torch.distributed; the two then speak as `transfer.transports.collective` does).
 """
 
 from __future__ import annotations
@@ -53,6 +54,12 @@ class Borrow(msgspec.Struct, frozen=True, tag=True):
     machine: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 
 
+class Meet(msgspec.Struct, frozen=True, tag=True):
+    """Join me in a process group of `backend`; answered by joining."""
+
+    backend: Annotated[str, msgspec.Meta(pattern="^(gloo|nccl|hccl)$")]
+
+
 class Lent(msgspec.Struct, frozen=True, tag=True):
     """What the client may map, from the node daemon: a view (not 0) of the source's pages, or else the host master of
     this digest. From now on blocks that lie there are announced by their place in it."""
@@ -77,7 +84,7 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 MAX_MESSAGE = MAX_MANIFEST
 
 encode = msgspec.msgpack.Encoder().encode
-Request = Ask | Read | Borrow
+Request = Ask | Read | Borrow | Meet
 Answer = Offer | Refused | Lent
 _request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)

@@ -1,5 +1,5 @@
 """How bytes get from one process to another: framed TCP with checks, deadlines, authentication and a rate limit; and
-beside it, where both ends agree, memory of the source that is mapped (`window`).
+beside it, where both ends agree, memory of the source that is mapped (`window`) or torch.distributed (`collective`).
 
     with Listener(host, port, trust, b"weights", serve) as listener: ...             # a thread for each client
     with dial(host, port, trust, b"weights", Deadline.after(5)) as channel: ...      # used by one thread

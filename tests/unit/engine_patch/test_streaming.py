@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from coordinator.core.model import Seed
+from engine_patch import streaming as streaming_module
 from engine_patch.loader_options import Options, RankSources
 from engine_patch.streaming import Near, Streaming, write_address
 from tests.helpers.board import Board, table
@@ -195,6 +196,23 @@ async def test_memory_of_a_source_elsewhere_is_not_asked_for(town: Town, neighbo
     fetching.fetch(starter.identity, table(starter))
     assert starter.content == neighbour.rank.content
     assert neighbour.opened == []
+
+
+async def test_over_torch_distributed(town: Town):
+    source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    await town.whole("a", source)
+    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter))
+    assert starter.content == source.content
+    assert streamed.reasons == {}
+
+
+async def test_who_cannot_be_joined_sends_over_tcp(town: Town, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(streaming_module, "BACKEND", "hccl")
+    source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
+    await town.whole("a", source)
+    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter))
+    assert starter.content == source.content
+    assert "hccl" in " ".join(streamed.reasons.values())
 
 
 async def test_who_gave_up_passes_nothing_on_any_more(town: Town):

@@ -8,12 +8,14 @@ import random
 import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from native import _native
 from tests.helpers.transports import SIZE, TRANSPORTS, Ends
 from tests.helpers.wires import meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
+from transfer.transports.collective import KEYS, Meeting, Put, Side, join
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Kind
 from transfer.transports.window import Window
@@ -208,3 +210,85 @@ def test_memory_that_was_let_go_of_is_not_read():
 def test_a_descriptor_that_cannot_be_mapped_leaves_nothing():
     with pytest.raises(TransferError, match="cannot be mapped"):
         Window([(-1, 4096)])
+
+
+def test_a_hand_over_out_of_turn_is_refused():
+    with TRANSPORTS["paired"]() as ends:
+        ends.source._giver.place = lambda *_: 5  # type: ignore[union-attr, method-assign]
+        giving = meanwhile(lambda: give(ends, 0, 10))
+        with pytest.raises(PeerViolation, match="hand-over 5"):
+            ends.starter.into(ends.starter.head(soon()), SCRAP.address, soon())
+        ends.starter.abort()
+        ends.source.abort()
+        with pytest.raises(PeerLost):
+            giving()
+
+
+def test_memory_may_go_while_the_other_side_takes_nothing():
+    """What was broken off reads the pair's own stage; and nothing of the pair is left once its time is up."""
+    with TRANSPORTS["paired"]() as ends:
+        pair = ends.source._giver
+        assert pair is not None
+        giving = meanwhile(lambda: ends.source.send_data(ends.memory, SIZE, 0, Deadline.after(1.0)))
+        ends.starter.head(soon())  # its bytes are under way now, and more than gloo takes without a reader
+        ends.source.abort()
+        with pytest.raises(PeerLost):
+            giving()
+        with pytest.raises(PeerLost, match="broken"):
+            pair.push(ends.memory, 10, soon())
+        pair._thread.join(30)  # type: ignore[attr-defined]
+        assert not pair._thread.is_alive()  # type: ignore[attr-defined]
+        assert pair._group is None  # type: ignore[attr-defined]
+
+
+def test_a_pair_that_is_closed_leaves_no_thread():
+    with TRANSPORTS["paired"]() as ends:
+        pair = ends.starter._taker
+        assert pair is not None
+        ends.starter.close()
+        assert not pair._thread.is_alive()  # type: ignore[attr-defined]
+        assert pair._group is None  # type: ignore[attr-defined]
+
+
+def test_who_cannot_join_tells_the_other():
+    with TRANSPORTS["tcp"]() as ends:
+        joining = meanwhile(lambda: join(ends.source, Side.SOURCE, soon()))
+        with pytest.raises(TransferError, match="no backend"):
+            join(ends.starter, Side.STARTER, soon(), backend="smoke signals")
+        with pytest.raises(TransferError, match="no backend"):
+            joining()
+
+
+def test_a_backend_that_this_torch_lacks_is_named():
+    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError, match="no hccl"):
+        join(ends.source, Side.SOURCE, soon(), backend="hccl")
+
+
+def test_nobody_joins():
+    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError):
+        join(ends.source, Side.SOURCE, Deadline.after(0.3))
+
+
+def test_a_peer_that_dies_while_they_meet():
+    with TRANSPORTS["tcp"]() as ends:
+        joining = meanwhile(lambda: join(ends.source, Side.SOURCE, soon()))
+        ends.starter.receive(soon())  # it has begun
+        ends.starter.close()
+        with pytest.raises(TransferError):
+            joining()
+
+
+def test_keys_without_end_are_refused():
+    with TRANSPORTS["tcp"]() as ends:
+        meeting = Meeting(ends.source, soon())
+        for n in range(KEYS + 1):
+            ends.starter.send(msgspec.msgpack.encode(Put(str(n), b"")), soon())
+        with pytest.raises(PeerViolation, match="keys"):
+            meeting.wait(["never"])
+
+
+def test_words_that_do_not_belong_here_are_refused():
+    with TRANSPORTS["tcp"]() as ends:
+        ends.starter.send(b"\xc1", soon())
+        with pytest.raises(PeerViolation, match="while two processes meet"):
+            Meeting(ends.source, soon()).get("a")

@@ -1,0 +1,94 @@
+"""Weights over torch.distributed (gloo) between two processes, and what becomes of a process whose peer dies or falls
+silent in the middle."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.torch_source import LENGTHS
+from tests.helpers.weights import LOCAL, Directory, Engine, Rank, dialler
+from tests.helpers.wires import meanwhile
+from transfer.netloader import client as client_module
+from transfer.netloader import pull, ways
+from transfer.netloader.client import Client, Streamed, StreamFailed
+from transfer.netloader.plan import Peer
+from transfer.transports.channel import Channel
+
+
+@contextmanager
+def source_process(last: int = -1) -> Iterator[tuple[subprocess.Popen[str], Peer]]:
+    command = [sys.executable, "-m", "tests.helpers.torch_source", str(last)]
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as child:
+        try:
+            assert child.stdout is not None
+            yield child, Peer(name="A", host=LOCAL, port=int(child.stdout.readline()))
+        finally:
+            child.kill()
+
+
+def fetch(starter: Rank, directory: Directory) -> Streamed:
+    """Over torch.distributed from A, over TCP from everybody else."""
+
+    def agree(peer: Peer, channel: Channel) -> None:
+        if peer.name == "A":
+            ways.meet(channel, "gloo")
+
+    me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
+    return Client(me, starter.identity, starter.addresses, directory, dialler(), agree=agree).run(60.0)
+
+
+def pairs() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "vnpu-pair"]
+
+
+def test_between_two_processes():
+    with source_process() as (_, peer):
+        starter = Rank(LENGTHS)
+        streamed = fetch(starter, Directory(peer))
+    assert starter.content == Rank(LENGTHS, seed=1).content
+    assert streamed.reasons == {}
+    assert pairs() == []
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_that_dies_or_falls_silent_is_replaced_by_another(
+    how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+):
+    """It has announced a block that never comes: the way ends with the process, or with its deadline; what has landed
+    stays, and the rest comes over TCP."""
+    monkeypatch.setattr(pull, "FRAME_S", 2.0)
+    monkeypatch.setattr(pull, "OFFER_S", 5.0)
+    with source_process(last=5) as (child, peer):
+        starter, directory = Rank(LENGTHS), Directory(peer)
+        fetching = meanwhile(lambda: fetch(starter, directory))
+        assert child.stdout is not None
+        assert child.stdout.readline() == "there\n"
+        with Engine("B", Rank(LENGTHS, seed=1), directory):
+            directory.remove("A")
+            child.send_signal(how)
+            streamed = fetching()
+    assert starter.content == Rank(LENGTHS, seed=1).content
+    assert streamed.blocks == {"A": 5, "B": 8}
+
+
+def test_nobody_is_left(monkeypatch: pytest.MonkeyPatch):
+    """No hang: it says why, and nobody writes any more."""
+    monkeypatch.setattr(client_module, "EMPTY_S", 0.3)
+    with source_process(last=5) as (child, peer):
+        starter, directory = Rank(LENGTHS), Directory(peer)
+        fetching = meanwhile(lambda: fetch(starter, directory))
+        assert child.stdout is not None
+        assert child.stdout.readline() == "there\n"
+        child.kill()
+        with pytest.raises(StreamFailed, match="pair of processes is broken"):
+            fetching()
+    assert not any(thread.name == "vnpu-pull" for thread in threading.enumerate())
