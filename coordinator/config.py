@@ -229,6 +229,13 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
 
     Raises ConfigError with one line that names file, key and remedy."""
     root = document.read(path, environ)
+    config = decoded(root, environ, path.parent)
+    checks.check(root, config)
+    return config
+
+
+def decoded(root: Document, environ: Mapping[str, str], folder: Path) -> Config:
+    """Every section by itself, not yet checked against each other. Paths count from `folder`. Raises ConfigError."""
     root.known(Config.__struct_fields__, LATER[""])
     defaults = root.child("defaults")
     values: dict[str, object] = {**root.mapping(), "defaults": _section(root, "defaults", Defaults)}
@@ -238,28 +245,29 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
     values["log"] = _section(root, "log", Log)
     values["devices"] = devices = _devices(root)
     values["models"] = {
-        name: _model(section, defaults.mapping(), devices, path.parent)
-        for model, whole in _named_models(root).items()
+        name: model_of(section, defaults.mapping(), devices, folder)
+        for model, whole in named_models(root).items()
         for name, section in expand(model, whole, Model.__struct_fields__, LATER["models"]).items()
     }
-    config = Document(root.file, values).decode(Config, _hook)
-    checks.check(root, config)
-    return config
+    return Document(root.file, values).decode(Config, hook)
 
 
 def _section(root: Document, name: str, type_: type[Struct]) -> Struct:
-    return root.child(name).decode(type_, _hook, LATER[name])
+    return root.child(name).decode(type_, hook, LATER[name])
 
 
 def _policy(root: Document) -> Policy:
     policy = _section(root, "policy", Policy)
+    check_options(root.child("policy"), policy)
+    return policy
+
+
+def check_options(section: Document, policy: Policy) -> None:
+    """Raises ConfigError for options that this policy does not have."""
     try:
         make(policy.name, policy.options)
     except ConfigError as error:
-        raise root.child("policy").error(
-            str(error), "docs/scheduling.md has each policy's options", "options"
-        ) from None
-    return policy
+        raise section.error(str(error), "docs/scheduling.md has each policy's options", "options") from None
 
 
 def _with_key(admin: Admin, environ: Mapping[str, str]) -> Admin:
@@ -269,22 +277,29 @@ def _with_key(admin: Admin, environ: Mapping[str, str]) -> Admin:
 
 
 def _devices(root: Document) -> list[Device]:
+    return [section.decode(Device, hook, LATER["devices"]) for section in device_sections(root)]
+
+
+def device_sections(root: Document) -> list[Document]:
+    """Raises ConfigError where there is none."""
     if not root.mapping().get("devices"):
         raise root.error("no device is declared", "add `devices: [{id: 0, driver: host, capacity: 2GiB}]`", "devices")
-    return [section.decode(Device, _hook, LATER["devices"]) for section in root.child("devices").items()]
+    return root.child("devices").items()
 
 
-def _named_models(root: Document) -> dict[str, Document]:
+def named_models(root: Document) -> dict[str, Document]:
+    """By the names that the file has. Raises ConfigError where there is none."""
     models = root.child("models")
     if not models.mapping():
         raise root.error("no model is named", "add a model: a name, and under it path: and kv_cache:", "models")
     return {name: models.child(name) for name in models.mapping()}
 
 
-def _model(section: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path) -> Model:
+def model_of(section: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path) -> Model:
+    """One engine's model, `defaults` merged in. Raises ConfigError."""
     section.known(Model.__struct_fields__, LATER["models"])
     merged = Document(section.file, {**defaults, **section.mapping()}, section.path)
-    model = merged.decode(Model, _hook, LATER["models"])
+    model = merged.decode(Model, hook, LATER["models"])
     device = model.device if model.device not in ("", []) else _only(section, devices)
     return msgspec.structs.replace(model, path=str((folder / model.path).resolve()), device=device)
 
@@ -295,7 +310,7 @@ def _only(section: Document, devices: list[Device]) -> str:
     return devices[0].name
 
 
-def _hook(type_: type, value: object) -> object:
+def hook(type_: type, value: object) -> object:
     """What msgspec does not know: sizes, durations, `host:port`. ValueErrors become ConfigErrors in `decode`."""
     if type_ is Size and isinstance(value, (str, int)) and not isinstance(value, bool):
         return Size(parse_size(value))

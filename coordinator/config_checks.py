@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from coordinator.weights import WeightsError, weight_bytes
 if TYPE_CHECKING:
     from coordinator.config import Config, Device, Model
 
+Look = Callable[[], None]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
 LETTERS = "letters, digits, dot, dash and underscore"
@@ -40,19 +43,23 @@ OURS = {
 
 def check(root: Document, config: Config) -> None:
     """Raises ConfigError for the first thing that cannot work; `root` is the document `config` was decoded from."""
-    _names(root, config)
-    _etcd(root, config)
-    _ports(root, config)
-    _admin(root, config)
+    for look in looks(root, config):
+        look()
+
+
+def looks(root: Document, config: Config) -> Iterator[Look]:
+    """All that is to be looked at, each by itself; a look raises ConfigError for the first thing it finds."""
+    yield from (partial(look, root, config) for look in (_names, _etcd, _ports, _admin))
     for name, model in config.models.items():
         section = section_of(root.child("models"), name)
-        _engine_args(section, model)
-        _sharing(section, model)
-        _started(section, model, paired=is_paired(name, config.models))
-        _placement(section, config, model)
-        _fits(section, config, model)
+        yield partial(_engine_args, section, model)
+        yield partial(_sharing, section, model)
+        yield partial(_started, section, model, paired=is_paired(name, config.models))
+        yield partial(_placement, section, config, model)
+        yield partial(_fits, section, config, model)
     for name, prefill in pairs(config.models).items():
-        _fit_together(root.child("models").child(name), config, config.models[prefill], config.models[name])
+        section = root.child("models").child(name)
+        yield partial(_fit_together, section, config, config.models[prefill], config.models[name])
 
 
 def _names(root: Document, config: Config) -> None:
@@ -143,7 +150,7 @@ def _placement(section: Document, config: Config, model: Model) -> None:
     for device in named:
         if device not in declared:
             raise section.error(f"the device {device} is not declared", f"declared: {', '.join(declared)}", "device")
-    drivers = {config.device(device).driver for device in named}
+    drivers = {device.driver for device in _declared(config, model)}
     if len(drivers) > 1:
         remedy = "name one device, as `device: 0`" if model.anywhere else "take devices of one kind"
         raise section.error("names devices of unlike drivers", remedy, "device")
@@ -168,8 +175,8 @@ def _fits(section: Document, config: Config, model: Model) -> None:
     if model.anywhere:
         _fits_somewhere(section, config, model)
         return
-    for name in model.devices:
-        _fits_on(section, config.device(name), model)
+    for device in _declared(config, model):
+        _fits_on(section, device, model)
 
 
 def _fits_somewhere(section: Document, config: Config, model: Model) -> None:
@@ -196,16 +203,22 @@ def _fits_on(section: Document, device: Device, model: Model) -> None:
 
 def _fit_together(section: Document, config: Config, prefill: Model, decode: Model) -> None:
     """A request needs both groups at once: on one device they would push each other out for every prompt."""
-    for name in sorted(set(prefill.devices) & set(decode.devices)):
-        device = config.device(name)
+    for device in _declared(config, prefill):
+        if device.name not in decode.devices:
+            continue
         both = sum(sum(_needs(section, device, model)) for model in (prefill, decode))
         if both > device.lent:
             raise section.error(
-                f"prefill and decode need {show_size(both)} of device {name} together, {show_size(both - device.lent)} "
-                "more than it lends",
+                f"prefill and decode need {show_size(both)} of device {device.name} together, "
+                f"{show_size(both - device.lent)} more than it lends",
                 "give them devices of their own, lower kv_cache, or raise the device's capacity",
                 "roles",
             )
+
+
+def _declared(config: Config, model: Model) -> list[Device]:
+    """Its devices, or those it may be on; one that is not declared is named by `_placement`."""
+    return [device for device in config.devices if model.anywhere or device.name in model.devices]
 
 
 def _needs(section: Document, device: Device, model: Model) -> tuple[int, int]:

@@ -52,7 +52,7 @@ class Document(msgspec.Struct, frozen=True):
 
     def error(self, message: str, remedy: str, key: str = "") -> ConfigError:
         where = ".".join(part for part in (self.path, key) if part)
-        return ConfigError(f"{self.file}: {where + ': ' if where else ''}{message}", remedy=remedy)
+        return ConfigError(message, remedy=remedy, file=self.file, key=where)
 
     def mapping(self) -> dict[str, object]:
         """This section's keys. Raises ConfigError where it is no mapping; an empty section is an empty mapping."""
@@ -110,16 +110,45 @@ class Document(msgspec.Struct, frozen=True):
 
 def read(path: Path, environ: Mapping[str, str]) -> Document:
     """The file at `path` with every `${env.X}` expanded. Raises ConfigError."""
+    return expand(parse(path), environ)
+
+
+def expand(document: Document, environ: Mapping[str, str]) -> Document:
+    """With every `${env.X}` expanded. Raises ConfigError for a variable that is not set."""
+    return Document(document.file, _expand(document, environ), document.path)
+
+
+def parse(path: Path) -> Document:
+    """The file at `path` as it stands there. Raises ConfigError."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigError(f"{path}: cannot be read: {reason}", remedy="name another file by --config FILE") from None
+        raise ConfigError(
+            f"cannot be read: {reason}", remedy="name another file by --config FILE", file=str(path)
+        ) from None
     try:
         value = yaml.load(text, Loader=_UniqueLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {_yaml_fault(error)}", remedy="mend the YAML there") from None
-    return Document(str(path), _expand(Document(str(path), value), environ))
+        raise ConfigError(_yaml_fault(error), remedy="mend the YAML there", file=str(path)) from None
+    return Document(str(path), value)
+
+
+def unset(document: Document, environ: Mapping[str, str]) -> list[ConfigError]:
+    """One error for each place that names an environment variable which is not set."""
+    value = document.value
+    if isinstance(value, dict):
+        path = f"{document.path}." if document.path else ""
+        inside = [Document(document.file, item, f"{path}{key}") for key, item in value.items()]
+        return [error for each in inside for error in unset(each, environ)]
+    if isinstance(value, list):
+        return [error for each in document.items() for error in unset(each, environ)]
+    named = _ENV.findall(value) if isinstance(value, str) else []
+    return [_unset(document, name) for name in named if name not in environ]
+
+
+def _unset(document: Document, name: str) -> ConfigError:
+    return document.error(f"the environment variable {name} is not set", f"export {name}=… first")
 
 
 def _expand(document: Document, environ: Mapping[str, str]) -> object:
@@ -137,7 +166,7 @@ def _expand(document: Document, environ: Mapping[str, str]) -> object:
 
     def variable(match: re.Match[str]) -> str:
         if match[1] not in environ:
-            raise document.error(f"the environment variable {match[1]} is not set", f"export {match[1]}=… first")
+            raise _unset(document, match[1])
         return environ[match[1]]
 
     return _ENV.sub(variable, value)

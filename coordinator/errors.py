@@ -12,7 +12,15 @@ class VnpuError(Exception):
 
 
 class ConfigError(VnpuError):
-    """The configuration cannot be used; the message names file, key and remedy."""
+    """The configuration cannot be used; the message names file, key and remedy. Where it is about a file, `file`, `key`
+    (dots between its parts) and `fault` have them apart."""
+
+    def __init__(self, message: str, *, remedy: str = "", file: str = "", key: str = "") -> None:
+        where = f"{file}: {key}: " if key else f"{file}: " if file else ""
+        super().__init__(where + message, remedy=remedy)
+        self.file = file
+        self.key = key
+        self.fault = message
 
 
 class StoreError(VnpuError):
