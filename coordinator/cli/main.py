@@ -52,9 +52,66 @@ def _config(args: argparse.Namespace) -> Path:
 def _up(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    if args.detach:
+        from coordinator.cli.detached import up_detached, words_of
+        from coordinator.supervise.layout import RunDir
+
+        words = words_of(_config(args), Path(args.run_dir), args.without, watch=args.watch_config)
+        return up_detached(words, RunDir(Path(args.run_dir)), Console(), _limit(args))
     from coordinator.cli.up import up
 
     return up(_config(args), Path(args.run_dir), args.without, Console(), watch=args.watch_config)
+
+
+def _down(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coordinator.cli.down import down
+    from coordinator.supervise.layout import RunDir
+
+    return down(RunDir(Path(args.run_dir)), Console(), _limit(args), now=args.now)
+
+
+def _status(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coordinator.cli.status import status
+    from coordinator.supervise.layout import RunDir
+
+    return status(RunDir(Path(args.run_dir)), Console(), as_json=args.json)
+
+
+def _logs(args: argparse.Namespace) -> int:
+    from coordinator.cli.logs import logs, names
+    from coordinator.supervise.layout import RunDir
+
+    run_dir = RunDir(Path(args.run_dir))
+    if args.list:
+        print("\n".join(names(run_dir)))
+        return DONE
+    return logs(run_dir, args.name, lines=args.lines, follow=args.follow, before=args.previous)
+
+
+def _config_check(args: argparse.Namespace) -> int:
+    from coordinator.cli.check import check
+
+    return check(Path(args.file) if args.file else _config(args), os.environ, as_json=args.json)
+
+
+def _completion(args: argparse.Namespace) -> int:
+    from coordinator.cli.words import completion
+
+    print(completion(args.shell), end="")
+    return DONE
+
+
+def _limit(args: argparse.Namespace) -> float:
+    from coordinator.sizes import parse_duration
+
+    try:
+        return parse_duration(args.timeout)
+    except ValueError as error:
+        raise ConfigError(f"--timeout: {error}", remedy="write e.g. 90s or 15m") from None
 
 
 def _daemon(args: argparse.Namespace) -> int:
@@ -118,6 +175,11 @@ def _simulate(args: argparse.Namespace) -> int:
 
 COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "up": _up,
+    "down": _down,
+    "status": _status,
+    "logs": _logs,
+    "config": _config_check,
+    "completion": _completion,
     "daemon": _daemon,
     "coordinator": _coordinator,
     "engine": _engine,

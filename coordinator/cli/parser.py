@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 SIZES = ("tiny", "small", "medium", "large")
+SHELLS = ("bash", "zsh", "fish")
 ARCHITECTURES = ("qwen3", "llama", "qwen2", "mistral")
 
 _ABOUT = """\
@@ -17,28 +18,89 @@ Start here:
   vnpu demo                        three real engines take turns on a device that holds two
   vnpu up --config vnpu.yaml       a whole node of your own (vnpu.example.yaml is a commented start)
   vnpu-watch                       what is on the devices now, live
+
+Every day:
+  vnpu config check && vnpu up -d  the node in the background, once it is up
+  vnpu status                      what runs; vnpu logs MODEL -f: what it says
+  vnpu down                        everything ends in order
 """
 _EXIT = """\
 Exit codes: 0 done, 1 failed, 2 wrong use or configuration, 130 interrupted.
 """
 _UP = """\
-Runs a whole node in the foreground: etcd (embedded, or yours), the node daemon that owns every device page, the
-coordinator with the OpenAI gateway and the admin API, and one vLLM engine for each model. When all is up it prints the
-URLs and writes DIR/run.json, by which vnpu-watch and the other commands find it. Every process has its log in DIR/logs.
+Runs a whole node, in the foreground or (-d) in the background: etcd (embedded, or yours), the node daemon that owns
+every device page, the coordinator with the OpenAI gateway and the admin API, and one vLLM engine for each model. When
+all is up it prints the URLs and writes DIR/run.json, by which vnpu-watch and the other commands find it. Every process
+has its log in DIR/logs.
 
 A crashed process is restarted after an announced back-off (`restart:` of a model); Ctrl-C or SIGTERM ends everything in
 order: gateway, engines, daemon, etcd. A second Ctrl-C does not wait for what lingers.
+
+With -d the same runs in the background and this command shows the progress and returns when all is up: 0; 1 where an
+engine could not come up (the others serve); the exit code of the node where it ended. DIR/up.log has what it says.
+Ctrl-C while it waits ends what has started.
 """
 _UP_EXAMPLES = """\
 examples:
   vnpu up                                     the node of ./vnpu.yaml
   vnpu up --config prod.yaml --run-dir /run/vnpu
   vnpu up --without qwen-b                    start that engine yourself: vnpu engine qwen-b
+  vnpu up -d                                  in the background; stop it: vnpu down
 
 then:
   curl localhost:8080/v1/models
   curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
        -d '{"model": "qwen-a", "messages": [{"role": "user", "content": "hello"}]}'
+"""
+_DOWN = """\
+Ends the node of a run folder in order: gateway, engines, daemon, etcd; returns when nothing of it is left. It does not
+matter whether it runs in the background or in another terminal. Where nothing runs there is nothing to do: exit code 0.
+"""
+_DOWN_EXAMPLES = """\
+examples:
+  vnpu down                                   the node that runs here
+  vnpu down --now                             kill at once what does not end by itself
+  vnpu down --run-dir /run/vnpu
+"""
+_STATUS = """\
+Shows what of the node runs: each process with state, pid, URL and log. Exit code 0 where all of it is up, else 1.
+What is on the devices is shown by vnpu-watch.
+"""
+_STATUS_EXAMPLES = """\
+examples:
+  vnpu status
+  vnpu status --json | jq -r .state           down, starting, up or degraded
+  vnpu status >/dev/null || vnpu up -d        for scripts
+"""
+_LOGS = """\
+Shows the log of one process of the node: a model's engine, daemon, coordinator or etcd. Without a name: what the node
+itself says (`vnpu up -d` writes it). Works after the node has ended, too.
+"""
+_LOGS_EXAMPLES = """\
+examples:
+  vnpu logs qwen-a                            its last 100 lines
+  vnpu logs qwen-a -f                         and what comes, until the node ends
+  vnpu logs coordinator -n all | grep WARNING
+  vnpu logs qwen-a --previous                 of the run before this one
+"""
+_CONFIG_CHECK = """\
+Checks a configuration without starting anything, and names every fault: file, key, remedy. Exit code 0 where it is
+sound, else 2.
+"""
+_CONFIG_EXAMPLES = """\
+examples:
+  vnpu config check                           ./vnpu.yaml, or $VNPU_CONFIG
+  vnpu config check prod.yaml
+  vnpu config check --json | jq -r '.faults[].key'
+"""
+_COMPLETION = """\
+Prints what makes a shell complete the words of vnpu: commands, options, and the names of models and processes.
+"""
+_COMPLETION_EXAMPLES = """\
+examples:
+  eval "$(vnpu completion bash)"              in ~/.bashrc
+  eval "$(vnpu completion zsh)"               in ~/.zshrc
+  vnpu completion fish | source               in config.fish
 """
 _DAEMON = """\
 Runs the node daemon of the configuration alone, in the foreground: it owns the physical pages of every device and hands
@@ -134,7 +196,12 @@ def build() -> argparse.ArgumentParser:
     def command(name: str, about: str, description: str, examples: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, **_texts(description, examples))
 
-    _up(command("up", "run a whole node in the foreground", _UP, _UP_EXAMPLES))
+    _up(command("up", "run a whole node", _UP, _UP_EXAMPLES))
+    _down(command("down", "end the running node", _DOWN, _DOWN_EXAMPLES))
+    _status(command("status", "what of the node runs", _STATUS, _STATUS_EXAMPLES))
+    _logs(command("logs", "what a process of the node says", _LOGS, _LOGS_EXAMPLES))
+    _config_check(command("config", "check a configuration", _CONFIG_CHECK, _CONFIG_EXAMPLES))
+    _completion(command("completion", "for bash, zsh or fish", _COMPLETION, _COMPLETION_EXAMPLES))
     _daemon(command("daemon", "run a node daemon alone", _DAEMON, _DAEMON_EXAMPLES))
     _coordinator(command("coordinator", "run a coordinator alone", _COORDINATOR, _COORDINATOR_EXAMPLES))
     _engine(command("engine", "run, or show, one model's vLLM command", _ENGINE, _ENGINE_EXAMPLES))
@@ -156,8 +223,54 @@ def _up(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="do not start this model's engine: it is started by hand (may be given several times)",
     )
-
+    parser.add_argument("-d", "--detach", action="store_true", help="in the background; returns when the node is up")
+    _timeout(parser, "15m", "with -d: how long to wait until it is up; it goes on after that")
     _watch_config(parser)
+
+
+def _timeout(parser: argparse.ArgumentParser, default: str, about: str) -> None:
+    parser.add_argument("--timeout", metavar="DURATION", default=default, help=f"{about} (default: {default})")
+
+
+def _down(parser: argparse.ArgumentParser) -> None:
+    _run_dir(parser)
+    parser.add_argument("--now", action="store_true", help="kill at once what does not end by itself")
+    _timeout(parser, "2m", "after this what lingers is killed")
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    _run_dir(parser)
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+
+
+def _logs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="MODEL|PROCESS", nargs="?", default="", help="default: the node itself")
+    _run_dir(parser)
+    parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until the node ends")
+    parser.add_argument(
+        "-n", "--lines", metavar="N", type=_lines, default=100, help="how many of the last lines, or all (default: 100)"
+    )
+    parser.add_argument("--previous", action="store_true", help="of the run before this one")
+    parser.add_argument("--list", action="store_true", help="print the names that there are")
+
+
+def _lines(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor all")
+    return int(text)
+
+
+def _config_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("check",), metavar="check", help="name every fault")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="default: --config")
+    _config(parser)
+    parser.add_argument("--json", action="store_true", help="print the faults as JSON")
+
+
+def _completion(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("shell", choices=SHELLS, help="whose words to print")
 
 
 def _watch_config(parser: argparse.ArgumentParser) -> None:

@@ -82,8 +82,8 @@ class Progress:
             "admin": run.admin,
             "etcd": ",".join(credentials_apart(run.etcd)[0]),
             "try": f"curl {run.gateway}/v1/models",
-            "watch": _watch_command(Path(run.socket).parent),
-            "stop": "Ctrl-C",
+            "watch": command_for("vnpu-watch", Path(run.socket).parent),
+            "stop": "Ctrl-C, or " + command_for("vnpu down", Path(run.socket).parent),
         }
         for name, value in lines.items():
             self._console.print(f"  {name:8} {escape(value)}", highlight=False, soft_wrap=True)
@@ -137,5 +137,6 @@ class Progress:
         return readiness.starting(self._picture, keeper.program.name, pid)
 
 
-def _watch_command(run_dir: Path) -> str:
-    return "vnpu-watch" if run_dir == Path(".vnpu").absolute() else f"vnpu-watch --run-dir {run_dir}"
+def command_for(words: str, run_dir: Path) -> str:
+    """The words with which a user reaches the node in `run_dir` from here."""
+    return words if run_dir == Path(".vnpu").absolute() else f"{words} --run-dir {run_dir}"

@@ -7,6 +7,8 @@ import os
 import re
 import secrets
 import shutil
+import struct
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,8 @@ LEAST_FREE = 256 << 20
 _FAULT = re.compile(r"Error|error:|panic:|\"level\":\"(?:error|panic|fatal)\"|\b(?:ERROR|CRITICAL)\b")
 _CHATTER = re.compile(r"\"level\":\"(?:debug|info|warn)\"|\b(?:DEBUG|INFO)\b|UserWarning|^\s+")
 WORDS = 300
+_RECORD = struct.Struct("hhlli")
+"""`struct flock` of fcntl(2): type, whence, start, length, pid."""
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -65,6 +69,7 @@ class RunDir:
         self.socket = self.root / "daemon.sock"
         self.run_file = self.root / "run.json"
         self.logs = self.root / "logs"
+        self.up_log = self.root / "up.log"
         self.etcd = self.root / "etcd"
         self.daemon = self.root / "daemon"
         self.config = self.root / "config.json"
@@ -95,6 +100,26 @@ class RunDir:
             pass  # it runs, as somebody else
         return run
 
+    def owner(self) -> int:
+        """The process id of the `vnpu up` that has this folder, of another process than ours; 0: nobody has.
+
+        The kernel names the holder of the lock (fcntl(2), F_GETLK), so a number that was used again cannot deceive."""
+        try:
+            with (self.root / "lock").open("rb") as lock:
+                asked = _RECORD.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+                kind, _, _, _, pid = _RECORD.unpack(fcntl.fcntl(lock, fcntl.F_GETLK, asked))
+        except (FileNotFoundError, NotADirectoryError):
+            return 0
+        return 0 if kind == fcntl.F_UNLCK else int(pid)
+
+    def run_of(self, owner: int) -> RunFile | None:
+        """The run file that this owner has written; None: it has not come so far."""
+        try:
+            run = self.read()
+        except NotRunning:
+            return None
+        return run if run.pid == owner else None
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Makes the folder ours, 0700, until the block ends. Raises ConfigError when another `vnpu up` has it, when its
@@ -114,6 +139,9 @@ class RunDir:
         lock = stack.enter_context((self.root / "lock").open("a+b"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(
+                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # a record lock besides: of it the kernel tells who holds it
         except BlockingIOError:
             remedy = "stop that one, or name another folder: --run-dir DIR"
             raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None
@@ -138,7 +166,9 @@ class RunDir:
         """A run begins with empty logs; those of the run before stay beside them as `.log.1`."""
         self.logs.mkdir(exist_ok=True)
         for old in self.logs.glob("*.log"):
-            old.replace(old.with_name(old.name + ".1"))
+            turn(old)
+        if self.up_log.exists() and not _is_output(self.up_log):
+            turn(self.up_log)
 
     def last_words(self, name: str) -> str:
         """The last line of that process's log that names an error, else its last that says something; may be empty."""
@@ -162,3 +192,17 @@ class RunDir:
         for folder in (self.etcd, self.daemon):
             shutil.rmtree(folder, ignore_errors=True)
         self.daemon.mkdir(mode=0o700)
+
+
+def turn(log: Path) -> None:
+    """The log of the run before stays beside the new one."""
+    if log.exists():
+        log.replace(log.with_name(log.name + ".1"))
+
+
+def _is_output(path: Path) -> bool:
+    """Whether what we say goes there: `vnpu up -d` has opened it for us."""
+    try:
+        return os.path.samestat(os.fstat(sys.__stdout__.fileno()), path.stat()) if sys.__stdout__ else False
+    except (OSError, ValueError):
+        return False
