@@ -63,7 +63,7 @@ examples:
   vnpu down --run-dir /run/vnpu
 """
 _STATUS = """\
-Shows what of the node runs: each process with state, pid, URL and log. Exit code 0 where all of it is up, else 1.
+Shows what of the node runs: each process with state, pid and URL. Exit code 0 where all of it is up, else 1.
 What is on the devices is shown by vnpu-watch.
 """
 _STATUS_EXAMPLES = """\

@@ -75,6 +75,7 @@ def status(run_dir: RunDir, console: Console, *, as_json: bool) -> int:
         console.print(table(found.processes))
     lines = {"gateway": found.gateway and f"{found.gateway}/v1", "admin": found.admin, "etcd": ",".join(found.etcd)}
     lines["models"] = command_for("vnpu-watch ps", run_dir.root)
+    lines["logs"] = command_for("vnpu logs NAME", run_dir.root)
     for name, value in lines.items():
         if value:
             console.print(f"  {name:8} {escape(value)}", highlight=False, soft_wrap=True)
@@ -83,7 +84,7 @@ def status(run_dir: RunDir, console: Console, *, as_json: bool) -> int:
 
 def table(processes: Sequence[Process]) -> Table:
     shown = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("", "process", "state", "pid", "url", "log"):
+    for heading in ("", "process", "state", "pid", "url"):  # where its log is, `vnpu logs` knows: 80 columns suffice
         shown.add_column(heading, no_wrap=True)
     for process in processes:
         style = _STYLES.get(process.state, "cyan")
@@ -93,6 +94,5 @@ def table(processes: Sequence[Process]) -> Table:
             f"[{style}]{escape(process.state)}[/]",
             str(process.pid or ""),
             escape(process.url),
-            escape(process.log),
         )
     return shown

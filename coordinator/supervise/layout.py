@@ -139,9 +139,7 @@ class RunDir:
         lock = stack.enter_context((self.root / "lock").open("a+b"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            fcntl.lockf(
-                lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # a record lock besides: of it the kernel tells who holds it
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a record lock the kernel tells who holds it
         except BlockingIOError:
             remedy = "stop that one, or name another folder: --run-dir DIR"
             raise ConfigError(f"another `vnpu up` runs in {self.root}", remedy=remedy) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,21 @@ def test_down_ends_who_holds_the_folder_and_says_so(
     assert code == 0
     assert out.splitlines() == [f"stopping the node (pid {held.pid})", "a: stopped", "stopped"]
     assert held.wait() != 0
+
+
+@pytest.mark.parametrize("words", [("--now", "--timeout", "1h"), ("--timeout", "100ms")])
+def test_who_does_not_end_by_itself_is_ended_by_the_second_signal(
+    here: RunDir, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
+) -> None:
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + HOLD
+    with subprocess.Popen(
+        [sys.executable, "-c", deaf, str(here.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        code, out, _ = run(capsys, "down", *words)
+    assert (code, holder.returncode) == (0, -signal.SIGHUP)
+    assert "killing what lingers" in out
 
 
 def test_where_nothing_runs_down_is_done_and_status_is_not(here: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
