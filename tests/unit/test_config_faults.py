@@ -68,10 +68,11 @@ def test_what_holds_between_sections_is_looked_at_for_every_model(folder: Path) 
           a: {path: a, kv_cache: 1GiB, engine_args: {port: 1}, stop_after: 5m}
           b: {path: nowhere, kv_cache: 1MiB}
           c: {path: a, kv_cache: 1MiB, device: 7}
+          d: {path: a, kv_cache: 1GiB, device: any}
     """
     assert keys(folder, text) == [
-        *("admin.listen", "models.a.engine_args.port", "models.a", "models.a.stop_after"),
-        *("models.b.path", "models.c.device"),
+        *("admin.listen", "models.a.engine_args.port", "models.a.stop_after", "models.a"),
+        *("models.b.path", "models.c.device", "models.d"),
     ]
 
 
