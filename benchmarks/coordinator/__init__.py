@@ -1,0 +1,1 @@
+"""What does the coordinator cost, in time, writes and memory, as the fleet grows?"""
