@@ -8,23 +8,21 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 
 from coordinator.cli.completion import SHELLS, script
+from coordinator.cli.explanation import explain, show
 from coordinator.cli.happenings import Happening
 from coordinator.cli.live import live
 from coordinator.cli.operate import ACTS, Operator
 from coordinator.cli.render import render, render_events, render_models
 from coordinator.cli.view import View
 from coordinator.cli.watcher import Watcher
-from coordinator.core.model import Decision, Spec
-from coordinator.core.why import why
+from coordinator.core.model import Decision
 from coordinator.errors import ConfigError, VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
@@ -37,7 +35,7 @@ RECENT = 20
 """Decisions that `events --once` shows."""
 LOOKS = ("top", "ps", "events", "models")
 COMMANDS = (*LOOKS, "why", *ACTS, "completion")
-OPTIONS = ("--once", "--json", "--etcd", "--admin", "--run-dir", "--help")
+OPTIONS = ("--once", "--json", "--at-revision", "--etcd", "--admin", "--run-dir", "--help")
 
 _ABOUT = """\
 Shows devices (bytes by kind, who holds them, what is going on) and models (phase, queue, last wake), live, and does
@@ -50,7 +48,8 @@ commands:
   top                    the live screen (the default); its last line says which keys do what
   ps                     models, once
   events                 what happens, a line each
-  why MODEL              the newest decisions about a model: cause, policy, every candidate
+  why MODEL              the newest decisions about a model: cause, policy, every candidate;
+                         --at-revision R: as of etcd's revision R (a fence, a log line, or `why` names it)
   pin, unpin MODEL...    never a victim; may be one again
   sleep, wake MODEL...   out of device memory; back
   drain, resume MODEL... takes nothing new, ends what it has, leaves; ends that
@@ -66,12 +65,13 @@ examples:
 
 
 class Asked(msgspec.Struct, frozen=True):
-    """What the command line says. `names`: models, or a shell."""
+    """What the command line says. `names`: models, or a shell. `at`: a revision of etcd, for `why`."""
 
     command: str
     names: tuple[str, ...]
     once: bool
     as_json: bool
+    at: int | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
-        asked = understood(args.words, once=args.once, as_json=args.json)
+        asked = understood(args.words, once=args.once, as_json=args.json, at=args.at_revision)
         if asked.command == "completion":
             print(script(asked.names[0], COMMANDS, ("why", *ACTS), OPTIONS), end="")
             return 0
@@ -102,7 +102,7 @@ def endpoints(named: str | None, run_dir: RunDir, environ: Mapping[str, str]) ->
     return tuple(url.strip() for url in given.split(",") if url.strip()) or run_dir.read().etcd
 
 
-def understood(words: Sequence[str], *, once: bool, as_json: bool) -> Asked:
+def understood(words: Sequence[str], *, once: bool, as_json: bool, at: int | None = None) -> Asked:
     """Raises ConfigError for words that mean nothing."""
     command, names = (words[0], tuple(words[1:])) if words else ("top", ())
     if command not in COMMANDS:
@@ -111,11 +111,13 @@ def understood(words: Sequence[str], *, once: bool, as_json: bool) -> Asked:
         raise ConfigError(f"{command} takes no names", remedy=f"vnpu-watch {command}")
     if command == "why" and len(names) != 1:
         raise ConfigError("why takes one model", remedy="vnpu-watch why MODEL")
+    if at is not None and (command != "why" or at < 1):
+        raise ConfigError("--at-revision goes with why, from 1", remedy="vnpu-watch why MODEL --at-revision R")
     if command in ACTS and not names:
         raise ConfigError(f"{command} takes models", remedy=f"vnpu-watch {command} MODEL")
     if command == "completion" and (len(names) != 1 or names[0] not in SHELLS):
         raise ConfigError("completion takes a shell", remedy=f"one of {', '.join(SHELLS)}")
-    return Asked(command, names, once, as_json)
+    return Asked(command, names, once, as_json, at)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -125,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="one of those below; the default is top")
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument("--at-revision", type=int, metavar="R", help="with why: as of this revision of etcd")
     parser.add_argument("--etcd", metavar="URL[,URL]", help="etcd's endpoints")
     parser.add_argument("--admin", metavar="URL", help="the admin API (default: the leader's, as etcd has it)")
     parser.add_argument("--run-dir", metavar="DIR", default=".vnpu", help="the running node's folder (default: .vnpu)")
@@ -151,7 +154,7 @@ async def _answer(asked: Asked, watcher: Watcher, operator: Operator, urls: Sequ
     if asked.command in ACTS:
         await _act(asked, watcher, operator)
     elif asked.command == "why":
-        explain(watcher.picture, asked.names[0], console, as_json=asked.as_json)
+        _explain(asked, watcher.picture, console)
     elif asked.command == "events":
         await _events(asked, watcher, console)
     elif asked.command == "models":
@@ -203,26 +206,12 @@ def _tell(happenings: Sequence[Happening], console: Console, *, as_json: bool) -
         console.print(render_events(happenings, len(happenings)))
 
 
-def explain(picture: Picture, model: str, console: Console, *, as_json: bool) -> None:
-    """Prints why. Raises VnpuError where nothing is known of `model`."""
-    engines = {id_ for id_, spec in picture.of(Spec).items() if spec.model == model}
-    told = why(model, engines, picture.of(Decision).values())
-    if not told and not engines:
-        models = sorted({spec.model for spec in picture.of(Spec).values()})
-        raise VnpuError(f"no engine of {model} is known", remedy=f"known are: {', '.join(models) or 'none'}")
-    if as_json:
+def _explain(asked: Asked, picture: Picture, console: Console) -> None:
+    told = explain(picture, asked.names[0], asked.at)
+    if asked.as_json:
         print(msgspec.json.encode(told).decode(), flush=True)
-        return
-    if not told:
-        console.print(f"Nothing has been decided about {escape(model)} yet.")
-    for each in told:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.at))
-        console.print(f"[bold]{escape(each.what)}[/]  [dim]decision {each.n}, {at}[/]")
-        console.print(f"  because {escape(each.because)}", highlight=False)
-        for line in each.looked_at:
-            console.print(f"  looked at {escape(line)}", highlight=False)
-        if each.shadow:
-            console.print(f"  shadow policy {escape(each.shadow)}", highlight=False)
+    else:
+        show(told, asked.names[0], asked.at, console)
 
 
 def _print(view: View, console: Console, asked: Asked) -> None:
