@@ -77,7 +77,7 @@ async def measure(size: Size, progress: Progress) -> Samples:
             await _orders(setting, samples, size.pairs, progress)
             await _takeovers(setting, samples.notice, size.takeovers, progress)
             await _failovers(setting, samples, size.failovers, progress)
-        async with running(mute) as setting:
+        async with running(mute, mute=True) as setting:
             await setting.engine(SECOND)
             await _takeovers(setting, samples.lease, size.takeovers, progress)
     return samples
