@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_S = 1.0
 SPACING_S = 0.2
-"""The first request that waits, or is refused, is published at once, then at most that often."""
+"""The first request that waits, or is refused, is published at once, then at most that often; that nobody waits any
+more is always said at once, or a model that is slept meanwhile is woken for requests that have been answered."""
 RETRY_S = 0.5
 RESIGN_S = 2.0
 OPS_PER_TXN = 100
@@ -185,17 +186,23 @@ class Member:
     ) -> None:
         """Exactly the keys that are `wanted`, under our lease. Raises `LeaseLost` where `proof` does not hold."""
         published: dict[str, bytes] = {}
+        loop, due = asyncio.get_running_loop(), 0.0
         while True:
             moved.clear()
             now = dict(wanted())
-            ops = [_op(key, now.get(key), session.lease) for key in _moved(published, now)]
+            shown = now if loop.time() >= due else {key: published[key] for key in now if key in published}
+            ops = [_op(key, shown.get(key), session.lease) for key in _moved(published, shown)]
             for start in range(0, len(ops), OPS_PER_TXN):
                 if not (await self._surely(session, proof, ops[start : start + OPS_PER_TXN])).succeeded:
                     raise LeaseLost("the leadership is over", remedy="stand again in a new session")
-            published = now
-            if ops:
-                await asyncio.sleep(SPACING_S)
-            await moved.wait()
+            if any(isinstance(op, Put) for op in ops):
+                due = loop.time() + SPACING_S
+            published = shown
+            try:
+                async with asyncio.timeout_at(None if shown == now else due):
+                    await moved.wait()
+            except TimeoutError:
+                due = 0.0
 
     def _demand_keys(self) -> Mapping[str, bytes]:
         """What waits here, for a leader elsewhere; a leader here hears it without etcd."""

@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.core.events import Event, LeadershipGained, LeadershipLost
 from coordinator.core.model import Coordinator, Demand, Heartbeat, ModelId, Refusal
-from coordinator.membership import Member
+from coordinator.membership import SPACING_S, Member
 from coordinator.sources import Reached
 from coordinator.store import keys
 from coordinator.store.base import Delete
@@ -280,6 +280,26 @@ async def test_demand_is_published_at_most_five_times_a_second() -> None:
             other.ask("a", n)
             await asyncio.sleep(0.01)
         assert etcd.mvcc.revision - before <= 2 * 5 + 1 + 3  # two seconds, and heartbeats
+
+
+@story
+async def test_that_nobody_waits_any_more_is_published_at_once() -> None:
+    etcd = MemoryEtcd()
+    async with standing(etcd, "c1") as c1, standing(etcd, "c2") as c2:
+        await until(lambda: c1.member.leading or c2.member.leading)
+        other, name = (c2, "c2") if c1.member.leading else (c1, "c1")
+        other.ask("a", 1)
+        other.ask("b", 1)
+        await asyncio.sleep(0.01)
+        other.ask("a", 0)
+        other.ask("b", 2)
+        await asyncio.sleep(0.01)
+        assert await demand_of(other.store, name) == {"b": 1}
+        other.ask("a", 1)  # somebody new: with the next ones
+        await asyncio.sleep(0.01)
+        assert await demand_of(other.store, name) == {"b": 1}
+        await asyncio.sleep(SPACING_S)
+        assert await demand_of(other.store, name) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize("seconds", [0.3, 2.0])
