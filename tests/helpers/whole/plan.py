@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 from random import Random
 
 import msgspec
 
-from coordinator.core.events import OrderAsked
-from coordinator.core.model import ModelId, Order, Policy
-from coordinator.core.settings import Settings
-from coordinator.errors import Compacted
+from tests.helpers.whole.acts import Act, perform
 from tests.helpers.whole.engine import Kind
 from tests.helpers.whole.machine import Violated
 from tests.helpers.whole.stage import staged
@@ -27,16 +23,6 @@ FAULTS = (
     *("kill daemon", "stop daemon", "kill leader", "stop leader", "bad network", "bad network", "fuse", "fuse", "fuse"),
     *("compact", "cut watches", "lose data", "restart etcd", "set the clock", "deny pages", "full disk", "partition"),
 )
-
-
-class Act(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that happens. `whom`: an index, taken modulo what there is. `much`: seconds, or a number."""
-
-    at: float
-    what: str
-    whom: int = 0
-    much: float = 0.0
-    more: int = 0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -130,81 +116,6 @@ def history(plan: Plan) -> World:
     return world
 
 
-def perform(world: World, act: Act) -> None:
-    """What an act does."""
-    engine = world.engines[sorted(world.engines)[act.whom % len(world.engines)]]
-    model = engine.kind.model
-    node = sorted(world.daemons)[act.whom % len(world.daemons)]
-    leader = next((each for each in world.coordinators if each.leading), world.coordinators[act.whom % 2])
-    stores = [each.store for each in (*world.engines.values(), *world.daemons.values(), *world.coordinators)]
-    store = stores[act.more % len(stores)]
-    later = world.loop.call_later
-    if act.what not in ("request", "leave"):
-        world.say(f"{act.what} {act.whom} {act.much} {act.more}")
-    match act.what:
-        case "request":
-            world.request(model, act.much, act.more, patience=30.0)
-        case "leave":
-            waiting = [(c, request) for c in world.coordinators for request in c.handling]
-            if waiting:
-                coordinator, request = waiting[act.whom % len(waiting)]
-                coordinator.hang_up(request)
-        case "kill engine":
-            world.crash(engine)
-        case "stop engine" if engine.alive:
-            engine.proc.stopped = True
-            later(act.much * 2, world.loop.go_on, engine.proc)
-        case "expire lease" if engine.agent is not None and engine.agent._life.lease is not None:
-            store = engine.store
-            store._revoke(engine.agent._life.lease)
-        case "kill daemon":
-            world.daemons[node].kill()
-            later(act.much, world.daemons[node].start)
-        case "stop daemon":
-            proc = world.daemons[node].proc
-            proc.stopped = True
-            later(act.much, world.loop.go_on, proc)
-        case "kill leader":
-            leader.kill()
-            later(act.much, leader.start)
-        case "stop leader":
-            leader.proc.stopped = True
-            later(act.much * 2, world.loop.go_on, leader.proc)
-        case "bad network" if store is not None:
-            store.bad_until = world.loop.time() + act.much
-        case "fuse" if store is not None:
-            store.fuse = 1 + act.whom
-        case "partition" if store is not None:
-            store.partition()
-            later(act.much, store.heal)
-        case "compact":
-            with suppress(Compacted):  # again
-                world.etcd.compact()
-            world.etcd.break_watches()
-        case "cut watches":
-            world.etcd.break_watches()
-        case "lose data" if act.more < 14:
-            world.pins.clear()
-            world.etcd.lose_data()
-        case "restart etcd":
-            world.etcd.stop()
-            later(act.much, world.etcd.start)
-        case "set the clock":
-            world.wall_ahead = (act.more - 20) * 100.0
-        case "deny pages":
-            world.daemons[node].denials += 1
-        case "full disk":
-            journal = world.daemons[node].journal
-            journal.failing = True
-            later(act.much, setattr, journal, "failing", False)
-        case "pin":
-            world.policy(model, Policy(pin=True))
-        case "drain":
-            world.policy(model, Policy(drained=True))
-        case "ask" if leader.runtime is not None:
-            leader.runtime.order(OrderAsked(ModelId(model), Order.OFFLOAD if act.more else Order.RESTORE))
-
-
 def heal(world: World) -> None:
     """No fault any more: who was stopped goes on, who is away comes back."""
     world.rough = False
@@ -259,7 +170,3 @@ async def probe(world: World) -> None:
         if request.ended != "served":
             raise Violated(f"I5: {request.model} is not served: {request.ended or 'still waits'}")
     await settled(world)
-
-
-def settings(world: World, model: str) -> Settings:
-    return world.models[model]
