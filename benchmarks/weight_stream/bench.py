@@ -31,6 +31,8 @@ class Samples(msgspec.Struct):
     four: list[float] = []
     local: list[float] = []
     values: dict[str, float] = {}
+    starters: dict[int, float] = {}
+    huge: bool = False
     dropped: int = 0
 
 
@@ -89,13 +91,14 @@ def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress
     dropped."""
     task = progress.add_task("one to one, against a bare loop", total=pairs)
     endpoint, rates = Endpoint(size, 0.0), []
+    samples.huge = endpoint.pages.huge
     with process("source", size) as source, process("lender", size) as lender, process("bare", size) as bare:
         near = Peer(name="lender", host=LOCAL, port=lender.port)
         peer = Peer(name="source", host=LOCAL, port=source.port)
         me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
         before = memcpy.seconds_per_byte(PROBE, 2)
         for _ in range(pairs):
-            loop = raw(bare.port, memoryview(endpoint.memory))
+            loop = raw(bare.port, endpoint.memory)
             stream = endpoint.fetch(me, [peer])
             local = endpoint.fetch(me, [near], lender.pid)
             after = memcpy.seconds_per_byte(PROBE, 2)
@@ -135,5 +138,5 @@ def chains(rounds: int, most: int, size: int, rate: float, samples: Samples, pro
     for count in range(1, most + 1):
         took = starters(count, size, limit)
         alone = alone or took
-        samples.values[f"starters_{count}_over_1"] = took / alone
+        samples.starters[count] = samples.values[f"starters_{count}_over_1"] = took / alone
         progress.advance(task)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import mmap
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.weight_stream.layout import BLOCK, KEY, LOCAL, extents, identity
+from benchmarks.weight_stream.pages import CHUNK, Pages
 from transfer.netloader import ways, wire
 from transfer.netloader.client import Client
 from transfer.netloader.manifest import Manifest, manifest
@@ -27,7 +27,7 @@ from transfer.netloader.source import Source, block_sums
 from transfer.netloader.ways import Loan
 from transfer.netloader.wire import Lent
 from transfer.netloader.work import Work
-from transfer.transports.channel import Channel
+from transfer.transports.channel import Channel, view
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.frame import Header
@@ -63,12 +63,9 @@ class Endpoint:
 
     def __init__(self, size: int, limit: float, *, shared: bool = False) -> None:
         """`shared`: others may map it."""
-        self.descriptor = os.memfd_create("weights") if shared else -1
-        if shared:
-            os.ftruncate(self.descriptor, size)
-        flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        self.memory = mmap.mmap(self.descriptor, size, flags=flags)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.memory))
+        self.pages = Pages(size)
+        self.address = self.pages.address
+        self.memory = view(self.address, size)
         ctypes.memset(self.address, 7, size)
         self.extents, self.identity = extents(size), identity(size)
         self.card = Card(limit)
@@ -85,7 +82,7 @@ class Endpoint:
         def place(address: int, length: int) -> int | None:
             return address - self.address
 
-        return Loan(Lent(master=str(self.descriptor)), place)
+        return Loan(Lent(master=",".join(str(descriptor) for descriptor, _ in self.pages.chunks)), place)
 
     @property
     def addresses(self) -> list[int]:
@@ -111,24 +108,27 @@ class Endpoint:
 
         def agree(peer: Peer, channel: Channel) -> None:
             if lender:
-                ways.borrow(channel, LOCAL, lambda lent: mapped(lender, int(lent.master), len(self.memory)))
+                ways.borrow(channel, LOCAL, lambda lent: mapped(lender, lent.master))
 
         client = Client(me, self.identity, self.addresses, lambda: peers, connect, began, agree=agree)
         return client.run(LIMIT_S).seconds
 
 
-def mapped(process: int, descriptor: int, size: int) -> Window:
+def mapped(process: int, descriptors: str) -> Window:
     """Another process's shared memory; in the product the node daemon hands it over."""
-    mine = os.open(f"/proc/{process}/fd/{descriptor}", os.O_RDONLY)
+    mine = [os.open(f"/proc/{process}/fd/{one}", os.O_RDONLY) for one in descriptors.split(",")]
     try:
-        return Window([(mine, size)])
+        return Window([(one, CHUNK) for one in mine])
     finally:
-        os.close(mine)
+        for one in mine:
+            os.close(one)
 
 
 def bare(size: int) -> None:
     """Sends `size` bytes of memory to whoever connects, in blocks of the same size, and that is all."""
-    data = memoryview(bytearray(b"\7") * size)
+    pages = Pages(size)
+    ctypes.memset(pages.address, 7, size)
+    data = view(pages.address, size)
     with socket.create_server((LOCAL, 0)) as server:
         say({"port": server.getsockname()[1]})
         while True:

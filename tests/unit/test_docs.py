@@ -35,6 +35,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in _anchors(there), f"{page.name} links to {target}{anchor}"
 
 
+def test_every_fault_of_the_netloader_has_its_test() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (ROOT / "docs/netloader.md").read_text())
+
+    assert len(named) > 10
+    assert [each for each in named if f"def {each[1]}(" not in (ROOT / each[0]).read_text()] == []
+
+
 def test_paths_of_the_contributing_table_exist() -> None:
     table = re.findall(r"^\| `([^`]+)` \|", (ROOT / "CONTRIBUTING.md").read_text(), re.MULTILINE)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from transfer.errors import PeerViolation, TransferError
 from transfer.netloader import wire
@@ -25,6 +26,8 @@ RUN = 8
 DEPTH = 2
 """Requests under way: while one is received, the next is there already."""
 CLAIM_S = 1.0
+COPIERS = 2
+"""Threads that copy what is mapped: one alone does not fill the memory bus."""
 
 Dial = Callable[[Peer, Deadline], Channel]
 Adopt = Callable[[Manifest], Work]
@@ -68,6 +71,7 @@ class Pull:
         self._stop = threading.Event()
         self._work: Work | None = None
         self._channel: Channel | None = None
+        self._copiers: ThreadPoolExecutor | None = None
         self._thread = threading.Thread(target=self._run, name="vnpu-pull", daemon=True)
         self._thread.start()
 
@@ -98,7 +102,8 @@ class Pull:
                 self._work = self._adopt(manifest)
                 if self._agree is not None:
                     self._agree(self.peer, channel)
-                self._fetch(channel, manifest, self._work)
+                with ThreadPoolExecutor(COPIERS, "vnpu-copy") as self._copiers:
+                    self._fetch(channel, manifest, self._work)
         except TransferError as error:
             self.error = error
         finally:
@@ -140,6 +145,24 @@ class Pull:
                 work.give_back(run)
 
     def _receive(self, channel: Channel, manifest: Manifest, work: Work, tag: int, run: Run) -> None:
+        copying: list[Future[None]] = []
+        try:
+            self._receive_run(channel, manifest, work, tag, run, copying)
+        finally:
+            wait(copying)
+            self.blocks += sum(one.exception() is None for one in copying)
+        for one in copying:
+            one.result()
+
+    def _receive_run(
+        self, channel: Channel, manifest: Manifest, work: Work, tag: int, run: Run, copying: list[Future[None]]
+    ) -> None:
+        """Blocks land in this thread, or in those of `copying`."""
+
+        def copy(header: Header, place: int, address: int, deadline: Deadline) -> None:
+            channel.take(header, place, address, deadline)
+            work.land(header.position)
+
         for number in range(run.first, run.first + run.length):
             deadline = Deadline.after(FRAME_S)
             header = channel.head(deadline)
@@ -148,7 +171,12 @@ class Pull:
             block = manifest.grid.block(number)
             if header != Header(header.kind, tag, block.length, number, manifest.sum(number)):
                 raise PeerViolation(f"block {number} was due, {header} came", remedy="the source has other content")
-            channel.into(header, self._addresses[block.extent] + block.offset, deadline)
+            address = self._addresses[block.extent] + block.offset
+            if self._copiers is not None and header.kind is Kind.ASIDE and channel.parallel:
+                place = channel.place(header, deadline)
+                copying.append(self._copiers.submit(copy, header, place, address, deadline))
+                continue
+            channel.into(header, address, deadline)
             work.land(number)
             self.blocks += 1
 

@@ -82,13 +82,14 @@ class _Reads:
         if not isinstance(read, Read) or read.first + read.count > self._grid.blocks:
             _refuse(self._channel, Code.BAD_REQUEST, f"there are {self._grid.blocks} blocks", tag=tag)
             raise PeerViolation("a request for blocks that do not exist")
-        for number in range(read.first, read.first + read.count):
-            if not self._block(number, tag):
+        last = read.first + read.count - 1
+        for number in range(read.first, last + 1):
+            if not self._block(number, tag, more=number < last):
                 break
 
-    def _block(self, number: int, tag: int) -> bool:
+    def _block(self, number: int, tag: int, *, more: bool) -> bool:
         """Send one block; False: a refusal in its place."""
-        if not self._source.presence.await_block(number, LATER_S):
+        if not self._there(number):
             _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
             return False
         self._channel.pace(self._grid.block(number).length)
@@ -101,11 +102,19 @@ class _Reads:
                     Deadline.after(FRAME_S),
                     tag=tag,
                     position=number,
+                    more=more,
                 )
         except Switching as switching:
             _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=number)
             return False
         return True
+
+    def _there(self, number: int) -> bool:
+        """Who must wait for it gets what waits for it first."""
+        if self._source.presence.await_block(number, 0.0):
+            return True
+        self._channel.flush(Deadline.after(FRAME_S))
+        return self._source.presence.await_block(number, LATER_S)
 
 
 def _refuse(channel: Channel, code: Code, *details: str, tag: int = 0, position: int = 0) -> None:

@@ -14,6 +14,10 @@ from transfer.transports.deadline import Deadline
 class Giver(Protocol):
     """Used by the one thread that sends, but for `abort`."""
 
+    @property
+    def quiet(self) -> bool:
+        """`push` does nothing: what is announced may leave together with what follows."""
+
     def place(self, address: int, length: int) -> int | None:
         """What to call these bytes to the taker, below 2^64; None: they go through the connection."""
 
@@ -28,7 +32,11 @@ class Giver(Protocol):
 
 
 class Taker(Protocol):
-    """Used by the one thread that receives, but for `abort`."""
+    """Used by the one thread that receives, but for `abort`; by several at once where it is `parallel`."""
+
+    @property
+    def parallel(self) -> bool:
+        """Bytes are there as soon as they are announced, and may be taken in any order."""
 
     def take(self, place: int, address: int, length: int, deadline: Deadline) -> int:
         """Write the bytes to `address`; their CRC-32C as they are there now.

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import socket
 import ssl
+import time
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Protocol
@@ -25,6 +26,10 @@ from transfer.transports.frame import Header, Kind
 PIECE = 256 << 10
 """Bytes received at once and summed while they are in the cache (the second-level one has 512 KiB and more)."""
 MAX_MESSAGE = 1 << 20
+AHEAD = 4096
+"""Bytes read at once where many small frames come: of what is mapped only the places are told."""
+HOLD_S = 0.01
+"""What is told with others waits for them so long at most."""
 PARTS = 256
 """Places that one system call gathers from (Linux takes 1024)."""
 
@@ -45,6 +50,9 @@ class Channel:
         self._pace: Pace | None = None
         self._giver: Giver | None = None
         self._taker: Taker | None = None
+        self._held = bytearray()
+        self._held_since = 0.0
+        self._ahead = memoryview(b"")
         self.sent = 0
         self.received = 0
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -95,7 +103,7 @@ class Channel:
             PeerLost: not before the deadline, or the connection broke.
         """
         header = frame.encode(Header(Kind.MESSAGE, tag, len(body), position, frame.checksum(body)))
-        self.send_raw(header + body, deadline)
+        self.send_raw(self._unheld(header + body), deadline)
 
     def pace(self, size: int) -> None:
         """Wait until the rate limit lets `size` bytes of DATA through. Apart from `send_data`, so that nobody waits
@@ -103,10 +111,24 @@ class Channel:
         if self._pace is not None:
             self._pace.wait(size)
 
+    @property
+    def parallel(self) -> bool:
+        """What comes aside may be taken by several threads at once: `place`, then `take`."""
+        return self._taker is not None and self._taker.parallel
+
     def send_data(
-        self, address: int, length: int, sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
+        self,
+        address: int,
+        length: int,
+        sum: int,
+        deadline: Deadline,
+        *,
+        tag: int = 0,
+        position: int = 0,
+        more: bool = False,
     ) -> None:
         """DATA from memory at `address`, which must stay readable until the call returns; `sum` is its CRC-32C.
+        `more`: others follow at once, and it may leave with them, or with `flush`.
 
         Raises:
             PeerLost: not before the deadline, or the connection broke.
@@ -116,16 +138,34 @@ class Channel:
             self.send_rows([(address, length)], sum, deadline, tag=tag, position=position)
             return
         header = frame.encode(Header(Kind.ASIDE, tag, length, position, sum))
-        self._sendall(header + frame.PLACE.pack(place), deadline)
+        self._hold(header + frame.PLACE.pack(place))
+        now = time.monotonic()
+        if not (more and self._giver.quiet and now - self._held_since < HOLD_S):
+            self.flush(deadline)
         self._giver.push(address, length, deadline)
         self.sent += length
+
+    def flush(self, deadline: Deadline) -> None:
+        """What waits for more leaves. Raises PeerLost."""
+        if self._held:
+            self._sendall(self._unheld(b""), deadline)
+
+    def _hold(self, data: bytes) -> None:
+        if not self._held:
+            self._held_since = time.monotonic()
+        self._held += data
+
+    def _unheld(self, data: bytes) -> bytes:
+        """What waits, and then `data`."""
+        held, self._held = bytes(self._held), bytearray()
+        return held + data
 
     def send_rows(
         self, rows: Sequence[tuple[int, int]], sum: int, deadline: Deadline, *, tag: int = 0, position: int = 0
     ) -> None:
         """DATA gathered from several places, `(address, bytes)` each; else as `send_data`."""
         length = builtins.sum(size for _, size in rows)
-        header = frame.encode(Header(Kind.DATA, tag, length, position, sum))
+        header = self._unheld(frame.encode(Header(Kind.DATA, tag, length, position, sum)))
         parts = [memoryview(header), *(view(address, size) for address, size in rows)]
         if isinstance(self._sock, ssl.SSLSocket):
             for part in parts:
@@ -168,7 +208,7 @@ class Channel:
             PeerLost: not before the deadline, or the connection broke; part of it may have been written.
         """
         if header.kind is Kind.ASIDE:
-            self._take(header, address, deadline)
+            self.take(header, self.place(header, deadline), address, deadline)
             return
         self.into_rows(header, [(address, header.length)], deadline)
 
@@ -188,16 +228,22 @@ class Channel:
                 left[:1] = [(address + part, size - part)] if part < size else []
             while left and not left[0][1]:
                 del left[0]
-        self._landed(header, total)
+        self.received += header.length
+        self._check(header, total)
 
-    def _take(self, header: Header, address: int, deadline: Deadline) -> None:
+    def place(self, header: Header, deadline: Deadline) -> int:
+        """Where the bytes lie that an ASIDE frame announces, for `take`. Raises as `into`."""
         (place,) = frame.PLACE.unpack(self.receive_raw(frame.PLACE.size, deadline))
+        self.received += header.length
+        return int(place)
+
+    def take(self, header: Header, place: int, address: int, deadline: Deadline) -> None:
+        """Those bytes, written to `address`; by any thread where the channel is `parallel`. Raises as `into`."""
         if self._taker is None:
             raise PeerViolation("bytes went aside, and no way was agreed on")
-        self._landed(header, self._taker.take(place, address, header.length, deadline))
+        self._check(header, self._taker.take(place, address, header.length, deadline))
 
-    def _landed(self, header: Header, total: int) -> None:
-        self.received += header.length
+    def _check(self, header: Header, total: int) -> None:
         if total != header.sum:
             raise Corrupt(f"{header.length} bytes at position {header.position} are damaged", remedy="fetch them again")
 
@@ -214,6 +260,8 @@ class Channel:
 
     def receive_raw(self, size: int, deadline: Deadline) -> bytes:
         """Exactly `size` bytes. Raises PeerLost."""
+        if self.parallel and len(self._ahead) < size:
+            self._read_ahead(size, deadline)
         data = bytearray(size)
         rest = memoryview(data)
         while rest:
@@ -243,7 +291,7 @@ class Channel:
     def _receive_some(self, rows: list[tuple[int, int]], deadline: Deadline) -> int:
         """As much as there is of the next PIECE, into the first rows."""
         address, size = rows[0]
-        if size >= PIECE or len(rows) == 1 or isinstance(self._sock, ssl.SSLSocket):
+        if size >= PIECE or len(rows) == 1 or self._ahead or isinstance(self._sock, ssl.SSLSocket):
             return self._receive_into(view(address, min(size, PIECE)), deadline) if size else 0
         targets, room = [], PIECE
         for at, length in rows:
@@ -260,7 +308,19 @@ class Channel:
             raise PeerLost(f"{self.peer} closed the connection")
         return got
 
+    def _read_ahead(self, least: int, deadline: Deadline) -> None:
+        buffer = memoryview(bytearray(max(AHEAD, least)))
+        got = len(self._ahead)
+        buffer[:got], self._ahead = self._ahead, memoryview(b"")
+        while got < least:
+            got += self._receive_into(buffer[got:], deadline)
+        self._ahead = buffer[:got]
+
     def _receive_into(self, target: memoryview, deadline: Deadline) -> int:
+        if self._ahead:
+            got = min(len(target), len(self._ahead))
+            target[:got], self._ahead = self._ahead[:got], self._ahead[got:]
+            return got
         try:
             self._sock.settimeout(deadline.left())
             got = self._sock.recv_into(target)

@@ -135,6 +135,9 @@ class Pair:
     go then; the thread drops the group when the operation has run into its limit.
     """
 
+    quiet = False
+    parallel = False
+
     def __init__(self, group: Any, side: Side, device: str = "cpu") -> None:
         """Takes the group over. `device`: where the backend wants its tensors."""
         self._group = group

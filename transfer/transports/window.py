@@ -31,6 +31,8 @@ class Window:
     """Descriptors mapped one behind the other. Also a `Taker`, whose places are offsets in it. Its methods may be
     called from different threads, and several may read at once."""
 
+    parallel = True
+
     def __init__(self, chunks: Sequence[tuple[int, int]], closed: Callable[[], None] = lambda: None) -> None:
         """`chunks`: (descriptor, bytes), bytes a multiple of the page; descriptors stay the caller's to close. `closed`
         is called once, when nothing is mapped any more.
@@ -102,6 +104,8 @@ class Window:
 
 class Lent:
     """The source's side: a `Giver` that names the place of what the other side has mapped."""
+
+    quiet = True
 
     def __init__(self, place: Callable[[int, int], int | None]) -> None:
         """`place(address, length)`: offset in the window; None: it is not in there."""

@@ -189,6 +189,27 @@ def test_what_is_not_lent_goes_through_the_connection():
         assert kinds == [Kind.ASIDE, Kind.DATA]
 
 
+def test_what_is_held_back_leaves_with_what_follows_or_when_told_to():
+    with TRANSPORTS["mapped"]() as ends:
+        ctypes.memmove(ends.memory, NOISE, SIZE)
+        target, follow = Target(), [lambda: ends.source.send(b"word", soon()), lambda: give(ends, SIZE - 4096, 4096)]
+        for following in (*follow, lambda: ends.source.flush(soon())):
+            for at in (0, 8192):
+                total = _native.crc32c(ends.memory + at, 100)
+                ends.source.send_data(ends.memory + at, 100, total, soon(), position=at, more=True)
+            following()
+            for at in (0, 8192):
+                header = ends.starter.head(soon())
+                assert (header.kind, header.position) == (Kind.ASIDE, at)
+                ends.starter.into(header, target.address, soon())
+                assert bytes(target)[:100] == NOISE[at : at + 100]
+            if following is follow[0]:
+                assert ends.starter.receive(soon())[1] == b"word"
+            elif following is follow[1]:
+                ends.starter.into(ends.starter.head(soon()), target.address, soon())
+                assert bytes(target)[:4096] == NOISE[SIZE - 4096 :]
+
+
 def test_memory_that_was_let_go_of_is_not_read():
     with TRANSPORTS["mapped"]() as ends:
         told: list[str] = []

@@ -1,5 +1,5 @@
-"""Weights over torch.distributed (gloo) between two processes, and what becomes of a process whose peer dies or falls
-silent in the middle."""
+"""Weights between two processes, over TCP and over torch.distributed (gloo), and what becomes of a process whose source
+is killed or falls silent in the middle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.torch_source import LENGTHS
+from tests.helpers.source_process import LENGTHS
 from tests.helpers.weights import LOCAL, Directory, Engine, Rank, dialler
 from tests.helpers.wires import meanwhile
 from transfer.netloader import client as client_module
@@ -24,8 +24,8 @@ from transfer.transports.channel import Channel
 
 
 @contextmanager
-def source_process(last: int = -1) -> Iterator[tuple[subprocess.Popen[str], Peer]]:
-    command = [sys.executable, "-m", "tests.helpers.torch_source", str(last)]
+def source_process(way: str, last: int = -1) -> Iterator[tuple[subprocess.Popen[str], Peer]]:
+    command = [sys.executable, "-m", "tests.helpers.source_process", way, str(last)]
     root = Path(__file__).parents[2]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root) as child:
         try:
@@ -35,11 +35,11 @@ def source_process(last: int = -1) -> Iterator[tuple[subprocess.Popen[str], Peer
             child.kill()
 
 
-def fetch(starter: Rank, directory: Directory) -> Streamed:
-    """Over torch.distributed from A, over TCP from everybody else."""
+def fetch(starter: Rank, directory: Directory, way: str) -> Streamed:
+    """From A that way, over TCP from everybody else."""
 
     def agree(peer: Peer, channel: Channel) -> None:
-        if peer.name == "A":
+        if peer.name == "A" and way == "torch":
             ways.meet(channel, "gloo")
 
     me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
@@ -50,26 +50,27 @@ def pairs() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "vnpu-pair"]
 
 
-def test_between_two_processes():
-    with source_process() as (_, peer):
+def test_torch_between_two_processes():
+    with source_process("torch") as (_, peer):
         starter = Rank(LENGTHS)
-        streamed = fetch(starter, Directory(peer))
+        streamed = fetch(starter, Directory(peer), "torch")
     assert starter.content == Rank(LENGTHS, seed=1).content
     assert streamed.reasons == {}
     assert pairs() == []
 
 
+@pytest.mark.parametrize("way", ["tcp", "torch"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
-def test_a_process_that_dies_or_falls_silent_is_replaced_by_another(
-    how: signal.Signals, monkeypatch: pytest.MonkeyPatch
+def test_a_process_that_is_killed_or_falls_silent_is_replaced_by_another(
+    how: signal.Signals, way: str, monkeypatch: pytest.MonkeyPatch
 ):
-    """It has announced a block that never comes: the way ends with the process, or with its deadline; what has landed
-    stays, and the rest comes over TCP."""
+    """A block that is due never comes: the connection ends with the process, or with its deadline; what has landed
+    stays, and the rest comes from elsewhere."""
     monkeypatch.setattr(pull, "FRAME_S", 2.0)
     monkeypatch.setattr(pull, "OFFER_S", 5.0)
-    with source_process(last=5) as (child, peer):
+    with source_process(way, last=5) as (child, peer):
         starter, directory = Rank(LENGTHS), Directory(peer)
-        fetching = meanwhile(lambda: fetch(starter, directory))
+        fetching = meanwhile(lambda: fetch(starter, directory, way))
         assert child.stdout is not None
         assert child.stdout.readline() == "there\n"
         with Engine("B", Rank(LENGTHS, seed=1), directory):
@@ -83,9 +84,9 @@ def test_a_process_that_dies_or_falls_silent_is_replaced_by_another(
 def test_nobody_is_left(monkeypatch: pytest.MonkeyPatch):
     """No hang: it says why, and nobody writes any more."""
     monkeypatch.setattr(client_module, "EMPTY_S", 0.3)
-    with source_process(last=5) as (child, peer):
+    with source_process("torch", last=5) as (child, peer):
         starter, directory = Rank(LENGTHS), Directory(peer)
-        fetching = meanwhile(lambda: fetch(starter, directory))
+        fetching = meanwhile(lambda: fetch(starter, directory, "torch"))
         assert child.stdout is not None
         assert child.stdout.readline() == "there\n"
         child.kill()

@@ -1,0 +1,152 @@
+"""Weights whose source lends its memory: told in few words, copied by several threads, and each block checked."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple
+
+import pytest
+
+from tests.helpers.weights import BLOCK, Rank
+from tests.helpers.wires import meanwhile, two_ends
+from transfer.errors import Corrupt, PeerLost, TransferError
+from transfer.netloader import ways
+from transfer.netloader.plan import Peer
+from transfer.netloader.pull import RUN, Pull
+from transfer.netloader.server import Server
+from transfer.netloader.shelf import Shelf
+from transfer.netloader.source import Presence, Source
+from transfer.netloader.ways import Loan
+from transfer.netloader.wire import Lent
+from transfer.netloader.work import Work
+from transfer.transports.channel import Channel
+from transfer.transports.window import Window
+
+BLOCKS = 2 * RUN + 3
+LENGTHS = (BLOCKS * BLOCK,)
+
+
+class Lending(NamedTuple):
+    """A source whose master others may map, and a starter that does."""
+
+    source: Rank
+    starter: Rank
+    work: Work
+    pull: Pull
+    sends: list[int]
+    """Bytes of each thing that the source put on the wire."""
+    windows: list[Window]
+
+
+@contextmanager
+def master(rank: Rank, flipped: int = -1) -> Iterator[int]:
+    """A descriptor of its bytes; one bit of block `flipped` is wrong."""
+    descriptor = os.memfd_create("master")
+    try:
+        data = bytearray(rank.content[0])
+        if flipped >= 0:
+            data[flipped * BLOCK + 77] ^= 4
+        data.extend(bytes(-len(data) % mmap.PAGESIZE))
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(data)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def count(channel: Channel, sends: list[int]) -> None:
+    sendall = channel._sendall
+
+    def counted(data: bytes | memoryview, *more: object) -> None:
+        sends.append(len(data))
+        sendall(data, *more)  # type: ignore[arg-type]
+
+    channel._sendall = counted  # type: ignore[method-assign]
+
+
+@contextmanager
+def lending(*, flipped: int = -1, presence: Presence | None = None) -> Iterator[Lending]:
+    source, starter, sends = Rank(LENGTHS, seed=1), Rank(LENGTHS), list[int]()
+    work, windows = Work(BLOCKS, RUN), list[Window]()
+    loan = Loan(Lent(master="m"), lambda address, length: address - source.addresses[0])
+    served = Source(source.manifest(), source.addresses, presence)
+    with two_ends() as (one, other), master(source, flipped) as descriptor:
+        count(other, sends)
+        ended = meanwhile(lambda: Server(Shelf(served), lambda machine: loan).serve(other))
+
+        def agree(peer: Peer, channel: Channel) -> None:
+            windows.append(Window([(descriptor, LENGTHS[0])]))
+            assert ways.borrow(channel, "here", lambda lent: windows[0])
+
+        me = Peer(name="A", host="", port=0)
+        pull = Pull(me, starter.identity, starter.addresses, lambda *_: one, lambda whole: work, lambda: None, agree)
+        try:
+            yield Lending(source, starter, work, pull, sends, windows)
+        finally:
+            assert pull.abort(30)
+            other.abort()
+            with suppress(TransferError):
+                ended()
+
+
+def test_everything_lands_and_little_is_said():
+    with lending() as found:
+        assert found.work.await_done(30)
+        found.pull._thread.join(30)
+        assert found.pull.error is None
+        assert found.pull.blocks == BLOCKS
+        assert found.starter.content == found.source.content
+        # Offer, loan, and the blocks of a request together, unless the machine is so busy that they would wait.
+        assert len(found.sends) < BLOCKS
+
+
+@pytest.mark.parametrize("flipped", [0, RUN - 1, RUN, BLOCKS - 1])
+def test_a_damaged_block_is_never_taken_for_right(flipped: int):
+    """Whatever is copied beside it at the same time."""
+    with lending(flipped=flipped) as found:
+        found.pull._thread.join(30)
+        assert isinstance(found.pull.error, Corrupt)
+        assert not found.work.over
+        assert not found.work.has(flipped)
+        landed = [n for n in range(BLOCKS) if found.work.has(n)]
+        assert len(landed) == found.pull.blocks
+        for n in landed:
+            at = slice(n * BLOCK, (n + 1) * BLOCK)
+            assert found.starter.content[0][at] == found.source.content[0][at]
+        # What was asked for and did not land is anybody's again.
+        claimed = set[int]()
+        while (run := found.work.claim()) is not None:
+            claimed |= set(range(run.first, run.first + run.length))
+        assert claimed == set(range(BLOCKS)) - set(landed)
+
+
+def test_what_is_there_does_not_wait_for_what_is_not():
+    """The source itself has only the first three as yet."""
+    have = Work(BLOCKS, 1)
+    for n in range(3):
+        have.land(n)
+    with lending(presence=have) as found:
+        for n in range(3):
+            assert found.work.await_block(n, 4.0)  # sooner than the source gives up waiting
+        for n in range(3, BLOCKS):
+            have.land(n)
+        assert found.work.await_done(30)
+        assert found.starter.content == found.source.content
+
+
+def test_memory_that_is_wanted_back_in_mid_stream():
+    """The daemon closes the window: nothing is read any more when that returns, and the rest must come otherwise."""
+    have = Work(BLOCKS, 1)
+    for n in range(3):
+        have.land(n)
+    with lending(presence=have) as found:
+        assert found.work.await_block(2, 4.0)
+        found.windows[0].close()
+        for n in range(3, BLOCKS):
+            have.land(n)
+        found.pull._thread.join(30)
+        assert isinstance(found.pull.error, PeerLost)
+        assert [n for n in range(BLOCKS) if found.work.has(n)] == [0, 1, 2]
