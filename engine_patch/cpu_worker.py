@@ -10,6 +10,7 @@ from vllm.v1.worker.cpu_worker import CPUWorker
 from engine_patch.bus import Bus
 from engine_patch.host_bus import HostBus
 from engine_patch.kv_connector import kv_pulls, pulled_blocks
+from engine_patch.kv_lending import near
 from engine_patch.settings import Birth
 from engine_patch.worker import Pulls, VnpuWorker
 from native._native import Driver
@@ -38,7 +39,10 @@ class VnpuCPUWorker(VnpuWorker, CPUWorker):  # type: ignore[misc]  # vLLM is not
         return 0
 
     def vnpu_pulls(self) -> Pulls | None:
-        return kv_pulls()
+        pulls = kv_pulls()
+        if pulls is not None:
+            pulls.share(near(self._hands))
+        return pulls
 
     def vnpu_pulled(self, scheduler_output: Any) -> set[int]:
         return pulled_blocks(scheduler_output)

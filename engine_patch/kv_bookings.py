@@ -56,10 +56,11 @@ class Bookings:
         self._tickets: dict[str, Ticket | None] = {}
         self._tried: set[str] = set()
         self._pulling: set[str] = set()
-        self._offered: dict[str, int] = {}
+        self._offered: dict[str, frozenset[int]] = {}
         self._offers: list[Offer] = []
         self._pulls: list[Order] = []
         self._aborted: list[str] = []
+        self._freed: set[int] = set()
 
     # ---- a decode engine
 
@@ -84,6 +85,7 @@ class Bookings:
             _wanted(part, skipped // size, ids)
             for part, size, ids in zip(ticket.parts, self._shape.block_tokens, blocks, strict=True)
         )
+        self.given(block for places in wanted for block in places.blocks)
         self._pulling.add(asked.name)
         self._pulls.append(Order(asked.name, ticket, wanted))
 
@@ -135,8 +137,8 @@ class Bookings:
         self._forget(asked)
         if not whole or asked.prompt is None or (asked.params or {}).get(PARAM) != OFFER:
             return False, None
-        held = sum(len(ids) for ids in blocks)
-        if not self.doors or sum(self._offered.values()) + held > self._shape.blocks // 2:
+        held = frozenset(block for ids in blocks for block in ids if block)
+        if not self.doors or sum(map(len, self._offered.values())) + len(held) > self._shape.blocks // 2:
             log.info("%s is not offered: half of the KV cache waits to be pulled already", asked.name)
             return False, None
         parts = tuple(Part(self._mint(), tuple(ids)) for ids in blocks)
@@ -146,6 +148,13 @@ class Bookings:
         shape = self._shape
         ticket = Ticket(shape.form, digest, len(asked.prompt), shape.num_kv_heads, shape.mla, self.doors, parts)
         return True, {PARAM: seal(ticket, self._trust)}
+
+    def given(self, blocks: Iterable[int]) -> None:
+        """Blocks that are about to be written by somebody. One that is offered must not be among them; where it is all
+        the same, whoever reads it hears that it was freed early, and computes."""
+        if early := {block for offered in self._offered.values() for block in offered}.intersection(blocks):
+            log.error("blocks %s were freed while they are offered: their readers will be told", sorted(early)[:20])
+            self._freed |= early
 
     def sent(self, names: Iterable[str]) -> None:
         """These offers have ended: the blocks are the engine's again."""
@@ -170,8 +179,8 @@ class Bookings:
 
     def orders(self) -> Orders:
         """What the ranks are to do since it was last asked."""
-        made = Orders(tuple(self._offers), tuple(self._pulls), tuple(self._aborted))
-        self._offers, self._pulls, self._aborted = [], [], []
+        made = Orders(tuple(self._offers), tuple(self._pulls), tuple(self._aborted), tuple(sorted(self._freed)))
+        self._offers, self._pulls, self._aborted, self._freed = [], [], [], set()
         return made
 
 

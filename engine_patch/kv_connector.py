@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -34,7 +34,9 @@ from coordinator.errors import ConfigError
 from engine_patch import kv_caches, settings, versions
 from engine_patch.exchange import own_address
 from engine_patch.kv_bookings import Asked, Bookings
+from engine_patch.kv_layout import written_blocks
 from transfer.errors import TransferError
+from transfer.kv.near import Near
 from transfer.kv.orders import Orders
 from transfer.kv.station import Station
 from transfer.kv.supply import Me
@@ -51,10 +53,12 @@ LOOPBACK = "127.0.0.1"
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`kv_connector_extra_config`. `listen_host`: the address that other engines reach; empty: the one towards etcd, or
-    loopback without etcd. `listen_port`: rank r listens at this + r; 0: any free port."""
+    loopback without etcd. `listen_port`: rank r listens at this + r; 0: any free port. `transport`: how blocks come;
+    auto: mapped from engines of this node, else over TCP."""
 
     listen_host: str = ""
     listen_port: int = 0
+    transport: Literal["auto", "tcp", "mooncake"] = "auto"
 
 
 @dataclass
@@ -112,6 +116,8 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         self._bookings.allocated(_asked(request), num_external_tokens, blocks.get_block_ids())
 
     def build_connector_meta(self, scheduler_output: Any) -> Step:
+        if self._bookings.pending:
+            self._bookings.given(written_blocks(scheduler_output, self._shape.block_tokens))
         return Step(self._bookings.orders())
 
     def update_connector_output(self, connector_output: Any) -> None:
@@ -147,7 +153,8 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         host = self._options.listen_host or _own_address()
         port = self._options.listen_port + rank if self._options.listen_port else 0
         heads, mla = self._shape.num_kv_heads, self._shape.mla
-        self._station = Station(me, heads, self._trust, host, port, mla=mla, cpus=_free_cpus())
+        fabric = self._options.transport == "mooncake"
+        self._station = Station(me, heads, self._trust, host, port, mla=mla, cpus=_free_cpus(), fabric=fabric)
         log.info("rank %d of %d offers and pulls KV blocks at %s:%d", rank, tp, host, self._station.door.port)
 
     def get_handshake_metadata(self) -> Handshake | None:
@@ -195,6 +202,11 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
 
     # ---- around sleep, called by our worker
 
+    def share(self, near: Near) -> None:
+        """The cache lies in pages of the node daemon: engines of this node may map them."""
+        if self._station is not None and self._options.transport == "auto":
+            self._station.share(near)
+
     def sleep(self, timeout_s: float) -> bool:
         """`Station.sleep`: the cache may go when it says so."""
         return self._station is None or self._station.sleep(timeout_s)
@@ -229,7 +241,10 @@ def _options(given: Mapping[str, object]) -> Options:
     try:
         return msgspec.convert(dict(given), Options)
     except msgspec.ValidationError as error:
-        raise ConfigError(f"kv_connector_extra_config: {error}", remedy="known: listen_host, listen_port") from None
+        raise ConfigError(
+            f"kv_connector_extra_config: {error}",
+            remedy="known: listen_host, listen_port, transport (auto, tcp, mooncake)",
+        ) from None
 
 
 def _trust() -> Trust:

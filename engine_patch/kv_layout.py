@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from engine_patch.kv_blocks import KvBlocks, Place
@@ -43,3 +44,20 @@ def scheduled_blocks(output: Any) -> set[int]:
         for group in groups or ():
             ids.update(group)
     return ids
+
+
+def written_blocks(output: Any, block_tokens: Sequence[int]) -> set[int]:
+    """Those of them that the step, or a later one, writes into: not what a prefix cache hit shares. `block_tokens`: by
+    KV group."""
+    ids: set[int] = set()
+    for request in output.scheduled_new_reqs:
+        ids.update(_beyond(request.block_ids, request.num_computed_tokens, block_tokens))
+    cached = output.scheduled_cached_reqs
+    for name, groups, computed in zip(cached.req_ids, cached.new_block_ids, cached.num_computed_tokens, strict=True):
+        ids.update(_beyond(groups or (), computed if name in cached.resumed_req_ids else 0, block_tokens))
+    return ids
+
+
+def _beyond(groups: Sequence[Sequence[int]], computed: int, block_tokens: Sequence[int]) -> Iterator[int]:
+    for blocks, tokens in zip(groups, block_tokens, strict=False):
+        yield from blocks[computed // tokens :]

@@ -190,6 +190,12 @@ class Hands:
             self._view = self._view or self.client.offer_view(self.weights.device, self.weights.chunks)
             return Loan(Lent(self._view), self.place)
 
+    @contextmanager
+    def staying(self) -> Iterator[bool]:
+        """Within it pages neither come nor go. Whether all of them are here. Thread-safe."""
+        with self._turn:
+            yield self.resident and self.settled
+
     def place(self, address: int, length: int) -> int | None:
         """Where these bytes, as `at` names them, lie in what is lent; None: nowhere."""
         master = self._master

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
 from native._native import Arena, Driver, DriverError
@@ -144,6 +145,16 @@ class Region:
             else:
                 runs.append((address, self.chunk))
         return runs
+
+    def place(self, address: int, length: int) -> int | None:
+        """Where these bytes lie when the mapped chunks are laid end to end, as in a view of `chunks`; None: not in one
+        piece, or not here."""
+        first, within = divmod(address - self.base, self.chunk)
+        last = (address + max(length, 1) - 1 - self.base) // self.chunk
+        indices = self.indices
+        slot = bisect_left(indices, first)
+        whole = indices[slot : slot + last - first + 1] == tuple(range(first, last + 1))
+        return slot * self.chunk + within if whole else None
 
     def _address(self, index: int) -> int:
         return self.base + index * self.chunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 
 import msgspec
@@ -11,6 +12,7 @@ from rich.progress import Progress
 
 from benchmarks import figures
 from benchmarks.figures import Result
+from benchmarks.kv_pull import tpot
 from benchmarks.kv_pull.bench import Bench, Samples
 from benchmarks.kv_pull.goals import GOALS
 from benchmarks.kv_pull.work import MIB
@@ -37,6 +39,9 @@ def main() -> None:
     rounds, sizes = (5, [20 * MIB]) if arguments.quick else (24, [20 * MIB, 200 * MIB])
     with Progress(console=console) as progress:
         samples = Bench(rounds, sizes, progress).run()
+        inflated = asyncio.run(tpot.measure(rounds, progress))
+    samples.pairs["decode_tpot_inflation"] = inflated.ratios
+    samples.notes.append(f"{inflated.dropped} pairs of answers dropped because memcpy drifted")
     measured = result(samples)
     figures.show(console, measured, GOALS)
     if arguments.json:

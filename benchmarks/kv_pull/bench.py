@@ -7,7 +7,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from benchmarks import figures
 from benchmarks.kv_pull.goals import CASES
-from benchmarks.kv_pull.peer import LOCAL, Ports
+from benchmarks.kv_pull.peer import LOCAL, Ports, laid_out
 from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull, shared, warm
 from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.mooncake import MooncakeReader, make_engine
@@ -57,27 +57,29 @@ class Side:
     ports: Ports
     tcp: TcpReader
     mapped: MappedReader
-    size: int
+    regions: dict[int, Part]
 
 
 @contextmanager
-def side(size: int) -> Iterator[Side]:
-    """A prefill process with `size` bytes."""
+def side(sizes: Sequence[int]) -> Iterator[Side]:
+    """A prefill process with regions of these sizes, called 0, 1, …"""
     key = secrets.token_hex(32)
-    with shared(size) as descriptor, closing(Window([(descriptor, -(-size // 4096) * 4096)])) as window:
-        command = [sys.executable, "-m", "benchmarks.kv_pull.peer", str(descriptor), str(window.size)]
+    size = -(-sum(sizes) // 4096) * 4096
+    regions = {handle: Part(*part) for handle, part in enumerate(laid_out(sizes))}
+    with shared(size) as descriptor, closing(Window([(descriptor, size)])) as window:
+        command = [sys.executable, "-m", "benchmarks.kv_pull.peer", str(descriptor), str(size)]
         process = subprocess.Popen(
             command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdin is not None
         assert process.stdout is not None
         try:
-            process.stdin.write(key + "\n")
+            process.stdin.write(f"{key}\n{msgspec.json.encode(list(sizes)).decode()}\n")
             process.stdin.flush()
             ports = msgspec.json.decode(process.stdout.readline(), type=Ports)
             trust = Trust(bytes.fromhex(key))
             tcp = TcpReader(lambda deadline: dial(LOCAL, ports.tcp, trust, SERVICE, deadline))
-            yield Side(process, ports, tcp, MappedReader(window, {0: Part(0, window.size)}), window.size)
+            yield Side(process, ports, tcp, MappedReader(window, regions), regions)
             tcp.close()
         finally:
             process.stdin.close()
@@ -105,26 +107,26 @@ class Bench:
 
     def _hetero(self, name: str, work: Work) -> None:
         plain = contiguous(work)
-        with side(max(work.source, plain.source)) as there, warm(max(work.into, plain.into)) as into:
+        with side(work.regions) as there, side(plain.regions) as alike, warm(max(work.into, plain.into)) as into:
             key = f"hetero_over_contiguous_{name}_{work.bytes // MIB}mib"
-            self._pairs(key, there, lambda: pull(there.tcp, work, into), lambda: pull(there.tcp, plain, into))
+            self._pairs(key, there, lambda: pull(there.tcp, work, into), lambda: pull(alike.tcp, plain, into))
             sent, stand_for = descriptors(work)
             self.samples.values[f"descriptors_per_request_{name}_{work.bytes // MIB}mib"] = sent
             self.samples.values[f"runs_per_request_{name}_{work.bytes // MIB}mib"] = stand_for
 
     def _local(self, work: Work) -> None:
-        with side(work.source) as there, warm(work.into) as into, warm(work.bytes) as source:
+        with side(work.regions) as there, warm(work.into) as into, warm(work.bytes) as source:
             plain = copier(into, source, work.bytes)
             self._pairs("local_over_memcpy", there, plain, lambda: pull(there.mapped, work, into))
 
     def _mooncake(self, work: Work) -> None:
-        with side(work.source) as there, warm(work.into) as into, warm(work.into) as check:
+        with side(work.regions) as there, warm(work.into) as into, warm(work.into) as check:
             if there.ports.mooncake is None:
                 self._progress.advance(self._task, self._rounds)
                 return
-            region = Span(there.ports.address, there.size)
+            regions = {handle: Span(there.ports.address + at, size) for handle, (at, size) in there.regions.items()}
             peer = f"{LOCAL}:{there.ports.mooncake}"
-            theirs = MooncakeReader(lambda: make_engine(LOCAL), peer, {0: region}, [into])
+            theirs = MooncakeReader(lambda: make_engine(LOCAL), peer, regions, [into])
             self._same(work, [there.tcp, theirs, there.mapped], into, check)
             costs = self._pairs(
                 f"tcp_over_mooncake_{work.bytes // MIB}mib",
@@ -187,7 +189,6 @@ class Bench:
                 pairs[name] = worst((pairs[key] for key in kinds), key=lambda kept: figures.ratio(kept).median)
             else:
                 self.samples.notes.append(f"{name}: Mooncake is not installed here (extra `mooncake`, libibverbs1)")
-        self.samples.notes.append("decode_tpot_inflation is not measured: no engine takes part yet")
         self.samples.notes.append(f"{self.samples.dropped} pairs dropped because memcpy drifted")
 
 

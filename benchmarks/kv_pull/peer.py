@@ -1,12 +1,15 @@
 """The prefill side as a process of its own: `python -m benchmarks.kv_pull.peer DESCRIPTOR SIZE`.
 
-Reads the shared key from standard input, prints one JSON object with its ports, and serves until its input ends.
+Reads the shared key, then the sizes of its regions, which lie back to back, from standard input, prints one JSON object
+with its ports, and serves until its input ends.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import closing
+from itertools import accumulate
 
 import msgspec
 
@@ -30,6 +33,11 @@ class Ports(msgspec.Struct):
     address: int
 
 
+def laid_out(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """(offset, size) of each, back to back."""
+    return list(zip(accumulate(sizes, initial=0), sizes, strict=False))
+
+
 def refuse(say: Say) -> Answer:
     return Refused(say.request, say.reader, "a benchmark has no session")
 
@@ -37,17 +45,18 @@ def refuse(say: Say) -> Answer:
 def main() -> None:
     descriptor, size = (int(argument) for argument in sys.argv[1:])
     key = bytes.fromhex(sys.stdin.readline())
+    sizes = msgspec.json.decode(sys.stdin.readline(), type=list[int])
     with closing(Window([(descriptor, size)])) as window, window.reading() as address:
-        memory = Span(address, size)
-        server = KvServer({0: memory}, refuse)
+        regions = {handle: Span(address + at, length) for handle, (at, length) in enumerate(laid_out(sizes))}
+        server = KvServer(regions, refuse)
         with Listener(LOCAL, 0, Trust(key), SERVICE, server.serve) as listener:
             engine = None
             try:
                 engine = make_engine(LOCAL)
-                serve(engine, {0: memory})
+                serve(engine, {0: Span(address, size)})
             except TransferError as error:
                 sys.stderr.write(f"{error}\n")
-            ports = Ports(listener.port, engine.get_rpc_port() if engine else None, memory.address)
+            ports = Ports(listener.port, engine.get_rpc_port() if engine else None, address)
             sys.stdout.write(msgspec.json.encode(ports).decode() + "\n")
             sys.stdout.flush()
             sys.stdin.read()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from transfer.kv.boxes import Box, boxes, runs
+from transfer.kv.copies import Copies
 from transfer.kv.layout import nhd
 from transfer.kv.plan import plan_pull
 from transfer.kv.reader import Reader, Span
@@ -21,20 +22,25 @@ MIB = 1 << 20
 
 
 class Read(NamedTuple):
-    """One layer from one prefill rank: boxes counted from the first byte of its cache, and of ours."""
+    """One layer from one prefill rank: the source's region, where ours begins, its size, and what is copied."""
 
+    handle: int
     at: int
     size: int
-    boxes: tuple[Box, ...]
+    copies: Copies
 
 
 class Work(NamedTuple):
-    """`source`: bytes that the prefill ranks' caches take; `into`: ours; `bytes`: what is moved."""
+    """`regions`: of the prefill ranks, back to back, `source` bytes; `into`: bytes of ours; `bytes`: what is moved."""
 
     reads: tuple[Read, ...]
     into: int
-    source: int
+    regions: tuple[int, ...]
     bytes: int
+
+    @property
+    def source(self) -> int:
+        return sum(self.regions)
 
 
 def heterogeneous(prefill_tp: int, decode_tp: int, size: int) -> Work:
@@ -44,36 +50,36 @@ def heterogeneous(prefill_tp: int, decode_tp: int, size: int) -> Work:
     src, dst = (nhd(blocks, BLOCK, HEADS // tp, HEAD_BYTES) for tp in (prefill_tp, decode_tp))
     pulls = plan_pull(prefill_tp, decode_tp, HEADS, blocks, 0)
     ids = [random.Random(seed).sample(range(blocks), blocks) for seed in (1, 2)]
-    reads = []
-    for layer in range(LAYERS):
-        for at, pull in enumerate(pulls):
-            moved = [box._replace(dst=box.dst + layer * dst.extent) for box in boxes(pull, src, dst, *ids)]
-            reads.append(Read((at * LAYERS + layer) * src.extent, src.extent, tuple(moved)))
-    total = sum(box.bytes for read in reads for box in read.boxes)
-    return Work(tuple(reads), LAYERS * dst.extent, len(pulls) * LAYERS * src.extent, total)
+    copies = [Copies(boxes(pull, src, dst, *ids)) for pull in pulls]
+    reads = tuple(
+        Read(at * LAYERS + layer, layer * dst.extent, dst.extent, each)
+        for layer in range(LAYERS)
+        for at, each in enumerate(copies)
+    )
+    total = sum(read.copies.bytes for read in reads)
+    return Work(reads, LAYERS * dst.extent, (src.extent,) * len(reads), total)
 
 
 def contiguous(other: Work) -> Work:
     """As many bytes in as many reads, each one piece on both sides."""
     reads, at = [], 0
-    for read in other.reads:
-        length = sum(box.bytes for box in read.boxes)
-        reads.append(Read(at, length, (Box(at, 0, length, ()),)))
+    for handle, read in enumerate(other.reads):
+        length = read.copies.bytes
+        reads.append(Read(handle, at, length, Copies((Box(0, 0, length, ()),))))
         at += length
-    return Work(tuple(reads), at, at, at)
+    return Work(tuple(reads), at, tuple(read.copies.bytes for read in other.reads), at)
 
 
 def descriptors(work: Work) -> tuple[int, int]:
     """Boxes that are sent, and the contiguous runs that they stand for."""
-    return sum(len(read.boxes) for read in work.reads), sum(len(runs(read.boxes)) for read in work.reads)
+    return sum(len(read.copies) for read in work.reads), sum(len(runs(read.copies)) for read in work.reads)
 
 
 def pull(reader: Reader, work: Work, into: Span) -> None:
-    """All reads, one after the other. Handle 0 is the whole of the source's memory."""
+    """All reads, one after the other."""
     deadline = Deadline.after(120)
     for read in work.reads:
-        shifted = [box._replace(src=box.src + read.at) for box in read.boxes]
-        reader.read(0, shifted, into, deadline, never)
+        reader.read(read.handle, read.copies, Span(into.address + read.at, read.size), deadline, never)
 
 
 def never() -> bool:

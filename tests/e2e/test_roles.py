@@ -57,6 +57,10 @@ class Running:
         log = self.node.run_dir.log(CHAT).read_text()
         return sum(came == all_ for came, all_ in re.findall(r"kv pull of \S+: (\d+) of (\d+) blocks came", log))
 
+    def mapped(self) -> int:
+        """How often a prefill rank's pages were mapped by the decode engine: all are on one node."""
+        return self.node.run_dir.log(CHAT).read_text().count("are mapped here")
+
     async def sleep(self, model: str) -> None:
         async with self._http.post(f"{self.found.admin}/v1/models/{model}/sleep") as reply:
             assert reply.status == 202, await reply.text()
@@ -113,19 +117,23 @@ async def test_prompts_are_computed_by_one_group_and_answered_by_the_other(runni
     assert before == 0
     assert await running.complete() == running.alone
     assert running.pulled() > before
+    assert running.mapped() == 2
+    assert await running.complete() == running.alone
+    assert running.mapped() == 2
 
 
 async def test_both_groups_wake_for_a_request(running: Running) -> None:
     for turn in range(2):
         for model in (CHAT, PREFILL):
             await running.sleep(model)
-        before = running.pulled()
+        before, mapped = running.pulled(), running.mapped()
         assert await running.complete() == running.alone
         assert running.pulled() > before, turn
+        assert running.mapped() == mapped + 2, turn
 
 
 async def test_a_dead_prefill_engine_costs_time_only(running: Running) -> None:
-    """Last: nobody starts it again."""
+    """Last: nobody starts it again. What was mapped of it is let go of, or the daemon would kill the decode engine."""
     server = psutil.Process(next(one.pid for one in running.node.run_dir.read().processes if one.name == PREFILL))
     family = [server, *server.children(recursive=True)]
     asking = asyncio.create_task(running.complete())

@@ -4,6 +4,7 @@ of an engine that prefills itself, and different ones where two heads are swappe
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import re
 import secrets
@@ -39,6 +40,11 @@ PROMPTS = [
     "nobody had told the lighthouse keeper " * 8 + "that",
 ]
 TOKENS = 24
+
+
+FABRIC = "mooncake" if importlib.util.find_spec("mooncake") else "tcp"
+"""What `one` and `other` have chosen; `two` has not, so it is read over TCP, and reads so. Where Mooncake is installed
+it is the real one, over its TCP."""
 
 
 class Pair:
@@ -82,15 +88,16 @@ async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     key.write_text(secrets.token_hex(32))
     async with AsyncExitStack() as stack:
         engines = {}
-        for name, ranks in (("one", 1), ("other", 1), ("two", 2)):
-            engines[name] = await stack.enter_async_context(await start(folder, name, model, ranks, key))
+        for name, ranks, transport in (("one", 1, FABRIC), ("other", 1, FABRIC), ("two", 2, "tcp")):
+            engines[name] = await stack.enter_async_context(await start(folder, name, model, ranks, key, transport))
             await engines[name].ready()
         yield Pair(engines, Trust(key.read_bytes()))
 
 
-async def start(folder: Path, name: str, model: Path, ranks: int, key: Path) -> VllmEngine:
+async def start(folder: Path, name: str, model: Path, ranks: int, key: Path, transport: str) -> VllmEngine:
     binding = "0" if ranks == 1 else "0|1"
-    more = ["--dtype", "float32", "--kv-transfer-config", json.dumps(CONNECTOR), "--tensor-parallel-size", str(ranks)]
+    connector = CONNECTOR | {"kv_connector_extra_config": {"transport": transport}}
+    more = ["--dtype", "float32", "--kv-transfer-config", json.dumps(connector), "--tensor-parallel-size", str(ranks)]
     environment = {"VNPU_TRANSFER_KEY_FILE": str(key), "VLLM_CPU_OMP_THREADS_BIND": binding}
     return await VllmEngine.start(folder, "", name, model, node="none", kv=32 << 20, more=more, environment=environment)
 
@@ -105,6 +112,8 @@ async def test_answers_are_those_of_local_prefill(pair: Pair, source: str, sink:
         blocks = len(unseal(ticket, pair.trust).parts[0].blocks)
         assert blocks > 2
         assert pair.pulled(sink)[before:] == [(blocks, blocks)] * (2 if sink == "two" else 1)
+    if (source, sink) == ("one", "other"):
+        assert ("come through Mooncake" in pair.engines[sink].log.read_text()) == (FABRIC == "mooncake")
 
 
 async def test_swapped_heads_give_other_answers(pair: Pair) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -13,12 +15,17 @@ from engine_patch.kv_bookings import OFFER, PARAM, Asked, Bookings, Shape
 from tests.helpers.eventually import eventually
 from tests.helpers.kv_peers import LOCAL
 from tests.helpers.wires import TRUST
-from transfer.kv.layout import KvLayout, cpu_packed
+from transfer.errors import TransferError
+from transfer.kv.layout import cpu_packed
 from transfer.kv.messages import Terms
+from transfer.kv.near import Near
 from transfer.kv.plan import heads_of
 from transfer.kv.reader import Span
 from transfer.kv.station import Results, Station
 from transfer.kv.supply import Group, Me
+from transfer.netloader.ways import Loan
+from transfer.netloader.wire import Lent
+from transfer.transports.window import Window
 
 TERMS = Terms(first_s=600.0, lease_s=4.0, beat_s=0.05, patience_s=2.0, limit_s=30.0)
 HEADS, LAYERS, BLOCKS, BLOCK, CELL = 4, 3, 16, 8, 192
@@ -34,11 +41,56 @@ class Rank:
     station: Station
 
 
-class Engine:
-    """`tp` ranks, `groups` KV groups of equal layout; one scheduler (`bookings`)."""
+class Node:
+    """What the node daemon does with views: `offer` names pages, `borrow` maps them, `revoke` takes them back."""
 
-    def __init__(self, stack: ExitStack, tp: int, groups: int = 1, terms: Terms = TERMS) -> None:
-        self.tp, self.groups = tp, groups
+    def __init__(self, name: str = "here") -> None:
+        self.name = name
+        self.views: dict[int, tuple[int, int]] = {}
+        self.windows: list[tuple[int, Window]] = []
+
+    def near(self, descriptor: int, memory: np.ndarray) -> Near:  # type: ignore[type-arg]
+        """Of a rank whose cache is `memory`."""
+        mine: list[int] = []
+
+        def place(address: int, length: int) -> int | None:
+            return address - memory.ctypes.data
+
+        def lend(lost: int) -> Loan:
+            if not mine or mine[-1] == lost:
+                mine.append(len(self.views) + 1)
+                self.views[mine[-1]] = (descriptor, memory.nbytes)
+            return Loan(Lent(mine[-1]), place)
+
+        return Near(self.name, lend, self.borrow)
+
+    def borrow(self, lent: Lent) -> Window:
+        if lent.view not in self.views:
+            raise TransferError("no such view")
+        self.windows.append((lent.view, Window([self.views[lent.view]])))
+        return self.windows[-1][1]
+
+    def revoke(self) -> None:
+        """All of them, as when the pages go; the daemon forgets them."""
+        for _, window in self.windows:
+            window.close()
+        self.views = {view + 1000: pages for view, pages in self.views.items()}
+
+
+class Engine:
+    """`tp` ranks, `groups` KV groups of equal layout; one scheduler (`bookings`). `node`: its ranks share memory there;
+    `fabric`: they read through Mooncake."""
+
+    def __init__(
+        self,
+        stack: ExitStack,
+        tp: int,
+        groups: int = 1,
+        terms: Terms = TERMS,
+        node: Node | None = None,
+        fabric: bool = False,
+    ) -> None:
+        self.tp, self.groups, self.node, self.fabric = tp, groups, node, fabric
         shape = Shape(FORM, (BLOCK,) * groups, HEADS, mla=False, blocks=BLOCKS * groups)
         self.bookings = Bookings(shape, TRUST)
         self.ranks = [self._rank(stack, rank, terms) for rank in range(tp)]
@@ -47,11 +99,17 @@ class Engine:
     def _rank(self, stack: ExitStack, rank: int, terms: Terms) -> Rank:
         heads = heads_of(self.tp, HEADS, rank)
         layout = cpu_packed(BLOCKS, BLOCK, len(heads), CELL)
-        caches = [[_cache(layout) for _ in range(LAYERS)] for _ in range(self.groups)]
+        descriptor, memory = _shared(stack, self.groups * LAYERS * layout.extent)
+        shape = (self.groups, LAYERS, layout.num_blocks, layout.heads, CELL)
+        caches = [list(group) for group in memory[: self.groups * LAYERS * layout.extent].reshape(shape)]
         made = tuple(
             Group(layout, tuple(Span(each.ctypes.data, layout.extent) for each in layers)) for layers in caches
         )
-        station = stack.enter_context(Station(Me(self.tp, rank, made), HEADS, TRUST, LOCAL, terms=terms))
+        station = stack.enter_context(
+            Station(Me(self.tp, rank, made), HEADS, TRUST, LOCAL, terms=terms, fabric=self.fabric)
+        )
+        if self.node is not None:
+            station.share(self.node.near(descriptor, memory))
         return Rank(heads, caches, station)
 
     # ---- what vLLM does
@@ -111,8 +169,13 @@ class Engine:
         )
 
 
-def _cache(layout: KvLayout) -> np.ndarray:  # type: ignore[type-arg]
-    return np.zeros((layout.num_blocks, layout.heads, CELL), dtype=np.uint8)
+def _shared(stack: ExitStack, size: int) -> tuple[int, np.ndarray]:  # type: ignore[type-arg]
+    """Zeros that another process could map, mapped for as long as anybody refers to them."""
+    descriptor = os.memfd_create("cache")
+    stack.callback(os.close, descriptor)
+    whole = -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+    os.ftruncate(descriptor, whole)
+    return descriptor, np.frombuffer(mmap.mmap(descriptor, whole), dtype=np.uint8)
 
 
 def noise(groups: int, blocks: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -120,6 +183,8 @@ def noise(groups: int, blocks: int) -> np.ndarray:  # type: ignore[type-arg]
 
 
 @contextmanager
-def engine(tp: int, groups: int = 1, terms: Terms = TERMS) -> Iterator[Engine]:
+def engine(
+    tp: int, groups: int = 1, terms: Terms = TERMS, node: Node | None = None, *, fabric: bool = False
+) -> Iterator[Engine]:
     with ExitStack() as stack:
-        yield Engine(stack, tp, groups, terms)
+        yield Engine(stack, tp, groups, terms, node, fabric)

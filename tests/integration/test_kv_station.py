@@ -49,6 +49,17 @@ async def test_a_block_that_was_freed_early_is_named_by_its_own_id() -> None:
             assert (result.received, result.failed, result.blocks) == ({"d"}, {"d"}, {DST[3]})
 
 
+async def test_the_scheduler_gives_offered_blocks_to_others() -> None:
+    """Which it never should: whoever reads them hears of it, from every rank."""
+    with engine(2) as prefill, engine(1) as decode:
+        ticket = prefill.prefill(PROMPT, [SRC], noise(1, 4))
+        prefill.bookings.given([SRC[1], 5])
+        prefill.step()
+        decode.decode("d", PROMPT, ticket, [DST], 0)
+        (result,) = await decode.results()
+        assert (result.received, result.blocks) == ({"d"}, {DST[1]})
+
+
 async def test_several_groups() -> None:
     """Each group has blocks of its own; outside of a window there are none on either side."""
     with engine(2, groups=2) as prefill, engine(1, groups=2) as decode:

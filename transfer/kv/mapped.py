@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from transfer.kv.boxes import Box, split
+from transfer.kv.boxes import Box
+from transfer.kv.copies import Copies
 from transfer.kv.reader import ReadRefused, Span, Stopped, check_source, check_target, place
 from transfer.transports.deadline import Deadline
 from transfer.transports.window import Window
@@ -43,15 +44,16 @@ class MappedReader:
         region = self._regions.get(handle)
         if region is None:
             raise ReadRefused(f"the source has no region {handle} mapped here")
-        check_source(boxes, region.size, handle)
-        check_target(boxes, into)
+        copies = Copies.of(boxes)
+        check_source(copies, region.size, handle)
+        check_target(copies, into)
         moved = 0
-        for chunk in split(boxes, STEP):
+        for chunk in copies.chunks(STEP):
             if stop():
                 raise Stopped("reading was stopped")
             deadline.left()
             with self._window.reading() as base:
-                moved += place(chunk, into, Span(base + region.place, region.size), self._kernel)
+                moved += place(chunk.boxes, into, Span(base + region.place, region.size), self._kernel)
         return moved
 
     def abort(self) -> None:

@@ -18,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from transfer.errors import PeerLost, TransferError
 from transfer.kv.boxes import Box, Dim, Run, runs
+from transfer.kv.copies import Copies
 from transfer.kv.reader import ReadRefused, Span, Stopped, check_source, check_target, place
 from transfer.transports.deadline import Deadline
 
@@ -120,8 +121,9 @@ class MooncakeReader:
         region = self._regions.get(handle)
         if region is None:
             raise ReadRefused(f"the source has no region {handle}")
-        check_source(boxes, region.size, handle)
-        check_target(boxes, into)
+        copies = Copies.of(boxes)
+        check_source(copies, region.size, handle)
+        check_target(copies, into)
         moved = 0
         for batch in _batches(pieces(boxes)):
             if stop():

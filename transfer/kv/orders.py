@@ -35,8 +35,10 @@ def let_go(ticket: Ticket) -> Order:
 
 
 class Orders(NamedTuple):
-    """`aborted`: owners whose pulls should end soon; each still ends with an answer."""
+    """`aborted`: owners whose pulls should end soon; each still ends with an answer. `freed`: blocks that this step
+    gives to others, though they are offered: known after `offers`, before anything is written."""
 
     offers: tuple[Offer, ...] = ()
     pulls: tuple[Order, ...] = ()
     aborted: tuple[str, ...] = ()
+    freed: tuple[int, ...] = ()

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from transfer.errors import TransferError
 from transfer.kv.boxes import boxes
+from transfer.kv.copies import Copies
 from transfer.kv.layout import KvLayout
 from transfer.kv.messages import Answer, Say, Terms
 from transfer.kv.reader import Reader, Span
@@ -82,6 +83,7 @@ class Puller:
         self._clock = clock
         self._sink = Sink(self._terms)
         self._blocks: dict[str, Blocks] = {}
+        self._copies: dict[tuple[str, int], Copies] = {}
         self._events: queue.SimpleQueue[Callable[[float], list[Action]] | None] = queue.SimpleQueue()
         self._quiet = threading.Condition()
         self._pending = 0
@@ -168,7 +170,8 @@ class Puller:
 
     def _end(self, verdict: Finished) -> None:
         self._blocks.pop(verdict.request, None)
-        for line in self._lines.values():
+        for number, line in self._lines.items():
+            self._copies.pop((verdict.request, number), None)
             with line.lock:
                 line.cancelled.discard(verdict.request)
         if verdict.failed:
@@ -221,13 +224,23 @@ class Puller:
             self._events.put(lambda now: self._sink.fetched(fetch.request, fetch.peer, fetch.layer, moved, error, now))
 
     def _read(self, fetch: Fetch, line: _Line) -> int:
-        src, dst = self._blocks[fetch.request]
-        copies = [box for pull in fetch.pulls for box in boxes(pull, line.peer.layout, self._layout, src, dst)]
-        into = self._layers[fetch.layer]
         handle = line.peer.handles[fetch.layer]
         return line.peer.reader.read(
-            handle, copies, into, Deadline.after(READ_S), lambda: fetch.request in line.cancelled
+            handle,
+            self._copies_of(fetch, line.peer.layout),
+            self._layers[fetch.layer],
+            Deadline.after(READ_S),
+            lambda: fetch.request in line.cancelled,
         )
+
+    def _copies_of(self, fetch: Fetch, layout: KvLayout) -> Copies:
+        """The same for each layer. Called by the peer's one thread for bytes; dropped when the pull has ended."""
+        key = (fetch.request, fetch.peer)
+        if key not in self._copies:
+            src, dst = self._blocks[fetch.request]
+            found = (box for pull in fetch.pulls for box in boxes(pull, layout, self._layout, src, dst))
+            self._copies[key] = Copies(found)
+        return self._copies[key]
 
     def _cancel(self, cancel: Cancel) -> None:
         line = self._lines[cancel.peer]

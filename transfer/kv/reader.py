@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 from native import _native
 from transfer.errors import PeerViolation, TransferError
 from transfer.kv.boxes import Box
+from transfer.kv.copies import Copies
 from transfer.transports.deadline import Deadline
 
 CHUNK = 512 << 10
@@ -39,7 +40,8 @@ class Reader(Protocol):
     """One prefill rank's memory, from one thread at a time. After an error the next `read` starts afresh."""
 
     def read(self, handle: int, boxes: Sequence[Box], into: Span, deadline: Deadline, stop: Callable[[], bool]) -> int:
-        """Copy `boxes` from the region that the source calls `handle` into `into`; bytes copied.
+        """Copy `boxes` (`Copies`, where there are several reads by the same ones) from the region that the source calls
+        `handle` into `into`; bytes copied.
 
         Raises:
             ReadRefused: no such region, or a box leaves it. ValueError: a box leaves `into`. Nothing was written.
@@ -54,22 +56,39 @@ class Reader(Protocol):
         """Let go of connections and mappings. Idempotent."""
 
 
-def check_source(boxes: Sequence[Box], size: int, handle: int) -> None:
+class Either:
+    """Another way where there is one just now, else the connection."""
+
+    def __init__(self, far: Reader, other: Callable[[Deadline], Reader | None]) -> None:
+        """`other` may ask the source; it raises TransferError where that is gone. Its reader is its own to close, and
+        waits for nobody."""
+        self._far, self._other = far, other
+
+    def read(self, handle: int, boxes: Sequence[Box], into: Span, deadline: Deadline, stop: Callable[[], bool]) -> int:
+        """As `Reader.read`."""
+        return (self._other(deadline) or self._far).read(handle, boxes, into, deadline, stop)
+
+    def abort(self) -> None:
+        """As `Reader.abort`."""
+        self._far.abort()
+
+    def close(self) -> None:
+        """As `Reader.close`."""
+        self._far.close()
+
+
+def check_source(copies: Copies, size: int, handle: int) -> None:
     """Raises ReadRefused where a box leaves the source's region of `size` bytes, or they read more than there is."""
-    for box in boxes:
-        reach = sum((dim.steps - 1) * dim.src_stride for dim in box.dims)
-        if box.src < 0 or box.length < 1 or box.src + reach + box.length > size:
-            raise ReadRefused(f"a box leaves region {handle} of {size} bytes")
-    if sum(box.bytes for box in boxes) > size:
+    if not 0 <= copies.src_end <= size:
+        raise ReadRefused(f"a box leaves region {handle} of {size} bytes")
+    if copies.bytes > size:
         raise ReadRefused(f"the boxes read more than the {size} bytes of region {handle}")
 
 
-def check_target(boxes: Sequence[Box], into: Span) -> None:
+def check_target(copies: Copies, into: Span) -> None:
     """Raises ValueError where a box leaves `into`."""
-    for box in boxes:
-        reach = sum((dim.steps - 1) * dim.dst_stride for dim in box.dims)
-        if box.dst < 0 or box.dst + reach + box.length > into.size:
-            raise ValueError(f"a box leaves the {into.size} bytes that it is to be placed into")
+    if not 0 <= copies.dst_end <= into.size:
+        raise ValueError(f"a box leaves the {into.size} bytes that it is to be placed into")
 
 
 def place(boxes: Sequence[Box], into: Span, source: Span, kernel: str = "") -> int:

@@ -17,11 +17,13 @@ from dataclasses import dataclass, field
 
 from transfer.errors import TransferError
 from transfer.kv.desk import Desk
+from transfer.kv.fabric import Fabric
 from transfer.kv.messages import Terms
+from transfer.kv.near import Near
 from transfer.kv.orders import Offer, Order, Orders, let_go
 from transfer.kv.sink import Finished
 from transfer.kv.source import Released, Source
-from transfer.kv.supply import Me, Supply, handles
+from transfer.kv.supply import Me, Supply, Ways, handles
 from transfer.kv.tcp import SERVICE, KvServer
 from transfer.kv.ticket import Door
 from transfer.netloader.guard import Guard
@@ -76,11 +78,13 @@ class Station:
         mla: bool = False,
         terms: Terms | None = None,
         cpus: Sequence[int] = (),
+        fabric: bool = False,
     ) -> None:
-        """Listen at `host:port`, which others reach. `cpus`: processors the threads run on.
+        """Listen at `host:port`, which others reach. `cpus`: processors the threads run on; `fabric`: serve and read
+        through Mooncake where the other side does too.
 
         Raises:
-            TransferError: the port is taken.
+            TransferError: the port is taken, or Mooncake is not there.
         """
         self._me, self._trust, self._terms, self._cpus = me, trust, terms or Terms(), tuple(cpus)
         self._lock = threading.Condition()
@@ -96,8 +100,11 @@ class Station:
             for first, group in zip(handles(me.groups), me.groups, strict=True)
             for at, layer in enumerate(group.layers)
         }
-        server = KvServer(regions, self._desk.answer, self.guard)
-        self._listener = Listener(host, port, trust, SERVICE, server.serve, cpus=cpus)
+        self._ways = Ways(fabric=Fabric(host, regions) if fabric else None)
+        self._server = KvServer(regions, self._desk.answer, self.guard)
+        if self._ways.fabric is not None:
+            self._server.reached = self._ways.fabric.reached
+        self._listener = Listener(host, port, trust, SERVICE, self._server.serve, cpus=cpus)
         self.door = Door(host, self._listener.port, epoch, tuple(group.layout for group in me.groups))
         self._ready = threading.Event()
         self._pulls: dict[str, _Pull] = {}
@@ -115,12 +122,18 @@ class Station:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def share(self, near: Near) -> None:
+        """From now on memory is mapped between engines of one machine. Before the first order."""
+        self._server.near, self._ways = near, self._ways._replace(near=near)
+
     # ---- from the model's thread
 
     def perform(self, orders: Orders) -> None:
         """Begin; returns at once."""
         for offer in orders.offers:
             self._offer(offer)
+        if orders.freed:
+            self._desk.freed(orders.freed)
         for order in orders.pulls:
             self._loop.call_soon_threadsafe(self._begin, order)
         for owner in orders.aborted:
@@ -226,7 +239,7 @@ class Station:
         known = self._known.get(ticket.doors)
         if known is None:
             known = self._known[ticket.doors] = _Known(
-                Supply(ticket.doors, self._me, self._trust, self._terms, self._finished), 0.0
+                Supply(ticket.doors, self._me, self._trust, self._terms, self._finished, self._ways), 0.0
             )
         known.used = self._loop.time()
         if any(part.request in self._waiting for part in ticket.parts):

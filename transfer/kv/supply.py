@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from transfer.kv.fabric import Fabric, Peering
 from transfer.kv.layout import KvLayout, unit_tokens
 from transfer.kv.messages import Answer, Confirmed, Say, Terms
+from transfer.kv.near import Near, Neighbour
 from transfer.kv.orders import Order, Places
 from transfer.kv.puller import Blocks, Peer, Puller
-from transfer.kv.reader import Span
+from transfer.kv.reader import Either, Reader, Span
 from transfer.kv.sink import Finished, Wanted
 from transfer.kv.tcp import SERVICE, TcpReader
 from transfer.kv.ticket import Door, Ticket
@@ -42,13 +44,37 @@ def handles(groups: Sequence[Group]) -> list[int]:
     return [0, *accumulate(len(group.layers) for group in groups)][: len(groups)]
 
 
+class Ways(NamedTuple):
+    """How bytes may come beside TCP: mapped from engines of this machine; through a fabric."""
+
+    near: Near | None = None
+    fabric: Fabric | None = None
+
+
+NONE = Ways()
+
+
+def name(door: Door) -> str:
+    """For the log."""
+    return f"{door.host}:{door.port}"
+
+
 class Supply:
     """Made in no time; connects when it is first used. `finished` hears of each part of a pull, from other threads."""
 
     def __init__(
-        self, doors: Sequence[Door], me: Me, trust: Trust, terms: Terms, finished: Callable[[Finished], None]
+        self,
+        doors: Sequence[Door],
+        me: Me,
+        trust: Trust,
+        terms: Terms,
+        finished: Callable[[Finished], None],
+        ways: Ways = NONE,
     ) -> None:
         self._doors, self._me, self._trust, self._terms = tuple(doors), me, trust, terms
+        self._fabric = ways.fabric
+        self._neighbours = [Neighbour(ways.near, name(door)) for door in doors] if ways.near else []
+        self._peerings: list[Peering] = []
         self._places: dict[str, Mapping[int, int]] = {}
         self._finished = finished
         self._pullers = [self._puller(number) for number in range(len(me.groups))]
@@ -80,6 +106,10 @@ class Supply:
         """Blocks: end every thread and connection."""
         for puller in self._pullers:
             puller.close()
+        for neighbour in self._neighbours:
+            neighbour.close()
+        for peering in self._peerings:
+            peering.close()
 
     def _wanted(self, ticket: Ticket, number: int, places: Places) -> Wanted:
         group, part = self._me.groups[number], ticket.parts[number]
@@ -105,10 +135,12 @@ class Supply:
     def _puller(self, number: int) -> Puller:
         group = self._me.groups[number]
         first = handles(self._me.groups)[number]
-        peers = {rank: self._peer(door, number, first, len(group.layers)) for rank, door in enumerate(self._doors)}
+        peers = {rank: self._peer(rank, number, first, len(group.layers)) for rank in range(len(self._doors))}
         return Puller(group.layout, group.layers, peers, self._end, self._terms)
 
-    def _peer(self, door: Door, number: int, first: int, layers: int) -> Peer:
+    def _peer(self, rank: int, number: int, first: int, layers: int) -> Peer:
+        door = self._doors[rank]
+
         def connect(deadline: Deadline) -> Channel:
             # A host that swallows packets must not hold up an abort for as long as a read may take.
             soon = Deadline.after(min(deadline.left(), self._terms.patience_s))
@@ -121,7 +153,17 @@ class Supply:
         words = TcpReader(connect)
         names = {layer: first + layer for layer in range(layers)}
         layout = door.layouts[number] if number < len(door.layouts) else self._me.groups[number].layout
-        return Peer(layout, names, TcpReader(connect), ask, words.close)
+        return Peer(layout, names, self._reader(TcpReader(connect), rank), ask, words.close)
+
+    def _reader(self, far: TcpReader, rank: int) -> Reader:
+        if self._fabric is not None:
+            peering = self._fabric.peer(name(self._doors[rank]))
+            self._peerings.append(peering)
+            return Either(far, lambda deadline: peering.reader(lambda ask: far.reached(ask, deadline)))
+        if self._neighbours:
+            neighbour = self._neighbours[rank]
+            return Either(far, lambda deadline: neighbour.reader(lambda ask: far.borrow(ask, deadline)))
+        return far
 
     def _in_our_places(self, answer: Confirmed) -> Confirmed:
         """The prefill side counts through the whole ticket, we through what we want of it."""

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
 from native import _native
 from transfer.errors import PeerViolation
-from transfer.kv.boxes import Box, Dim, gathering, long_rows, placing, split
+from transfer.kv.boxes import Box, Dim
+from transfer.kv.copies import Chunk, Copies
+from transfer.kv.fabric import AskFabric, Reached
 from transfer.kv.messages import Answer, Say, decode_answer, encode
+from transfer.kv.near import Borrow, Near, Shown, lend
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, place
 from transfer.netloader.guard import Guard, Switching
 from transfer.transports.channel import Channel
@@ -27,11 +30,10 @@ from transfer.transports.frame import Kind
 SERVICE = b"kv"
 IDLE_S = 120.0
 """A reader that asks for nothing for so long is taken to be gone: it beats far more often."""
-ROW = 16 << 10
-"""Rows from this length on leave from and arrive at their place, without staging on that side."""
 STALL_S = 10.0
 """A chunk that is not taken within this ends the connection."""
 
+_Answer = TypeVar("_Answer")
 _Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
 _Steps = Annotated[int, msgspec.Meta(ge=1, lt=1 << 32)]
 
@@ -52,10 +54,10 @@ class Rows(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Read(msgspec.Struct, frozen=True, tag=True):
-    """Send these rows of region `handle`, as DATA frames of at most CHUNK bytes."""
+    """Send these rows (an array of 65,536 `Rows` at most) of region `handle`, as DATA frames of at most CHUNK bytes."""
 
     handle: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
-    rows: Annotated[tuple[Rows, ...], msgspec.Meta(max_length=1 << 16)]
+    rows: msgspec.Raw
 
 
 class No(msgspec.Struct, frozen=True, tag=True):
@@ -64,8 +66,14 @@ class No(msgspec.Struct, frozen=True, tag=True):
     reason: Annotated[str, msgspec.Meta(max_length=300)]
 
 
-_request: msgspec.msgpack.Decoder[Read | Say] = msgspec.msgpack.Decoder(Read | Say)
+Request = Read | Borrow | AskFabric | Say
+_request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_rows: msgspec.msgpack.Decoder[tuple[Rows, ...]] = msgspec.msgpack.Decoder(
+    Annotated[tuple[Rows, ...], msgspec.Meta(max_length=1 << 16)]
+)
 _no = msgspec.msgpack.Decoder(No)
+_shown = msgspec.msgpack.Decoder(Shown)
+_reached = msgspec.msgpack.Decoder(Reached)
 
 
 class Stage:
@@ -90,48 +98,82 @@ class KvServer:
         self._regions = regions
         self._answer = answer
         self._guard = guard or Guard()
+        self.near: Near | None = None
+        """How the regions are lent to readers of the same machine; they are not, where there is none."""
+        self.reached = Reached()
+        """How they are read through a fabric."""
 
     def serve(self, channel: Channel) -> None:
         """Until the client goes. Raises TransferError, as the listener expects."""
-        stage = Stage()
+        stage, rowset = Stage(), Rowset()
         while True:
             _, body = channel.receive(Deadline.after(IDLE_S))
             try:
                 request = _request.decode(body)
+                if isinstance(request, Read):
+                    copies = rowset.copies(request.rows)
             except ValueError as error:
                 raise PeerViolation(f"a request that is none: {error}", remedy="run one vNPU on both sides") from error
-            if isinstance(request, Read):
-                try:
-                    with self._guard.reading(channel.abort):
-                        self._send(channel, request, stage)
-                except Switching as asleep:
-                    channel.send(encode(No(str(asleep)[:300])), Deadline.after(STALL_S))
-            else:
-                channel.send(encode(self._answer(request)), Deadline.after(STALL_S))
+            match request:
+                case Read():
+                    self._send_awake(channel, request.handle, copies, stage)
+                case Borrow():
+                    channel.send(encode(self._lend(request, channel)), Deadline.after(STALL_S))
+                case AskFabric():
+                    channel.send(encode(self.reached), Deadline.after(STALL_S))
+                case _:
+                    channel.send(encode(self._answer(request)), Deadline.after(STALL_S))
 
-    def _send(self, channel: Channel, request: Read, stage: Stage) -> None:
-        boxes = [_box(rows) for rows in request.rows]
-        region = self._regions.get(request.handle)
+    def _send_awake(self, channel: Channel, handle: int, copies: Copies, stage: Stage) -> None:
+        try:
+            with self._guard.reading(channel.abort):
+                self._send(channel, handle, copies, stage)
+        except Switching as asleep:
+            channel.send(encode(No(str(asleep)[:300])), Deadline.after(STALL_S))
+
+    def _lend(self, request: Borrow, channel: Channel) -> Shown:
+        try:
+            with self._guard.reading(channel.abort):
+                return lend(self.near, request, self._regions)
+        except Switching:
+            return Shown(0)
+
+    def _send(self, channel: Channel, handle: int, copies: Copies, stage: Stage) -> None:
+        region = self._regions.get(handle)
         try:
             if region is None:
-                raise ReadRefused(f"there is no region {request.handle}")
-            check_source(boxes, region.size, request.handle)
+                raise ReadRefused(f"there is no region {handle}")
+            check_source(copies, region.size, handle)
         except ReadRefused as refused:
             channel.send(encode(No(str(refused)[:300])), Deadline.after(STALL_S))
             return
         position = 0
-        for chunk in split(boxes, CHUNK):
-            size = sum(box.bytes for box in chunk)
-            channel.pace(size)
-            rows = _at(region, long_rows(chunk, ROW, dst=False))
+        for chunk in copies.chunks(CHUNK):
+            channel.pace(chunk.bytes)
+            rows = _at(region, chunk.src_rows)
             if rows is None:
-                place(gathering(chunk), stage.span(size), region, "memcpy")
-                rows = [(stage.address, size)]
+                place(chunk.gathering, stage.span(chunk.bytes), region, "memcpy")
+                rows = [(stage.address, chunk.bytes)]
             total = 0
             for address, length in rows:
                 total = _native.crc32c(address, length, total)
             channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
-            position += size
+            position += chunk.bytes
+
+
+class Rowset:
+    """What was last asked for: the layers of a request are read by the same rows."""
+
+    def __init__(self) -> None:
+        self._raw = b""
+        self._copies = Copies()
+
+    def copies(self, raw: msgspec.Raw) -> Copies:
+        """Raises ValueError where these are no rows."""
+        data = bytes(raw)
+        if data != self._raw:
+            self._raw, self._copies = data, Copies(_box(rows) for rows in _rows.decode(data))
+        return self._copies
 
 
 class TcpReader:
@@ -142,17 +184,19 @@ class TcpReader:
         self._connect = connect
         self._channel: Channel | None = None
         self._stage = Stage()
+        self._last: tuple[Copies, msgspec.Raw] = (Copies(), msgspec.Raw())
 
     def read(self, handle: int, boxes: Sequence[Box], into: Span, deadline: Deadline, stop: Callable[[], bool]) -> int:
         """As `Reader.read`."""
-        check_target(boxes, into)
-        if not boxes:
+        copies = Copies.of(boxes)
+        check_target(copies, into)
+        if not copies:
             return 0
         try:
             channel = self._open(deadline)
-            channel.send(encode(Read(handle, tuple(_rows(box) for box in boxes))), deadline)
+            channel.send(encode(Read(handle, self._encoded(copies))), deadline)
             moved = 0
-            for chunk in split(boxes, CHUNK):
+            for chunk in copies.chunks(CHUNK):
                 if stop():
                     raise Stopped("reading was stopped")
                 moved += self._take(channel, chunk, into, moved, deadline)
@@ -163,18 +207,22 @@ class TcpReader:
             raise
         return moved
 
+    def _encoded(self, copies: Copies) -> msgspec.Raw:
+        if self._last[0] is not copies:
+            self._last = copies, msgspec.Raw(encode(tuple(_source(box) for box in copies)))
+        return self._last[1]
+
     def ask(self, say: Say, deadline: Deadline) -> Answer:
         """One message of the session, and its answer. Raises PeerLost, PeerViolation."""
-        try:
-            channel = self._open(deadline)
-            channel.send(encode(say), deadline)
-            return decode_answer(channel.receive(deadline)[1])
-        except ValueError as error:
-            self.close()
-            raise PeerViolation(f"an answer that is none: {error}") from error
-        except BaseException:
-            self.close()
-            raise
+        return self._asked(say, deadline, decode_answer)
+
+    def borrow(self, request: Borrow, deadline: Deadline) -> Shown:
+        """Ask for memory of the source to map. Raises PeerLost, PeerViolation."""
+        return self._asked(request, deadline, _shown.decode)
+
+    def reached(self, request: AskFabric, deadline: Deadline) -> Reached:
+        """How the source is read through a fabric. Raises PeerLost, PeerViolation."""
+        return self._asked(request, deadline, _reached.decode)
 
     def abort(self) -> None:
         """As `Reader.abort`."""
@@ -188,13 +236,25 @@ class TcpReader:
             self._channel.close()
             self._channel = None
 
+    def _asked(self, request: Request, deadline: Deadline, decode: Callable[[bytes], _Answer]) -> _Answer:
+        try:
+            channel = self._open(deadline)
+            channel.send(encode(request), deadline)
+            return decode(channel.receive(deadline)[1])
+        except ValueError as error:
+            self.close()
+            raise PeerViolation(f"an answer that is none: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+
     def _open(self, deadline: Deadline) -> Channel:
         if self._channel is None:
             self._channel = self._connect(deadline)
         return self._channel
 
-    def _take(self, channel: Channel, chunk: list[Box], into: Span, position: int, deadline: Deadline) -> int:
-        size = sum(box.bytes for box in chunk)
+    def _take(self, channel: Channel, chunk: Chunk, into: Span, position: int, deadline: Deadline) -> int:
+        size = chunk.bytes
         header = channel.head(deadline)
         if header.kind is Kind.MESSAGE:
             body = channel.body(header, deadline)
@@ -204,19 +264,19 @@ class TcpReader:
                 raise PeerViolation("a message that is none where data was due") from error
         if (header.length, header.position) != (size, position):
             raise PeerViolation(f"{header.length} bytes at {header.position} came, {size} at {position} were due")
-        rows = _at(into, long_rows(chunk, ROW, dst=True))
+        rows = _at(into, chunk.dst_rows)
         if rows is not None:
             channel.into_rows(header, rows, deadline)
             return size
         channel.into(header, self._stage.address, deadline)
-        return place(placing(chunk), into, self._stage.span(size))
+        return place(chunk.placing, into, self._stage.span(size))
 
 
 def _at(span: Span, rows: list[tuple[int, int]] | None) -> list[tuple[int, int]] | None:
     return None if rows is None else [(span.address + at, length) for at, length in rows]
 
 
-def _rows(box: Box) -> Rows:
+def _source(box: Box) -> Rows:
     return Rows(box.src, box.length, tuple(Loop(dim.steps, dim.src_stride) for dim in box.dims))
 
 

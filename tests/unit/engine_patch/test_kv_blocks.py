@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 from hypothesis import given
 
 from engine_patch.kv_blocks import KvBlocks, Place, coalesce, gaps
-from engine_patch.kv_layout import books, scheduled_blocks
+from engine_patch.kv_layout import books, scheduled_blocks, written_blocks
 
 BLOCKS, PAGE = 10, 64
 LAYERWISE = Place(offset=0, layers=3, layer_stride=BLOCKS * PAGE, block_stride=PAGE, page=PAGE)
@@ -143,3 +143,16 @@ def test_scheduled_blocks_are_those_of_new_and_of_growing_requests():
     cached = SimpleNamespace(new_block_ids=[None, ([4], []), ([5], [6])])
     output = SimpleNamespace(scheduled_new_reqs=new, scheduled_cached_reqs=cached)
     assert scheduled_blocks(output) == {1, 2, 3, 4, 5, 6, 9}
+
+
+def test_written_blocks_are_not_those_that_a_cache_hit_shares():
+    """A new request with 20 tokens found, one that grows, one that comes back after a preemption with 8 found."""
+    new = [SimpleNamespace(block_ids=([1, 2, 3, 4], [5, 6, 7]), num_computed_tokens=20)]
+    cached = SimpleNamespace(
+        req_ids=["grows", "still", "back"],
+        new_block_ids=[([8], [9]), None, ([10, 11], [12])],
+        num_computed_tokens=[64, 65, 8],
+        resumed_req_ids={"back"},
+    )
+    output = SimpleNamespace(scheduled_new_reqs=new, scheduled_cached_reqs=cached)
+    assert written_blocks(output, (8, 16)) == {3, 4, 6, 7, 8, 9, 11, 12}

@@ -150,3 +150,25 @@ def test_orders_go_to_the_ranks_once() -> None:
     one.allocated(want, 20, [(7, 8, 9)])
     assert isinstance(one.orders().pulls[0], Order)
     assert one.orders() == Orders()
+
+
+def test_blocks_that_are_given_to_others_while_they_are_offered_are_told_of_once() -> None:
+    one = bookings()
+    one.finished(asked({PARAM: OFFER}, "a"), whole=True, blocks=[(3, 1, 0)])
+    one.given([0, 2, 7])
+    assert one.orders().freed == ()
+    one.given([1, 2])
+    assert one.orders().freed == (1,)
+    assert one.orders().freed == ()
+    one.sent(["a"])
+    one.given([3])
+    assert one.orders().freed == ()
+
+
+def test_blocks_that_a_pull_writes_into_are_given_to_it() -> None:
+    one = bookings()
+    one.finished(asked({PARAM: OFFER}, "a"), whole=True, blocks=[(8, 1)])
+    want = asked({PARAM: ticket()})
+    assert one.matched(want, 0) == 20
+    one.allocated(want, 20, [(7, 8, 9)])
+    assert one.orders().freed == (8,)

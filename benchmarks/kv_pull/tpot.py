@@ -1,0 +1,162 @@
+"""Does pulling slow down the requests that the decode engine answers meanwhile? Real engines on one node.
+
+A long answer is streamed while prompts come in, each good for one token: with tickets, so that their blocks are pulled,
+and, beside it, prompts that the engine has cached. So both have the same steps to compute.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import yaml
+from rich.progress import Progress
+
+from benchmarks import figures
+from coordinator.demo import memcpy
+from coordinator.demo.node import running_node
+from coordinator.supervise.layout import RunFile
+
+MODEL = "chat"
+CAPACITY, KV = "2GiB", "192MiB"
+ARGS = {"max_model_len": 1024, "max_num_seqs": 8, "block_size": 32, "enforce_eager": True}
+PROMPT, AT_ONCE, TOKENS = 900, 4, 96
+"""Tokens of a prompt that is pulled; prompts during one answer; tokens of that answer."""
+SAMPLE = 256 << 20
+LIMIT_S = 600.0
+PAUSE_S = 0.3
+VOCABULARY = range(100, 1000)
+
+Prompt = list[int]
+
+
+class Found(msgspec.Struct):
+    """Time per token with pulls ÷ without, and pairs that were dropped because memcpy drifted."""
+
+    ratios: list[float]
+    dropped: int = 0
+
+
+class Engines:
+    """The prefill and the decode engine of the node, each by its own port."""
+
+    def __init__(self, run: RunFile, http: aiohttp.ClientSession) -> None:
+        self._urls = {process.name: process.url for process in run.processes if process.kind == "engine"}
+        self._http = http
+
+    async def offer(self, prompt: Prompt) -> str:
+        """The ticket."""
+        answer = await self._ask(f"{MODEL}@prefill", prompt, {"vnpu": "offer"})
+        ticket: str = answer["kv_transfer_params"]["vnpu"]
+        return ticket
+
+    async def once(self, prompt: Prompt, ticket: str = "") -> None:
+        """One token of the decode engine."""
+        await self._ask(MODEL, prompt, {"vnpu": ticket} if ticket else None)
+
+    async def _ask(self, name: str, prompt: Prompt, transfer: dict[str, str] | None) -> Any:
+        body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": 1, "temperature": 0}
+        if transfer:
+            body["kv_transfer_params"] = transfer
+        async with self._http.post(f"{self._urls[name]}/v1/completions", json=body) as reply:
+            if reply.status != 200:
+                raise RuntimeError(f"{name} answered {reply.status}: {await reply.text()}")
+            return await reply.json()
+
+    async def tpot(self, beside: Callable[[], Awaitable[None]]) -> float:
+        """Seconds a token of a streamed answer; `beside` begins with its first token."""
+        body = {"model": MODEL, "prompt": fresh(64), "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+        times: list[float] = []
+        async with asyncio.TaskGroup() as tasks:
+            url = f"{self._urls[MODEL]}/v1/completions"
+            async with self._http.post(url, json={**body, "stream": True}) as reply:
+                async for line in reply.content:
+                    if line.startswith(b"data: {") and json.loads(line[6:])["choices"]:
+                        times.append(time.perf_counter())
+                        if len(times) == 1:
+                            tasks.create_task(_await(beside()))
+        return (times[-1] - times[0]) / (len(times) - 1)
+
+
+async def measure(pairs: int, progress: Progress) -> Found:
+    found = Found([])
+    with tempfile.TemporaryDirectory(prefix="vnpu-pull-") as name:
+        starting = progress.add_task("starting a prefill and a decode engine", total=None)
+        async with _node(Path(name)) as run, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT_S)) as http:
+            progress.remove_task(starting)
+            task = progress.add_task("pairs of answers", total=pairs)
+            engines = Engines(run, http)
+            known = [fresh(PROMPT) for _ in range(AT_ONCE)]
+            for pair in range(pairs + 1):
+                await _pair(engines, known, found, warm=pair > 0)
+                progress.advance(task, pair > 0)
+    return found
+
+
+async def _pair(engines: Engines, known: list[Prompt], found: Found, *, warm: bool) -> None:
+    before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+    for prompt in known:
+        await engines.once(prompt)  # in the decode engine's prefix cache from now on
+    new = [fresh(PROMPT) for _ in range(AT_ONCE)]
+    tickets = [await engines.offer(prompt) for prompt in new]
+
+    async def cached() -> None:
+        for prompt in known:
+            await engines.once(prompt)
+
+    async def pulled() -> None:
+        for prompt, ticket in zip(new, tickets, strict=True):
+            await engines.once(prompt, ticket)
+
+    await asyncio.sleep(PAUSE_S)  # the prefill engine's workers spin a little after their last step
+    without, during = await engines.tpot(cached), await engines.tpot(pulled)
+    if not figures.steady(before, await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)):
+        found.dropped += 1
+    elif warm:
+        found.ratios.append(during / without)
+
+
+def fresh(tokens: int) -> Prompt:
+    """Never seen before."""
+    return random.choices(VOCABULARY, k=tokens)
+
+
+async def _await(work: Awaitable[None]) -> None:
+    await work
+
+
+@contextlib.asynccontextmanager
+async def _node(folder: Path) -> AsyncIterator[RunFile]:
+    command = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(folder / "model"), "--size", "small"]
+    await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
+    tree = {
+        "etcd": "embedded",
+        "node": "bench",
+        "devices": [{"id": 0, "driver": "host", "capacity": CAPACITY}],
+        "gateway": {"listen": "127.0.0.1:0"},
+        "admin": {"listen": "127.0.0.1:0"},
+        "models": {
+            MODEL: {
+                "path": str(folder / "model"),
+                "kv_cache": KV,
+                "pin": True,
+                "engine_args": ARGS,
+                "roles": {"prefill": {"device": 0}, "decode": {"device": 0}},
+            }
+        },
+    }
+    config = folder / "vnpu.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    async with running_node(config, folder / "run") as node:
+        yield await node.wait_ready()
