@@ -269,6 +269,15 @@ def cpu_features() -> list[str]:
 def crc32c(address: int, length: int, init: int = 0, kernel: str = "") -> int:
     """CRC-32C (Castagnoli, RFC 3720 B.4) of a range; `init` continues an earlier one. `kernel`: `portable` or empty."""
 
+def crc32c_rows(rows: Sequence[tuple[int, int]], init: int = 0) -> int:
+    """CRC-32C of ranges as if they lay end to end; `init` continues an earlier one."""
+
+def send_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> int:
+    """Write ranges end to end into a stream socket (its descriptor). 0, or an errno; ETIMEDOUT: not all was taken."""
+
+def receive_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> tuple[int, int]:
+    """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came."""
+
 def wipe_file(descriptor: int, size: int) -> None:
     """Make a chunk of the host driver zero whose creator is gone, by a descriptor that was exported from it.
 

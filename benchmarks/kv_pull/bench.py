@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import secrets
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from rich.progress import Progress
 
 from benchmarks import figures
 from benchmarks.kv_pull.goals import CASES
+from benchmarks.kv_pull.pages import huge, shared, warm
 from benchmarks.kv_pull.peer import LOCAL, Ports, laid_out
-from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull, shared, warm
+from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull
 from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.mooncake import MooncakeReader, make_engine
 from transfer.kv.reader import Reader, Span
@@ -64,12 +66,12 @@ class Side:
 def side(sizes: Sequence[int]) -> Iterator[Side]:
     """A prefill process with regions of these sizes, called 0, 1, …"""
     key = secrets.token_hex(32)
-    size = -(-sum(sizes) // 4096) * 4096
     regions = {handle: Part(*part) for handle, part in enumerate(laid_out(sizes))}
-    with shared(size) as descriptor, closing(Window([(descriptor, size)])) as window:
-        command = [sys.executable, "-m", "benchmarks.kv_pull.peer", str(descriptor), str(size)]
+    with shared(sum(sizes)) as chunks, closing(Window(chunks)) as window:
+        command = [sys.executable, "-m", "benchmarks.kv_pull.peer", json.dumps(chunks)]
+        descriptors = [descriptor for descriptor, _ in chunks]
         process = subprocess.Popen(
-            command, pass_fds=[descriptor], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, pass_fds=descriptors, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -189,6 +191,8 @@ class Bench:
                 pairs[name] = worst((pairs[key] for key in kinds), key=lambda kept: figures.ratio(kept).median)
             else:
                 self.samples.notes.append(f"{name}: Mooncake is not installed here (extra `mooncake`, libibverbs1)")
+        if not huge():
+            self.samples.notes.append("this machine gives no huge pages: device pages are of 4 KiB")
         self.samples.notes.append(f"{self.samples.dropped} pairs dropped because memcpy drifted")
 
 

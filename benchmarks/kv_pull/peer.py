@@ -1,4 +1,5 @@
-"""The prefill side as a process of its own: `python -m benchmarks.kv_pull.peer DESCRIPTOR SIZE`.
+"""The prefill side as a process of its own: `python -m benchmarks.kv_pull.peer CHUNKS`, which are
+descriptors and sizes in JSON.
 
 Reads the shared key, then the sizes of its regions, which lie back to back, from standard input, prints one JSON object
 with its ports, and serves until its input ends.
@@ -43,17 +44,17 @@ def refuse(say: Say) -> Answer:
 
 
 def main() -> None:
-    descriptor, size = (int(argument) for argument in sys.argv[1:])
+    chunks = msgspec.json.decode(sys.argv[1], type=list[tuple[int, int]])
     key = bytes.fromhex(sys.stdin.readline())
     sizes = msgspec.json.decode(sys.stdin.readline(), type=list[int])
-    with closing(Window([(descriptor, size)])) as window, window.reading() as address:
+    with closing(Window(chunks)) as window, window.reading() as address:
         regions = {handle: Span(address + at, length) for handle, (at, length) in enumerate(laid_out(sizes))}
         server = KvServer(regions, refuse)
         with Listener(LOCAL, 0, Trust(key), SERVICE, server.serve) as listener:
             engine = None
             try:
                 engine = make_engine(LOCAL)
-                serve(engine, {0: Span(address, size)})
+                serve(engine, {0: Span(address, window.size)})
             except TransferError as error:
                 sys.stderr.write(f"{error}\n")
             ports = Ports(listener.port, engine.get_rpc_port() if engine else None, address)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import mmap
-import os
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import NamedTuple
 
 from transfer.kv.boxes import Box, boxes, runs
@@ -84,32 +81,6 @@ def pull(reader: Reader, work: Work, into: Span) -> None:
 
 def never() -> bool:
     return False
-
-
-@contextmanager
-def warm(size: int) -> Iterator[Span]:
-    """Memory that was touched before."""
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    held = ctypes.c_char.from_buffer(memory)
-    address = ctypes.addressof(held)
-    ctypes.memset(address, 1, size)
-    yield Span(address, size)
-    del held
-    memory.close()
-
-
-@contextmanager
-def shared(size: int) -> Iterator[int]:
-    """A descriptor of `size` random bytes, rounded up to whole pages."""
-    descriptor = os.memfd_create("kv")
-    try:
-        noise = random.Random(3).randbytes(MIB)
-        for at in range(0, size, MIB):
-            os.pwrite(descriptor, noise[(at // MIB) % 97 :] + noise[: (at // MIB) % 97], at)
-        os.ftruncate(descriptor, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def copier(into: Span, source: Span, size: int) -> Callable[[], None]:

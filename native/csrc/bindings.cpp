@@ -23,6 +23,7 @@
 #include "hook.h"
 #include "kernels.h"
 #include "place.h"
+#include "wire.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -122,6 +123,33 @@ std::size_t place(const Boxes& tuples, const Pairs::value_type& destination, con
 void bind_place(nb::module_& module) {
     module.def("place", &place, "boxes"_a, "destination"_a, "source"_a, "kernel"_a = "", NoGil(),
                "Strided copies between two ranges (address, length); bytes copied.");
+}
+
+std::vector<iovec> rows_of(const Pairs& pairs) {
+    std::vector<iovec> rows;
+    rows.reserve(pairs.size());
+    for (const auto& [address, length] : pairs) {
+        rows.push_back({reinterpret_cast<void*>(address), length});
+    }
+    return rows;
+}
+
+std::uint32_t crc32c_rows(const Pairs& rows, std::uint32_t init) { return vnpu::crc32c_rows(rows_of(rows), init); }
+
+int send_rows(int socket, const Pairs& rows, double timeout_s) {
+    return vnpu::send_rows(socket, rows_of(rows), timeout_s);
+}
+
+std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double timeout_s) {
+    return vnpu::receive_rows(socket, rows_of(rows), timeout_s);
+}
+
+void bind_wire(nb::module_& module) {
+    module.def("crc32c_rows", &crc32c_rows, "rows"_a, "init"_a = 0, NoGil(), "CRC-32C of ranges end to end.");
+    module.def("send_rows", &send_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
+               "Ranges end to end into a stream socket; 0 or an errno.");
+    module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
+               "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came.");
 }
 
 std::uint32_t crc32c(std::uint64_t address, std::size_t length, std::uint32_t init, const std::string& kernel) {
@@ -248,6 +276,7 @@ NB_MODULE(_native, module) {
     vnpu::bind_driver(module);
     bind_copy(module);
     bind_place(module);
+    bind_wire(module);
     bind_digest(module);
     bind_arena(module);
     bind_hook(module);

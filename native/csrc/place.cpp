@@ -20,13 +20,18 @@ namespace {
 constexpr std::size_t line = 64;
 constexpr std::size_t long_row = 16384;  // from here on the kernels for long ranges, which unroll further, are as good
 
-using RowCopy = void (*)(char* to, const char* from, std::size_t length);
+// `next`: where the row after this one begins. It is asked for while this one is copied: the processor's own prefetchers
+// know neither the gaps between rows nor where pages go on.
+using RowCopy = void (*)(char* to, const char* from, std::size_t length, const char* next);
 
-void row_plain(char* to, const char* from, std::size_t length) { std::memcpy(to, from, length); }
+void row_plain(char* to, const char* from, std::size_t length, const char*) { std::memcpy(to, from, length); }
 
 // Whole lines through `stream`; what is before the first and after the last plainly.
 template <auto stream>
-void row_streaming(char* to, const char* from, std::size_t length) {
+void row_streaming(char* to, const char* from, std::size_t length, const char* next) {
+    for (std::size_t at = 0; at < length; at += line) {
+        __builtin_prefetch(next + at, 0, 0);
+    }
     const std::size_t head = (line - reinterpret_cast<std::uintptr_t>(to) % line) % line;
     if (length < head + line) {
         std::memcpy(to, from, length);
@@ -133,7 +138,7 @@ std::size_t copy_box(const PlaceBox& box, Region destination, Region source, Cop
                 char* row_to = to + i * a.destination_stride + j * b.destination_stride + k * c.destination_stride;
                 const char* row_from = from + i * a.source_stride + j * b.source_stride + k * c.source_stride;
                 for (std::size_t l = 0; l != d.count; ++l) {
-                    copy(row_to, row_from, box.length);
+                    copy(row_to, row_from, box.length, row_from + d.source_stride);
                     row_to += d.destination_stride;
                     row_from += d.source_stride;
                 }
@@ -149,10 +154,13 @@ std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region
     const CopyKernel& whole = find_copy_kernel(kernel);
     check(boxes, destination, source);
     const RowCopy row = row_copy(whole.name);
+    const auto whole_row = [&whole](char* to, const char* from, std::size_t length, const char*) {
+        whole.copy(to, from, length);
+    };
     std::size_t bytes = 0;
     for (const PlaceBox& box : boxes) {
         bytes += box.length < long_row ? copy_box(box, destination, source, row)
-                                       : copy_box(box, destination, source, whole.copy);
+                                       : copy_box(box, destination, source, whole_row);
     }
     whole.publish();
     return bytes;

@@ -13,6 +13,7 @@ from native._native import copy_kernels, place
 from tests.helpers.kv import KINDS, Cache, cache, pulls, request_bytes
 from tests.helpers.memory import buffer, read, write
 from transfer.kv.boxes import Box, Dim, Run, boxes, gathering, long_rows, placing, runs, split
+from transfer.kv.copies import Copies
 from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, unit_tokens
 from transfer.kv.plan import Pull, plan_pull
 
@@ -50,6 +51,29 @@ def test_every_byte_of_a_pull_once_in_the_fewest_runs(case: Case) -> None:
         landed += [at for at, _ in expected]
     unit = 1 if src.layout.packed else unit_tokens(src.layout, dst.layout)
     assert sorted(landed) == sorted(request_bytes(dst, dst_ids, units * unit).ravel().tolist())
+
+
+@given(pulls(), st.integers(1, 300))
+def test_copies_know_what_follows_from_their_boxes(case: Case, limit: int) -> None:
+    src, dst, src_ids, dst_ids, sizes, units = case
+    for pull in plan_pull(*sizes[:3], units, sizes[3]):
+        made = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+        copies, flat = Copies(made), runs(made)
+        assert Copies.of(copies) is copies
+        assert Copies.of(made) == copies == tuple(made)
+        assert copies.src_end == max(run.src + run.length for run in flat)
+        assert copies.dst_end == max(run.dst + run.length for run in flat)
+        assert copies.bytes == sum(run.length for run in flat)
+        chunks = copies.chunks(limit)
+        assert [chunk.boxes for chunk in chunks] == split(made, limit)
+        assert [chunk.gathering for chunk in chunks] == [gathering(part) for part in split(made, limit)]
+        assert [chunk.placing for chunk in chunks] == [placing(part) for part in split(made, limit)]
+        assert copies.chunks(limit) is chunks
+
+
+@pytest.mark.parametrize("box", [Box(0, -1, 5, ()), Box(-1, 0, 5, ()), Box(0, 0, 0, ())])
+def test_offsets_and_lengths_that_are_none_end_nowhere(box: Box) -> None:
+    assert -1 in (Copies([box]).src_end, Copies([box]).dst_end)
 
 
 @given(pulls(), st.integers(1, 300))

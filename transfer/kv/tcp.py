@@ -154,9 +154,7 @@ class KvServer:
             if rows is None:
                 place(chunk.gathering, stage.span(chunk.bytes), region, "memcpy")
                 rows = [(stage.address, chunk.bytes)]
-            total = 0
-            for address, length in rows:
-                total = _native.crc32c(address, length, total)
+            total = _native.crc32c_rows(rows)
             channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
             position += chunk.bytes
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
+import errno
+import os
 import socket
 import ssl
 import time
@@ -30,8 +32,6 @@ AHEAD = 4096
 """Bytes read at once where many small frames come: of what is mapped only the places are told."""
 HOLD_S = 0.01
 """What is told with others waits for them so long at most."""
-PARTS = 256
-"""Places that one system call gathers from (Linux takes 1024)."""
 
 
 class Pace(Protocol):
@@ -166,12 +166,14 @@ class Channel:
         """DATA gathered from several places, `(address, bytes)` each; else as `send_data`."""
         length = builtins.sum(size for _, size in rows)
         header = self._unheld(frame.encode(Header(Kind.DATA, tag, length, position, sum)))
-        parts = [memoryview(header), *(view(address, size) for address, size in rows)]
         if isinstance(self._sock, ssl.SSLSocket):
-            for part in parts:
-                self._sendall(part, deadline)
+            self._sendall(header, deadline)
+            for address, size in rows:
+                self._sendall(view(address, size), deadline)
         else:
-            self._send_parts(parts, deadline)
+            held = ctypes.c_char_p(header)
+            start = ctypes.cast(held, ctypes.c_void_p).value or 0
+            self._send_rows([(start, len(header)), *rows], deadline)
         self.sent += length
 
     def receive(self, deadline: Deadline) -> tuple[Header, bytes]:
@@ -217,17 +219,7 @@ class Channel:
         else as `into`."""
         if header.kind is not Kind.DATA:
             raise PeerViolation(f"{header.kind.name} where data was due")
-        total, left = 0, [*rows]
-        while left:
-            got = self._receive_some(left, deadline)
-            while got:
-                address, size = left[0]
-                part = min(got, size)
-                total = _native.crc32c(address, part, total)
-                got -= part
-                left[:1] = [(address + part, size - part)] if part < size else []
-            while left and not left[0][1]:
-                del left[0]
+        total = self._receive_rows(rows, deadline)
         self.received += header.length
         self._check(header, total)
 
@@ -275,38 +267,28 @@ class Channel:
         except OSError as error:  # TimeoutError is one
             raise PeerLost(f"{self.peer} took no more bytes: {_why(error)}") from error
 
-    def _send_parts(self, parts: list[memoryview], deadline: Deadline) -> None:
+    def _send_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
         """All of them in as few packets as there can be: header and body leave together."""
-        while parts:
-            try:
-                self._sock.settimeout(deadline.left())
-                gone = self._sock.sendmsg(parts[:PARTS])
-            except OSError as error:
-                raise PeerLost(f"{self.peer} took no more bytes: {_why(error)}") from error
-            while parts and gone >= len(parts[0]):
-                gone -= len(parts.pop(0))
-            if gone:
-                parts[0] = parts[0][gone:]
+        if error := _native.send_rows(self._sock.fileno(), rows, deadline.left()):
+            raise PeerLost(f"{self.peer} took no more bytes: {_reason(error)}")
 
-    def _receive_some(self, rows: list[tuple[int, int]], deadline: Deadline) -> int:
-        """As much as there is of the next PIECE, into the first rows."""
-        address, size = rows[0]
-        if size >= PIECE or len(rows) == 1 or self._ahead or isinstance(self._sock, ssl.SSLSocket):
-            return self._receive_into(view(address, min(size, PIECE)), deadline) if size else 0
-        targets, room = [], PIECE
-        for at, length in rows:
-            if not room:
-                break
-            targets.append(view(at, min(length, room)))
-            room -= len(targets[-1])
-        try:
-            self._sock.settimeout(deadline.left())
-            got = self._sock.recvmsg_into(targets)[0]
-        except OSError as error:
-            raise PeerLost(f"no more bytes from {self.peer}: {_why(error)}") from error
-        if not got:
-            raise PeerLost(f"{self.peer} closed the connection")
-        return got
+    def _receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> int:
+        """Their sum."""
+        if not self._ahead and not isinstance(self._sock, ssl.SSLSocket):
+            error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left())
+            if error > 0:
+                raise PeerLost(f"no more bytes from {self.peer}: {_reason(error)}")
+            if error:
+                raise PeerLost(f"{self.peer} closed the connection")
+            return total
+        total = 0
+        for address, size in rows:
+            done = 0
+            while done < size:
+                got = self._receive_into(view(address + done, min(size - done, PIECE)), deadline)
+                total = _native.crc32c(address + done, got, total)
+                done += got
+        return total
 
     def _read_ahead(self, least: int, deadline: Deadline) -> None:
         buffer = memoryview(bytearray(max(AHEAD, least)))
@@ -352,6 +334,10 @@ class Channel:
 def view(address: int, length: int) -> memoryview:
     """Memory of this process as bytes. Nothing keeps it alive: the caller does."""
     return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
+
+
+def _reason(error: int) -> str:
+    return "the deadline passed" if error == errno.ETIMEDOUT else os.strerror(error)
 
 
 def _why(error: OSError) -> str:

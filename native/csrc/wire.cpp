@@ -1,0 +1,137 @@
+#include "wire.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <chrono>
+
+#include "digest.h"
+
+namespace vnpu {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t parts = 256;         // Linux takes 1024 of them in a call
+constexpr std::size_t piece = 256 << 10;   // summed while it is in the second-level cache
+constexpr double forever_s = 86400.0;
+
+Clock::time_point deadline_in(double timeout_s) {
+    const double bounded = std::clamp(timeout_s, 0.0, forever_s);
+    return Clock::now() + std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(bounded));
+}
+
+int await(int socket, short events, Clock::time_point deadline) {
+    for (;;) {
+        const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - Clock::now()).count();
+        if (left <= 0) {
+            return ETIMEDOUT;
+        }
+        pollfd waiting{socket, events, 0};
+        const int found = ::poll(&waiting, 1, static_cast<int>(left));
+        if (found > 0) {
+            return 0;  // also for an error: the next call says which
+        }
+        if (found < 0 && errno != EINTR) {
+            return errno;
+        }
+    }
+}
+
+// Which of the rows are left: those from `row` on, the first of them from its changed start.
+struct Rest {
+    std::vector<iovec> rows;
+    std::size_t row = 0;
+
+    bool empty() const { return row == rows.size(); }
+
+    void skip(std::size_t bytes) {
+        while (row != rows.size() && bytes >= rows[row].iov_len) {
+            bytes -= rows[row++].iov_len;
+        }
+        if (bytes != 0) {
+            rows[row].iov_base = static_cast<char*>(rows[row].iov_base) + bytes;
+            rows[row].iov_len -= bytes;
+        }
+    }
+
+    // The first rows, `limit` bytes of them at most.
+    std::vector<iovec> first(std::size_t limit) const {
+        std::vector<iovec> some;
+        for (std::size_t i = row; i != rows.size() && some.size() != parts && limit != 0; ++i) {
+            some.push_back({rows[i].iov_base, std::min(rows[i].iov_len, limit)});
+            limit -= some.back().iov_len;
+        }
+        return some;
+    }
+};
+
+}  // namespace
+
+std::uint32_t crc32c_rows(const std::vector<iovec>& rows, std::uint32_t init) {
+    for (const iovec& row : rows) {
+        init = crc32c(row.iov_base, row.iov_len, init, "");
+    }
+    return init;
+}
+
+int send_rows(int socket, std::vector<iovec> rows, double timeout_s) {
+    const auto deadline = deadline_in(timeout_s);
+    Rest rest{std::move(rows)};
+    rest.skip(0);
+    while (!rest.empty()) {
+        std::vector<iovec> some = rest.first(SIZE_MAX);
+        msghdr message{};
+        message.msg_iov = some.data();
+        message.msg_iovlen = some.size();
+        const ssize_t gone = ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (gone >= 0) {
+            rest.skip(static_cast<std::size_t>(gone));
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            if (const int error = await(socket, POLLOUT, deadline); error != 0) {
+                return error;
+            }
+        } else if (errno != EINTR) {
+            return errno;
+        }
+    }
+    return 0;
+}
+
+std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s) {
+    const auto deadline = deadline_in(timeout_s);
+    std::uint32_t sum = 0;
+    Rest rest{std::move(rows)};
+    rest.skip(0);
+    while (!rest.empty()) {
+        std::vector<iovec> some = rest.first(piece);
+        msghdr message{};
+        message.msg_iov = some.data();
+        message.msg_iovlen = some.size();
+        const ssize_t came = ::recvmsg(socket, &message, MSG_DONTWAIT);
+        if (came == 0) {
+            return {end_of_stream, sum};
+        }
+        if (came > 0) {
+            auto left = static_cast<std::size_t>(came);
+            for (iovec& row : some) {
+                row.iov_len = std::min(row.iov_len, left);
+                left -= row.iov_len;
+            }
+            sum = crc32c_rows(some, sum);
+            rest.skip(static_cast<std::size_t>(came));
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
+            if (const int error = await(socket, POLLIN, deadline); error != 0) {
+                return {error, sum};
+            }
+        } else if (errno != EINTR) {
+            return {errno, sum};
+        }
+    }
+    return {0, sum};
+}
+
+}  // namespace vnpu

@@ -1,0 +1,24 @@
+// Bytes of many rows through one stream socket, with their sum, and no work for each row outside of here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include <sys/uio.h>
+
+namespace vnpu {
+
+// CRC-32C of the rows one behind the other; `init` continues an earlier one.
+std::uint32_t crc32c_rows(const std::vector<iovec>& rows, std::uint32_t init);
+
+// 0, or an errno: ETIMEDOUT where not all were taken within `timeout_s` seconds.
+int send_rows(int socket, std::vector<iovec> rows, double timeout_s);
+
+constexpr int end_of_stream = -1;
+
+// The same and the sum of what came; `end_of_stream` where the peer closed before all of it.
+std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s);
+
+}  // namespace vnpu
