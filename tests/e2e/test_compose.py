@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.compose import Stack
+from tests.helpers.compose import OBSERVED, Stack
 
 pytestmark = [pytest.mark.system, pytest.mark.engine, pytest.mark.timeout(2400)]
 
@@ -84,3 +84,17 @@ def test_an_engine_that_hangs_in_its_container_is_ended_when_its_memory_is_wante
     stack.until(lambda: stack.phases()[wanted] == "resident", "the wake in the state", SHOWN_S)
     owners = [owner for device in stack.ask(f"{stack.admin}/v1/devices")["devices"] for owner in device["owners"]]
     assert [owner["holder"]["engine"] for owner in owners] == [wanted]
+
+
+def test_prometheus_of_the_profile_scrapes_the_gateway_and_takes_the_rules(stack: Stack) -> None:
+    """Grafana's image is not to be had everywhere; tests/unit/test_observability.py looks at what it would read."""
+    stack.compose(*OBSERVED, "build", "prometheus", timeout_s=BUILD_S)
+    stack.compose(*OBSERVED, "up", "-d", "--no-build", "prometheus", timeout_s=START_S)
+
+    def value(query: str) -> str:
+        found = stack.ask(f"{stack.prometheus}/api/v1/query?query={query}", timeout_s=10)["data"]["result"]
+        return str(found[0]["value"][1]) if found else ""
+
+    stack.until(lambda: value("vnpu_leader") == "1", "scraped", START_S)
+    [group] = stack.ask(f"{stack.prometheus}/api/v1/rules", timeout_s=10)["data"]["groups"]
+    assert len(group["rules"]) > 10

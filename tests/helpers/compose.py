@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 LABEL = "com.docker.compose.project"
+OBSERVED = ("--profile", "observability")
 NO_COMPOSE = (
     "no Compose here: install Docker with its Compose plugin, or set VNPU_COMPOSE to a command that takes the same "
     "arguments, e.g. VNPU_COMPOSE='podman-compose'"
@@ -50,11 +51,13 @@ class Stack:
         self.key = secrets.token_hex(16)
         self.gateway = f"http://127.0.0.1:{_free_port()}"
         self.admin = f"http://127.0.0.1:{_free_port()}"
+        self.prometheus = f"http://127.0.0.1:{_free_port()}"
         self._environ = {
             **os.environ,
             "VNPU_ADMIN_KEY": self.key,
             "VNPU_GATEWAY_PORT": self.gateway.rpartition(":")[2],
             "VNPU_ADMIN_PORT": self.admin.rpartition(":")[2],
+            "VNPU_PROMETHEUS_PORT": self.prometheus.rpartition(":")[2],
         }
 
     def compose(self, *words: str, timeout_s: float = 300) -> str:
@@ -63,7 +66,7 @@ class Stack:
         return self._run([*self._command, *files, *words], timeout_s)
 
     def down(self) -> None:
-        self.compose("down", "-v", "-t", "20")
+        self.compose(*OBSERVED, "down", "-v", "-t", "20")
 
     def residue(self) -> dict[str, str]:
         """What carries this project's label: containers, volumes, networks; empty when nothing is left."""

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*.Dockerfile"))
 OURS = ("coordinator", "daemon", "engine-a", "engine-b")
+OBSERVERS = ("prometheus", "grafana")
 INSTRUCTIONS = {"FROM", "RUN", "COPY", "ENV", "ARG", "USER", "WORKDIR", "EXPOSE", "ENTRYPOINT", "CMD"}
 
 
@@ -65,7 +66,7 @@ def test_our_images_do_not_run_as_root(name: str) -> None:
     assert [rest for word, rest in words if word == "USER"][-1] == "vnpu"
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("name", [*OURS, *OBSERVERS])
 def test_our_containers_have_no_privilege(name: str) -> None:
     service = _compose("compose.yaml")["services"][name]
 
@@ -81,11 +82,21 @@ def test_only_the_daemon_sees_the_hosts_processes() -> None:
     assert [name for name in services if services[name].get("pid")] == ["daemon"]
 
 
-def test_only_the_coordinator_is_reached_from_outside_and_on_loopback() -> None:
+def test_only_the_coordinator_and_who_observes_it_are_reached_from_outside_and_on_loopback() -> None:
+    services = _compose("compose.yaml")["services"]
+    open_ = [name for name in services if "ports" in services[name]]
+
+    assert open_ == ["coordinator", *OBSERVERS]
+    assert all(port.startswith("127.0.0.1:") for name in open_ for port in services[name]["ports"])
+
+
+def test_who_observes_is_there_only_when_asked_for_and_sees_neither_etcd_nor_engines() -> None:
     services = _compose("compose.yaml")["services"]
 
-    assert [name for name in services if "ports" in services[name]] == ["coordinator"]
-    assert all(port.startswith("127.0.0.1:") for port in services["coordinator"]["ports"])
+    for name in OBSERVERS:
+        assert services[name]["profiles"] == ["observability"]
+        assert services[name]["networks"] == ["edge"]
+    assert [name for name in services if "profiles" in services[name]] == list(OBSERVERS)
 
 
 def test_every_service_that_stays_has_a_health_check_and_declared_volumes() -> None:

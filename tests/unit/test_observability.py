@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
@@ -106,3 +107,30 @@ async def test_every_metric_is_documented() -> None:
     written = set(re.findall(r"`(vnpu_[a-z_]+)`", page))
     names = {name for name in await exported() if name.startswith("vnpu_") and not name.endswith(SUFFIXES)}
     assert {name for name in names if name not in written and f"{name}_total" not in written} == set()
+
+
+def test_grafana_finds_its_data_source_and_the_dashboard_where_compose_puts_them() -> None:
+    services = yaml.safe_load((FOLDER.parent / "compose.yaml").read_text())["services"]
+    mounted = dict(volume.split(":")[:2] for volume in services["grafana"]["volumes"])
+    [source] = yaml.safe_load((FOLDER / "grafana" / "datasources.yaml").read_text())["datasources"]
+    [provider] = yaml.safe_load((FOLDER / "grafana" / "dashboards.yaml").read_text())["providers"]
+
+    assert urlsplit(source["url"]).hostname in services
+    assert source["type"] == "prometheus"
+    assert source["isDefault"]
+    assert Path(mounted["./observability/dashboard.json"]).parent == Path(provider["options"]["path"])
+    assert mounted["./observability/grafana/datasources.yaml"].startswith("/etc/grafana/provisioning/datasources/")
+    assert mounted["./observability/grafana/dashboards.yaml"].startswith("/etc/grafana/provisioning/dashboards/")
+    for name in ("prometheus", "grafana"):
+        ours = [volume.split(":")[0] for volume in services[name]["volumes"] if volume.startswith("./")]
+        assert all((FOLDER.parent / path).exists() for path in ours)
+
+
+def test_prometheus_scrapes_the_gateway_of_compose_by_a_name_that_it_answers_to() -> None:
+    services = yaml.safe_load((FOLDER.parent / "compose.yaml").read_text())["services"]
+    scrape = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())
+    [[target]] = [each["targets"] for job in scrape["scrape_configs"] for each in job["static_configs"]]
+
+    assert target == "coordinator:8080"
+    assert "coordinator" in services["coordinator"]["environment"]["VNPU_ENGINE_HOSTS"].split(",")
+    assert scrape["rule_files"] == ["alerts.yaml"]
