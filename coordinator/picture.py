@@ -76,6 +76,8 @@ class Picture:
 
     def __init__(self) -> None:
         self.revision = 0
+        self.edition = 0
+        """Grows with every change but a heartbeat, which tells nothing that is shown."""
         self.quarantined: dict[str, str] = {}
         self._tables: dict[type[Value], dict[str, Value]] = {type_: {} for type_ in _KEYS.values()}
         self._written: dict[tuple[type[Value], str], int] = {}
@@ -90,6 +92,7 @@ class Picture:
 
     def list(self, listing: Listing) -> None:
         """Replaces everything."""
+        self.edition += 1
         for table in self._tables.values():
             table.clear()
         self._written.clear()
@@ -109,6 +112,7 @@ class Picture:
         if known is None:
             return
         type_, owner = known
+        self.edition += type_ is not Heartbeat
         self._tables[type_].pop(owner, None)
         self._written.pop(known, None)
         if kv is None:

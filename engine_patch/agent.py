@@ -124,12 +124,17 @@ class Agent:
     def load(self, load: Load) -> None:
         """At once when someone begins to wait, else at most five times a second."""
         urgent = load.waiting and not self._load.waiting
-        self._load = msgspec.structs.replace(load, kv_use=self._load.kv_use)
+        self._load = msgspec.structs.replace(load, kv_use=self._load.kv_use, ttft=self._load.ttft)
         self._publisher.put(keys.load(self._holder.engine), self._load, 0.0 if urgent else LOAD_SPACING_S)
 
     def kv_use(self, share: float) -> None:
         """How full the KV cache is, 0..1."""
         self._load = msgspec.structs.replace(self._load, kv_use=share)
+        self._publisher.put(keys.load(self._holder.engine), self._load, LOAD_SPACING_S)
+
+    def answered(self, seconds: float) -> None:
+        """How long the newest request took to the first byte of its answer."""
+        self._load = msgspec.structs.replace(self._load, ttft=round(seconds, 4))
         self._publisher.put(keys.load(self._holder.engine), self._load, LOAD_SPACING_S)
 
     def fail(self, reason: str) -> None:

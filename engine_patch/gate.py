@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import time
 from typing import Any, Protocol
 
 import msgspec
@@ -68,6 +69,10 @@ class Keeper(Protocol):
         """The server is up; `state` is the application's, with vLLM's engine client."""
         ...
 
+    def answered(self, seconds: float) -> None:
+        """A request has got the first byte of its answer, so long after it came to the gate."""
+        ...
+
     def stop(self) -> None:
         """Blocks until the agent has ended."""
         ...
@@ -118,6 +123,7 @@ class Gate:
         await self._app(scope, parting, announcing)
 
     async def _hold(self, keeper: Keeper, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = time.monotonic()
         door, hold, gone = keeper.door(), Hold(receive), None
         if not door.is_open:
             gone = asyncio.ensure_future(hold.gone())
@@ -126,13 +132,29 @@ class Gate:
                 if gone is not None:
                     await _ended(gone)
                 if let_in:
-                    await self._app(scope, hold.receive, send)
+                    await self._app(scope, hold.receive, _timed(send, keeper, begun))
         except Shut as shut:
             await _refuse(send, 503, str(shut), shut.code, "service_unavailable", shut.retry_after)
         finally:
             if gone is not None:
                 await _ended(gone)
             hold.close()
+
+
+def _timed(send: Send, keeper: Keeper, begun: float) -> Send:
+    """Says once when the first byte of a good answer goes out."""
+    good = False
+
+    async def timed(message: Message) -> None:
+        nonlocal good
+        if message["type"] == "http.response.start":
+            good = message["status"] < 400
+        elif good and message.get("body"):
+            good = False
+            keeper.answered(time.monotonic() - begun)
+        await send(message)
+
+    return timed
 
 
 async def _ended(task: asyncio.Future[None]) -> None:

@@ -1,8 +1,8 @@
 """The agent's thread in the API-server process, and the one place that knows whether this process has an agent.
 
 The agent has an event loop of its own, so that neither a busy API server nor vLLM's synchronous start-up holds up a
-keep-alive. What crosses over: `attach`, `kv_use` and the door's load into the agent's loop, the engine's calls into the
-server's loop (`engine.VllmEngine`).
+keep-alive. What crosses over: `attach`, `kv_use`, `answered` and the door's load into the agent's loop, the engine's
+calls into the server's loop (`engine.VllmEngine`).
 """
 
 from __future__ import annotations
@@ -107,6 +107,10 @@ class AgentThread:
         if abs(share - self._kv_use) >= KV_STEP or share == 0.0 != self._kv_use:
             self._kv_use = share
             self._tell(lambda: self._agent.kv_use(share))
+
+    def answered(self, seconds: float) -> None:
+        """A request has got the first byte of its answer, so long after it came."""
+        self._tell(lambda: self._agent.answered(seconds))
 
     def prefilled(self, tokens: int, seconds: float) -> None:
         """A request has ended whose prompt took so long, of which so many tokens were computed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -17,6 +17,8 @@ from coordinator.sizes import show_duration, show_size
 
 BAR_WIDTH = 40
 LEAST_BAR = 8
+WIDE = 110
+"""From here on there is room for all that is known of a model."""
 BESIDE_BAR = 70
 """Columns that the rest of a device's line takes."""
 KINDS = {"weights": "blue", "kv": "green", "cached": "bright_black", "overhead": "yellow"}
@@ -45,7 +47,7 @@ def render(
         devices,
         *_hosts(view.hosts),
         Text(),
-        render_models(view.models, rows, screen),
+        render_models(view.models, rows, screen, wide=width >= WIDE),
     ]
     if view.quarantined:
         parts += [Text(), Text(f"not understood, and ignored: {', '.join(view.quarantined)}", style="red")]
@@ -125,8 +127,10 @@ def _window(models: Sequence[ModelView], rows: int | None, chosen: str) -> Seque
     return models[start : start + rows]
 
 
-def render_models(models: Sequence[ModelView], rows: int | None = None, screen: Screen | None = None) -> RenderableType:
-    """One line an engine."""
+def render_models(
+    models: Sequence[ModelView], rows: int | None = None, screen: Screen | None = None, *, wide: bool = True
+) -> RenderableType:
+    """One line an engine; without `wide` no host masters and no TTFT."""
     chosen = screen.chosen if screen is not None else ""
     models = screen.shown(models) if screen is not None else models
     if not models:
@@ -134,19 +138,11 @@ def render_models(models: Sequence[ModelView], rows: int | None = None, screen: 
             "no engine is registered" if screen is None or not screen.filter else "none is like that", style="dim"
         )
     shown = _window(models, rows, chosen)
-    table = _table("model", "phase", "device", "size", "runs", "waits", "last wake", "")
+    columns = [column for column in _COLUMNS if wide or column not in _FOR_WIDE]
+    table = _table(*(column if column != "notes" else "" for column in columns))
     for model in shown:
-        table.add_row(
-            model.model if model.model == model.engine else f"{model.model} ({model.engine})",
-            Text(model.phase, style=PHASES.get(Phase(model.phase), "")),
-            ", ".join(model.devices),
-            show_size(model.bytes),
-            str(model.running or "–"),
-            Text(str(model.waiting), style="bold yellow") if model.waiting else Text("–"),
-            _wake(model),
-            _notes(model),
-            style="reverse" if chosen and model.engine == chosen else "",
-        )
+        cells = (_COLUMNS[column](model) for column in columns)
+        table.add_row(*cells, style="reverse" if chosen and model.engine == chosen else "")
     more = len(models) - len(shown)
     return Group(table, Text(f"… and {more} more", style="dim")) if more else table
 
@@ -165,9 +161,24 @@ def _notes(model: ModelView) -> Text:
     return Text.assemble((" ".join(words), "magenta"), " " if words and model.error else "", (model.error, "red"))
 
 
+_COLUMNS: Mapping[str, Callable[[ModelView], str | Text]] = {
+    "model": lambda model: model.model if model.model == model.engine else f"{model.model} ({model.engine})",
+    "phase": lambda model: Text(model.phase, style=PHASES.get(Phase(model.phase), "")),
+    "device": lambda model: ", ".join(model.devices),
+    "size": lambda model: show_size(model.bytes),
+    "master": lambda model: show_size(model.master) if model.master else "–",
+    "runs": lambda model: str(model.running or "–"),
+    "waits": lambda model: Text(str(model.waiting), style="bold yellow") if model.waiting else Text("–"),
+    "TTFT": lambda model: show_duration(model.ttft) if model.ttft else "–",
+    "last wake": _wake,
+    "notes": _notes,
+}
+_FOR_WIDE = ("master", "TTFT")
+
+
 def _table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in headings:
-        right = heading in ("size", "used", "of", "runs", "waits")
+        right = heading in ("size", "master", "used", "of", "runs", "waits", "TTFT")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     return table

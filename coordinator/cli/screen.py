@@ -15,6 +15,7 @@ SORTS: Mapping[str, Callable[[ModelView], object]] = {
     "waiting": lambda model: (-model.waiting, model.model),
     "size": lambda model: (-model.bytes, model.model),
     "wake": lambda model: (-(model.wake.seconds if model.wake else 0.0), model.model),
+    "ttft": lambda model: (-model.ttft, model.model),
 }
 HELP = "↑↓ choose · s sort · / filter · p pin · w wake · z sleep · d drain · e events · q quit"
 _ESCAPES = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x1b": "escape"}

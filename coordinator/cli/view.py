@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -83,6 +84,10 @@ class ModelView(msgspec.Struct, frozen=True):
     wake: Wake | None = None
     error: str = ""
     stream: Stream | None = None
+    ttft: float = 0.0
+    """Seconds to the first byte of its newest answer, from the request's arrival at the engine; 0: none yet."""
+    master: int = 0
+    """Bytes of its weights in host memory, of all ranks: what it comes back from. Engines of one content share them."""
 
 
 class HostView(msgspec.Struct, frozen=True):
@@ -110,6 +115,7 @@ class View(msgspec.Struct, frozen=True):
 def build(picture: Picture, wakes: Mapping[str, Wake], silent_s: float | None) -> View:
     """`silent_s`: seconds since etcd was last heard; None: never yet."""
     leader = next((one for one in picture.of(Coordinator).values() if one.leading), None)
+    beside = _Beside(picture)
     return View(
         leader=leader.id if leader else "",
         gateway=leader.gateway_url if leader else "",
@@ -117,14 +123,20 @@ def build(picture: Picture, wakes: Mapping[str, Wake], silent_s: float | None) -
         devices=tuple(_device(picture, name, device) for name, device in sorted(picture.of(Device).items())),
         models=tuple(
             sorted(
-                [_model(picture, name, spec, wakes) for name, spec in picture.of(Spec).items()] + _asleep(picture),
+                [_model(picture, name, spec, wakes.get(name), beside) for name, spec in picture.of(Spec).items()]
+                + _asleep(picture, beside),
                 key=lambda model: model.engine,
             )
         ),
         hosts=_hosts(picture),
         quarantined=tuple(sorted(picture.quarantined)),
-        doubt=_doubt(leader is not None, silent_s),
+        doubt=doubt(picture, silent_s),
     )
+
+
+def doubt(picture: Picture, silent_s: float | None) -> str:
+    """Why what is shown may be out of date; empty: it is not. `silent_s` as of `build`."""
+    return _doubt(any(one.leading for one in picture.of(Coordinator).values()), silent_s)
 
 
 def remember(wakes: Mapping[str, Wake], picture: Picture) -> dict[str, Wake]:
@@ -164,7 +176,28 @@ def _operation(device: Device, seat: Seat | None, granted: int) -> OperationView
     return OperationView(seat.holder.engine, seat.order, entered=False)
 
 
-def _model(picture: Picture, engine: str, spec: Spec, wakes: Mapping[str, Wake]) -> ModelView:
+class _Beside:
+    """What stands under other keys than an engine's own, found once for all engines."""
+
+    def __init__(self, picture: Picture) -> None:
+        self.waiting: Counter[str] = Counter()
+        """At gateways, by model; the key's id is `<gateway>/<model>`."""
+        self._seeds: dict[str, list[Seed]] = {}
+        for key, demand in picture.of(Demand).items():
+            self.waiting[key.partition("/")[2]] += demand.waiting
+        for key, seed in picture.of(Seed).items():  # a seed's id is `<engine>/<fingerprint>`
+            self._seeds.setdefault(key.rpartition("/")[0], []).append(seed)
+
+    def stream(self, engine: str) -> Stream | None:
+        """None: it is not fetching its weights just now."""
+        mine = self._seeds.get(engine, [])
+        if not any(seed.source and not seed.whole for seed in mine):
+            return None
+        sources = sorted({seed.source for seed in mine if seed.source})
+        return Stream(sum(seed.have for seed in mine), sum(seed.total for seed in mine), ", ".join(sources))
+
+
+def _model(picture: Picture, engine: str, spec: Spec, wake: Wake | None, beside: _Beside) -> ModelView:
     residency, load = picture.of(Residency).get(engine), picture.of(Load).get(engine) or Load()
     policy = picture.of(Policy).get(spec.model) or Policy()
     return ModelView(
@@ -174,16 +207,18 @@ def _model(picture: Picture, engine: str, spec: Spec, wakes: Mapping[str, Wake])
         devices=spec.devices,
         bytes=spec.footprint.total * len(spec.devices),
         running=load.running,
-        waiting=load.waiting + _demand(picture, spec.model),
+        waiting=load.waiting + beside.waiting[spec.model],
         pinned=bool(policy.pin),
         drained=policy.drained,
-        wake=wakes.get(engine),
+        wake=wake,
         error=residency.error if residency else "",
-        stream=_stream(picture, engine),
+        stream=beside.stream(engine),
+        ttft=load.ttft,
+        master=sum(spec.footprint.weights for device in spec.devices if spec.digest_on(device)),
     )
 
 
-def _asleep(picture: Picture) -> list[ModelView]:
+def _asleep(picture: Picture, beside: _Beside) -> list[ModelView]:
     """Engines that are known by their supervisor's word alone; a process's id is `<node>/<engine>`."""
     named = {name.partition("/")[2]: process for name, process in picture.of(Process).items()}
     return [
@@ -194,26 +229,12 @@ def _asleep(picture: Picture) -> list[ModelView]:
             devices=process.devices,
             bytes=0,
             running=0,
-            waiting=_demand(picture, process.model),
+            waiting=beside.waiting[process.model],
             error=process.error,
         )
         for engine, process in named.items()
         if engine not in picture.of(Spec)
     ]
-
-
-def _stream(picture: Picture, engine: str) -> Stream | None:
-    """None: it is not fetching its weights just now. A seed's id is `<engine>/<fingerprint>`."""
-    mine = [seed for name, seed in picture.of(Seed).items() if name.rpartition("/")[0] == engine]
-    if not any(seed.source and not seed.whole for seed in mine):
-        return None
-    sources = sorted({seed.source for seed in mine if seed.source})
-    return Stream(sum(seed.have for seed in mine), sum(seed.total for seed in mine), ", ".join(sources))
-
-
-def _demand(picture: Picture, model: str) -> int:
-    """Requests that wait at gateways; the key's id is `<gateway>/<model>`."""
-    return sum(demand.waiting for key, demand in picture.of(Demand).items() if key.partition("/")[2] == model)
 
 
 def _sum(parts: Sequence[Bytes]) -> Bytes:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from coordinator.cli.happenings import Happening, happened
-from coordinator.cli.view import View, Wake, build, remember
+from coordinator.cli.view import View, Wake, build, doubt, remember
 from coordinator.core.model import Decision
 from coordinator.errors import VnpuError
 from coordinator.picture import Mirror, Picture
@@ -27,6 +27,7 @@ class Watcher:
         self._mirror = mirror
         self._wakes: dict[str, Wake] = {}
         self._shown: View | None = None
+        self._drawn_from = (-1, "")
         self._decided = -1
         self.happenings: deque[Happening] = deque(maxlen=KEPT)
         self.happened = 0
@@ -47,9 +48,15 @@ class Watcher:
         return self._mirror.picture
 
     def view(self) -> View:
-        heard = self._mirror.heard
-        self._wakes = remember(self._wakes, self._mirror.picture)
-        view = build(self._mirror.picture, self._wakes, None if heard is None else time.monotonic() - heard)
+        """What there is to show now; the same object as before where nothing has changed, whatever it holds."""
+        heard, picture = self._mirror.heard, self._mirror.picture
+        silent_s = None if heard is None else time.monotonic() - heard
+        drawn_from = (picture.edition, doubt(picture, silent_s))
+        if self._shown is not None and drawn_from == self._drawn_from:
+            return self._shown
+        self._drawn_from = drawn_from
+        self._wakes = remember(self._wakes, picture)
+        view = build(picture, self._wakes, silent_s)
         if self._shown is not None and view != self._shown:
             self._note(self._shown, view)
         self._shown = view

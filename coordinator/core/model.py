@@ -163,6 +163,9 @@ class Load(Value, frozen=True, kw_only=True):
     running: Count = 0
     waiting: Count = 0
     kv_use: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
+    ttft: Seconds = 0.0
+    """Of the newest request that was answered: from its arrival at the engine's gate, waking included, to the first
+    byte of its answer. 0: none was yet. For display only."""
 
 
 class Seed(Value, frozen=True, kw_only=True):

@@ -338,6 +338,9 @@ class Server:
     def attach(self, state: Any) -> None:
         self._agent.attach_engine(self._memory, "127.0.0.1", self._light["port"])
 
+    def answered(self, seconds: float) -> None:
+        self._agent.answered(seconds)
+
     async def _gated(self, scope: Any, receive: Any, send: Any) -> None:
         from engine_patch.gate import Gate
 

@@ -104,6 +104,14 @@ async def test_a_request_wakes_the_load_key_and_waits_at_the_gate(lab: LightLab)
         await lab.load(engine, lambda load: (load.running, load.waiting) == (0, 0))
 
 
+async def test_the_load_key_tells_how_long_the_newest_answer_took(lab: LightLab):
+    async with await lab.bring_up() as engine:
+        assert (await lab.load(engine, lambda load: True)).ttft == 0.0
+        status, _ = await engine.ask()
+        assert status == 200
+        assert (await lab.load(engine, lambda load: load.ttft > 0)).waiting == 0
+
+
 async def test_denied_pages_are_answered_offloaded_with_the_reason(lab: LightLab):
     async with await lab.bring_up() as engine:
         before = await engine.ask()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 
 import msgspec
 import pytest
@@ -10,9 +11,10 @@ from rich.console import Console
 
 from coordinator.cli.render import bar, render
 from coordinator.cli.view import Stream, Wake, build, remember
+from coordinator.cli.watcher import Watcher
 from coordinator.core import model
 from coordinator.core.model import Bytes, Holder, Order, Phase
-from coordinator.picture import Picture
+from coordinator.picture import Mirror, Picture
 from coordinator.store import keys
 from coordinator.store.base import Change, Changes, KeyValue, Listing
 
@@ -91,6 +93,44 @@ def test_models_show_phase_queue_and_last_wake(picture):
     assert a.wake == Wake(pytest.approx(0.1), 600 * MIB)
     assert (b.phase, b.waiting, b.pinned, b.error, b.wake) == ("offloaded", 2, True, "no space", None)
     assert (view.leader, view.gateway, view.admin, view.doubt) == ("c1", "http://gw", "http://ad", "")
+
+
+def test_models_show_the_newest_answer_s_first_byte_and_what_they_come_back_from(picture):
+    b, a = build(picture, {}, 0.0).models
+    assert (a.ttft, a.master, b.ttft, b.master) == (0.0, 0, 0.0, 0)
+    wide = msgspec.structs.replace(spec(A), devices=("local/0", "local/1"), digest="d0,d1")
+    change(picture, keys.spec("org/a"), wide)
+    change(picture, keys.load("org/a"), model.Load(ttft=0.25), 12)
+    _, a = build(picture, {}, 0.0).models
+    assert (a.ttft, a.master) == (0.25, 1200 * MIB)
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render(build(picture, {}, 0.0)))
+    [line] = [line for line in captured.get().splitlines() if line.startswith("org/a")]
+    assert "250 ms" in line
+    assert line.count("1.2 GiB") + line.count("1.17 GiB") >= 1
+
+
+def test_weights_on_their_way_are_those_of_the_engine_itself(picture):
+    coming = model.Seed(host="h", port=1, family="f", have=1, total=4, source="b")
+    change(picture, keys.seed("org/a", "x"), coming)
+    b, a = build(picture, {}, 0.0).models
+    assert a.stream == Stream(1, 4, "b")
+    assert b.stream is None
+
+
+def test_a_heartbeat_is_nothing_new_and_silence_is():
+    mirror = Mirror(None)  # type: ignore[arg-type]
+    mirror.picture.list(Listing(tuple(kv(key, value, 10) for key, value in values().items()), 10))
+    mirror.heard = time.monotonic()
+    watcher = Watcher(mirror)
+    shown = watcher.view()
+    change(mirror.picture, keys.HEARTBEAT, model.Heartbeat(n=1))
+    assert watcher.view() is shown
+    change(mirror.picture, keys.load("org/a"), model.Load(running=9), 12)
+    assert watcher.view().models[1].running == 9
+    mirror.heard -= 60
+    assert "nothing heard" in watcher.view().doubt
 
 
 def test_a_wake_is_remembered_after_the_model_has_left_and_forgotten_with_its_engine(picture):

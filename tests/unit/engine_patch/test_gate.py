@@ -19,6 +19,7 @@ class Keeper:
     def __init__(self, max_queue: int = 512, max_wait: float = 30.0) -> None:
         self.max_wait = max_wait
         self.loads: list[Load] = []
+        self.answers: list[float] = []
         self._door = Door(max_queue, self._changed)
         self._wake = asyncio.Event()
         self.attached: Any = None
@@ -33,6 +34,9 @@ class Keeper:
 
     def attach(self, state: Any) -> None:
         self.attached = state
+
+    def answered(self, seconds: float) -> None:
+        self.answers.append(seconds)
 
     def stop(self) -> None:
         self.stopped = True
@@ -55,6 +59,8 @@ async def test_a_held_request_is_let_in_with_its_whole_body():
     keeper.door().open()
     assert (await call.end()).json == {"a": 1}
     assert keeper.loads[-1] == Load()
+    [seconds] = keeper.answers  # once, however many parts the answer has; waiting counts
+    assert seconds > 0
 
 
 async def test_an_open_gate_is_transparent_and_counts():
@@ -73,6 +79,7 @@ async def test_a_full_queue_answers_at_once_in_openai_shape():
     assert second.status == 503
     assert int(second.headers["retry-after"]) >= 1
     assert second.json["error"]["code"] == "queue_full"
+    assert keeper.answers == []  # a refusal is no answer
     assert set(second.json["error"]) == {"message", "type", "param", "code"}
     keeper.door().open()
     assert (await first.end()).status == 200
