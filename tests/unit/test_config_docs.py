@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
+import yaml
 
 from coordinator import config
+from coordinator.document import Document
 from tests.helpers.model_folder import model_folder
 
 ROOT = Path(__file__).parents[2]
@@ -15,9 +18,18 @@ PAGE = (ROOT / "docs" / "configuration.md").read_text()
 
 
 def keys_under(heading: str) -> list[str]:
+    return re.findall(r"^\| `([^`]+)` \|", _body(heading), re.MULTILINE)
+
+
+def defaults_under(heading: str) -> list[tuple[str, str]]:
+    """(key, default) of each row that has one; the default is whatever stands there."""
+    return re.findall(r"^\| `([^`]+)` \| ([^|]*) \| ", _body(heading), re.MULTILINE)
+
+
+def _body(heading: str) -> str:
     section = re.split(r"^## ", PAGE, flags=re.MULTILINE)
     [body] = [part for part in section if part.startswith(heading + "\n")]
-    return re.findall(r"^\| `([^`]+)` \|", body, re.MULTILINE)
+    return body
 
 
 @pytest.mark.parametrize(
@@ -35,6 +47,38 @@ def keys_under(heading: str) -> list[str]:
 )
 def test_every_key_is_documented_and_no_other(heading, keys):
     assert sorted(keys_under(heading)) == sorted(keys)
+
+
+@pytest.mark.parametrize(
+    ("heading", "struct"),
+    [
+        ("Top level", config.Config),
+        ("Device", config.Device),
+        ("Gateway", config.Gateway),
+        ("Admin", config.Admin),
+        ("Defaults", config.Defaults),
+        ("Model", config.Model),
+        ("Policy", config.Policy),
+        ("Log", config.Log),
+    ],
+)
+def test_every_default_is_the_code_s(heading: str, struct: type[msgspec.Struct]) -> None:
+    """`5m` is decoded as the file's would be; words without backticks stand for nothing, `required` for itself."""
+    fields = {field.name: field for field in msgspec.structs.fields(struct)}
+    for key, default in defaults_under(heading):
+        field = fields[key]
+        if field.required:
+            assert default == "required", key
+            continue
+        real = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        if default.startswith("`"):
+            document = Document("page", {key: yaml.safe_load(default.strip("`"))})
+            assert getattr(document.decode(msgspec.defstruct("One", [(key, field.type)]), config.hook), key) == real, (
+                key
+            )
+        else:
+            assert default != "required", key
+            assert not real, key
 
 
 def test_every_key_that_is_not_supported_yet_is_listed():
