@@ -14,8 +14,9 @@ import msgspec
 
 from coordinator.gateway.problem import bad_request, overloaded, too_large
 
-OURS: Final = "kv_transfer_params"
-"""Steers KV transfers between engines (CVE-2026-94622 ff.): ours to set, never a client's."""
+KV_PARAMS: Final = "kv_transfer_params"
+OURS: Final = (KV_PARAMS, "ec_transfer_params")
+"""Steer transfers of KV and of encoder outputs between engines (CVE-2026-94622 ff.): ours to set, never a client's."""
 MAX_N: Final = 128
 """OpenAI's own bound of `n`; engines allocate for each."""
 
@@ -80,11 +81,15 @@ class Ask(msgspec.Struct, frozen=True):
     model: str
     fields: dict[str, msgspec.Raw]
 
+    @property
+    def content_type(self) -> str:
+        return "application/json"
+
     def encode(self, model: str, transfer: Mapping[str, object] | None = None) -> bytes:
         """The body for an engine, which serves `model` under this name. `transfer`: our kv_transfer_params."""
         fields: dict[str, object] = {**self.fields, "model": model}
         if transfer is not None:
-            fields[OURS] = transfer
+            fields[KV_PARAMS] = transfer
         return msgspec.json.encode(fields)
 
     def first_token(self, model: str, transfer: Mapping[str, object]) -> bytes | None:
@@ -94,7 +99,7 @@ class Ask(msgspec.Struct, frozen=True):
             return None
         kept = {name: raw for name, raw in self.fields.items() if name not in _ANSWER}
         one = {"max_completion_tokens": 1} if "messages" in kept else {}
-        return msgspec.json.encode({**kept, "model": model, "max_tokens": 1, **one, **_ALONE, OURS: transfer})
+        return msgspec.json.encode({**kept, "model": model, "max_tokens": 1, **one, **_ALONE, KV_PARAMS: transfer})
 
     def _splits(self) -> bool:
         single = all(bytes(self.fields.get(name, b"1")) in (b"1", b"null") for name in ("n", "best_of"))
@@ -108,9 +113,10 @@ def parse(data: bytes) -> Ask:
     fields = _fields(data)
     model = _name(fields)
     _check_n(fields)
-    fields.pop(OURS, None)
+    for name in OURS:
+        fields.pop(name, None)
     if "vllm_xargs" in fields:
-        # vLLM reads extra arguments and KV-transfer parameters from one dict.
+        # vLLM reads extra arguments and transfer parameters from one dict.
         fields["vllm_xargs"] = _without_ours(fields["vllm_xargs"])
     return Ask(model, fields)
 
@@ -147,5 +153,6 @@ def _without_ours(raw: msgspec.Raw) -> msgspec.Raw:
         extra = _decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return raw  # null, or what the engine will refuse
-    extra.pop(OURS, None)
+    for name in OURS:
+        extra.pop(name, None)
     return msgspec.Raw(msgspec.json.encode(extra))

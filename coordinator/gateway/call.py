@@ -29,13 +29,14 @@ class Call(msgspec.Struct, frozen=True):
     arrived: float
     client_id: str
     engine_id: str
+    content_type: str = "application/json"
 
     def engine_headers(self, host: str, now: float) -> dict[str, str]:
         """Headers to an engine that goes by `host`."""
         return {
             **self.headers,
             "Host": host,
-            "Content-Type": "application/json",
+            "Content-Type": self.content_type,
             REQUEST_ID: self.engine_id,
             DEADLINE: f"{max(0.0, self.deadline - now):.3f}",
         }

@@ -1,4 +1,4 @@
-"""The gateway's routes: OpenAI's completions and models, and `/health`, `/running`, `/metrics`.
+"""The gateway's routes: what engines answer (`surface`), OpenAI's models, and `/health`, `/running`, `/metrics`.
 
 Model ids may hold slashes, raw or escaped.
 """
@@ -15,9 +15,11 @@ import msgspec
 from aiohttp import web
 
 from coordinator.gateway import problem as problems
+from coordinator.gateway import surface
 from coordinator.gateway.body import Ask, Body, Budget, parse
 from coordinator.gateway.call import REQUEST_ID, Call, allowed_wait, ids, passed
 from coordinator.gateway.dispatch import Dispatcher
+from coordinator.gateway.form import Form, read_form
 from coordinator.gateway.prefill import Prefill
 from coordinator.gateway.problem import Problem
 from coordinator.gateway.routes import Routes
@@ -28,7 +30,6 @@ from coordinator.metrics import Metrics
 log = logging.getLogger(__name__)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-COMPLETIONS = ("/v1/chat/completions", "/v1/completions")
 _IDS = web.RequestKey("ids", tuple[str, str])
 _MODEL = web.RequestKey("model", str)
 
@@ -80,8 +81,8 @@ class Handlers:
 
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._answer])
-        for path in COMPLETIONS:
-            app.router.add_post(path, self._complete)
+        for path in surface.PATHS:
+            app.router.add_post(path, self._infer)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{model:.+}", self._one_model)
         app.router.add_get("/health", self._health)
@@ -118,31 +119,32 @@ class Handlers:
 
     def _finished(self, request: web.Request, status: int, seconds: float) -> None:
         client, engine = request[_IDS]
-        if request.path in COMPLETIONS:
+        if request.path in surface.PATHS:
             self._metrics.request_finished(request[_MODEL], status)
             log.info(
                 "%s %s model=%s status=%d seconds=%.3f id=%s engine_id=%s",
                 request.method, request.path, request[_MODEL], status, seconds, client, engine,
             )  # fmt: skip
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
+    async def _infer(self, request: web.Request) -> web.StreamResponse:
         if self.closing:
             raise problems.closing()
         body = Body(self._budget, self._settings.max_body)
         try:
             call, ask = await self._call(request, body)
-            call = await self._prefill.through(call, ask)
+            if request.path in surface.COMPLETIONS and isinstance(ask, Ask):
+                call = await self._prefill.through(call, ask)
             return await self._dispatcher.serve(call, request, {REQUEST_ID: call.client_id})
         finally:
             body.release()
 
-    async def _call(self, request: web.Request, body: Body) -> tuple[Call, Ask]:
+    async def _call(self, request: web.Request, body: Body) -> tuple[Call, Ask | Form]:
         arrived = self._clock()
         if (request.content_length or 0) > self._settings.max_body:
             raise problems.too_large(self._settings.max_body)
         try:
             async with asyncio.timeout(self._settings.body_timeout_s):
-                ask = parse(await body.read(request.content.iter_any()))
+                ask = await _read(request, body)
         except TimeoutError:
             raise Problem(408, "request_timeout", "the request's body did not arrive in time") from None
         model = self._routes.resolve(ask.model, self._clock())
@@ -159,6 +161,7 @@ class Handlers:
             arrived=arrived,
             client_id=client_id,
             engine_id=engine_id,
+            content_type=ask.content_type,
         )
         return call, ask
 
@@ -198,6 +201,13 @@ class Handlers:
     async def _serve_metrics(self, request: web.Request) -> web.StreamResponse:
         text, content_type = self._metrics.expose()
         return web.Response(body=text, headers={"Content-Type": content_type})
+
+
+async def _read(request: web.Request, body: Body) -> Ask | Form:
+    """Raises Problem for what is neither."""
+    if request.path in surface.FORM_PATHS:
+        return await read_form(request, body)
+    return parse(await body.read(request.content.iter_any()))
 
 
 def _json(value: object, status: int = 200) -> web.Response:

@@ -14,13 +14,15 @@ from aiohttp import ClientError, ClientResponse, web
 
 from coordinator.gateway.problem import Problem, engine_lost
 from coordinator.gateway.sse import LineRelay, error_event
+from coordinator.gateway.surface import named_ends
 
 log = logging.getLogger(__name__)
 
 WHOLE_LIMIT = 16 << 20
 """An answer larger than this is passed on as it comes, not held back until it is complete."""
 STALLED_S = 300.0
-_PASSED = ("Content-Type", "Retry-After")
+_PASSED = ("Content-Type", "Retry-After", "metadata")
+"""`metadata`: where vLLM says what raw bytes of embeddings are."""
 _BROKEN = (ClientError, TimeoutError, OSError)
 
 
@@ -48,7 +50,8 @@ async def _events(
     response.headers["Cache-Control"] = "no-cache"
     response.headers["X-Accel-Buffering"] = "no"
     await response.prepare(request)
-    lines = LineRelay()
+    ends = named_ends(request.path)
+    lines = LineRelay(ends)
     try:
         while chunk := await _read(upstream, model):
             if ready := lines.feed(chunk):
@@ -61,7 +64,7 @@ async def _events(
         if rest:
             await _write(response, request, rest)
     except Problem as problem:
-        await _write(response, request, error_event(problem))
+        await _write(response, request, error_event(problem, named=bool(ends)))
         _cut(request)
     return response
 

@@ -17,11 +17,12 @@ Behaviour = Callable[[web.Request, dict[str, Any]], Awaitable[web.StreamResponse
 
 @dataclass
 class Seen:
-    """One request as it arrived."""
+    """One request as it arrived. `body` is empty where it is no JSON."""
 
     path: str
     headers: CIMultiDict[str]
     body: dict[str, Any]
+    raw: bytes = b""
 
 
 @dataclass
@@ -36,8 +37,9 @@ class OpenAIStub:
     url: str = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        body = json.loads(await request.read())
-        self.seen.append(Seen(request.path, CIMultiDict(request.headers), body))
+        raw = await request.read()
+        body = json.loads(raw) if request.content_type == "application/json" else {}
+        self.seen.append(Seen(request.path, CIMultiDict(request.headers), body, raw))
         self.changed.set()
         try:
             return await (self.behave or self.answer)(request, body)
@@ -50,7 +52,7 @@ class OpenAIStub:
         """A whole answer, or a stream of three tokens."""
         if body.get("stream"):
             return await stream(request, self.tokens(body), done=True)
-        return web.json_response({"id": "1", "model": body["model"], "choices": [{"text": f"from {self.name}"}]})
+        return web.json_response({"id": "1", "model": body.get("model"), "choices": [{"text": f"from {self.name}"}]})
 
     def tokens(self, body: dict[str, Any]) -> list[bytes]:
         return [event({"model": body["model"], "choices": [{"text": f"{self.name}-{n}"}]}) for n in range(3)]
@@ -89,8 +91,7 @@ async def stream(request: web.Request, chunks: list[bytes], *, done: bool) -> we
 async def serving(stub: OpenAIStub) -> AsyncIterator[OpenAIStub]:
     """The stub on a free loopback port."""
     app = web.Application(client_max_size=64 << 20)
-    app.router.add_post("/v1/chat/completions", stub.handle)
-    app.router.add_post("/v1/completions", stub.handle)
+    app.router.add_post("/{path:.+}", stub.handle)
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -80,6 +80,12 @@ async def test_some_requests_are_never_split(fields: dict[str, Any]) -> None:
     assert "kv_transfer_params" in second.seen[1].body
 
 
+async def test_only_completions_are_split() -> None:
+    async with pair() as (first, second, bench), bench.post({"model": "m", "input": "x"}, "/v1/embeddings") as answer:
+        assert answer.status == 200
+    assert (first.seen, len(second.seen)) == ([], 1)
+
+
 async def refused(request: web.Request, body: dict[str, Any]) -> web.Response:
     return web.json_response({"error": {"message": "no"}}, status=400)
 

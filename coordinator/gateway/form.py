@@ -1,0 +1,103 @@
+"""A multipart form as a client sent it, taken apart and put together anew: audio comes this way.
+
+What goes to the engine is written by us, part by part, under a boundary of ours: a form that two parsers read in two
+ways cannot smuggle anything past this one. Only a part's name, file name and type survive of its headers.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import AsyncIterator
+from typing import Final
+
+import msgspec
+from aiohttp import BodyPartReader, MultipartReader, web
+
+from coordinator.gateway.body import OURS, Body
+from coordinator.gateway.problem import bad_request
+
+MOST_PARTS: Final = 64
+CHUNK: Final = 64 << 10
+LONGEST_NAME: Final = 256
+_DROPPED: Final = (*OURS, "vllm_xargs")
+_NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
+_TYPE: Final = re.compile(r"[A-Za-z0-9.+-]{1,64}/[A-Za-z0-9.+-]{1,64}")
+_UNSAFE: Final = re.compile(r'[\x00-\x1f\x7f"\\]')
+
+
+class Part(msgspec.Struct, frozen=True):
+    """One field. `filename` empty: it is text, not a file."""
+
+    name: str
+    content: bytes
+    filename: str = ""
+    type: str = ""
+
+
+class Form(msgspec.Struct, frozen=True):
+    """A parsed form: the model it names, and its other fields."""
+
+    model: str
+    parts: tuple[Part, ...]
+    boundary: str
+
+    @property
+    def content_type(self) -> str:
+        return f"multipart/form-data; boundary={self.boundary}"
+
+    def encode(self, model: str) -> bytes:
+        """The form for an engine, which serves `model` under this name."""
+        lines = []
+        for part in (Part("model", model.encode()), *self.parts):
+            lines += [f"--{self.boundary}\r\n{_headers(part)}\r\n\r\n".encode(), part.content, b"\r\n"]
+        return b"".join([*lines, f"--{self.boundary}--\r\n".encode()])
+
+
+async def read_form(request: web.Request, body: Body) -> Form:
+    """All of a request's form, its bytes charged to `body`. Raises Problem: 400 for what is no form, names no model or
+    repeats a field that may be there once; 413 and 503 as `Body.read`."""
+    if request.content_type != "multipart/form-data":
+        raise bad_request("send this as multipart/form-data")
+    parts: list[Part] = []
+    try:
+        async for reader in _parts(await request.multipart()):
+            if len(parts) == MOST_PARTS:
+                raise bad_request(f"the form has more than {MOST_PARTS} fields")
+            parts.append(await _part(reader, body))
+    except ValueError as error:  # aiohttp's for every fault of a form
+        raise bad_request(f"the body is not a form: {str(error)[:200]}") from None
+    models = [part for part in parts if part.name == "model"]
+    if len(models) != 1 or models[0].filename:
+        raise bad_request("the form names no model, or more than one", "model")
+    kept = tuple(part for part in parts if part.name != "model" and part.name.partition("[")[0] not in _DROPPED)
+    return Form(models[0].content.decode("utf-8", "replace"), kept, uuid.uuid4().hex)
+
+
+async def _parts(form: MultipartReader) -> AsyncIterator[BodyPartReader]:
+    while (part := await form.next()) is not None:
+        if not isinstance(part, BodyPartReader):
+            raise bad_request("a part of the form is a form itself")
+        yield part
+
+
+async def _part(reader: BodyPartReader, body: Body) -> Part:
+    if "Content-Encoding" in reader.headers or "Content-Transfer-Encoding" in reader.headers:
+        raise bad_request("a part of the form is encoded")
+    name, filename = reader.name or "", reader.filename or ""
+    if not _NAME.fullmatch(name):
+        raise bad_request("a part of the form has no name, or an impossible one")
+    type_ = reader.headers.get("Content-Type", "").partition(";")[0].strip()
+    content = await body.read(_chunks(reader))
+    return Part(name, content, _UNSAFE.sub("_", filename)[:LONGEST_NAME], type_ if _TYPE.fullmatch(type_) else "")
+
+
+async def _chunks(reader: BodyPartReader) -> AsyncIterator[bytes]:
+    while chunk := await reader.read_chunk(CHUNK):
+        yield chunk
+
+
+def _headers(part: Part) -> str:
+    file = f'; filename="{part.filename}"' if part.filename else ""
+    type_ = f"\r\nContent-Type: {part.type}" if part.type else ""
+    return f'Content-Disposition: form-data; name="{part.name}"{file}{type_}'
