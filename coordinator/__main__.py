@@ -67,6 +67,7 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
         gateway=GatewaySettings(
             host=gateway.listen.host,
             port=gateway.listen.port,
+            api_keys=gateway.api_keys,
             max_queue=gateway.max_queue,
             models=tuple(config.models),
             prefill=pairs(config.models),

@@ -17,6 +17,7 @@ import msgspec
 
 from coordinator import config_checks as checks
 from coordinator import document
+from coordinator.admin.keyring import hash_key
 from coordinator.config_roles import expand
 from coordinator.core.policies.registry import make
 from coordinator.document import Document, Struct
@@ -56,6 +57,8 @@ class Listen(str):
             return self.host == "localhost"
 
 
+ENVIRONMENT = "environment"
+"""Who holds the key that VNPU_API_KEY gives."""
 SMALL_CHUNK, LARGE_CHUNK, LARGE_DEVICE = 2 << 20, 16 << 20, 512 << 20
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 Priority = Annotated[int, msgspec.Meta(ge=-1000, le=1000)]
@@ -86,9 +89,11 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Gateway(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The OpenAI API. A model's queue holds `max_queue` requests, each at most `max_wait` seconds."""
+    """The OpenAI API. `api_keys`: hashes of clients' keys by the holder's name; without any it listens on
+    loopback only. A model's queue holds `max_queue` requests, each at most `max_wait` seconds."""
 
     listen: Listen = Listen("127.0.0.1:8080")
+    api_keys: dict[str, str] = {}
     max_queue: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 512
     max_wait: Duration = Duration(300)
 
@@ -211,7 +216,7 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "": {},
     "policy": {},
     "devices": {},
-    "gateway": {"api_keys": _VERSION},
+    "gateway": {},
     "admin": {},
     "log": {},
     "defaults": {},
@@ -239,7 +244,7 @@ def decoded(root: Document, environ: Mapping[str, str], folder: Path) -> Config:
     root.known(Config.__struct_fields__, LATER[""])
     defaults = root.child("defaults")
     values: dict[str, object] = {**root.mapping(), "defaults": _section(root, "defaults", Defaults)}
-    values["gateway"] = _section(root, "gateway", Gateway)
+    values["gateway"] = _with_api_key(_section(root, "gateway", Gateway), environ)
     values["admin"] = _with_key(_section(root, "admin", Admin), environ)
     values["policy"] = _policy(root)
     values["log"] = _section(root, "log", Log)
@@ -274,6 +279,13 @@ def _with_key(admin: Admin, environ: Mapping[str, str]) -> Admin:
     if admin.api_key:
         return admin
     return msgspec.structs.replace(admin, api_key=environ.get("VNPU_ADMIN_KEY", ""))
+
+
+def _with_api_key(gateway: Gateway, environ: Mapping[str, str]) -> Gateway:
+    given = environ.get("VNPU_API_KEY", "")
+    if gateway.api_keys or not given:
+        return gateway
+    return msgspec.structs.replace(gateway, api_keys={ENVIRONMENT: hash_key(given)})
 
 
 def _devices(root: Document) -> list[Device]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -49,7 +49,7 @@ def check(root: Document, config: Config) -> None:
 
 def looks(root: Document, config: Config) -> Iterator[Look]:
     """All that is to be looked at, each by itself; a look raises ConfigError for the first thing it finds."""
-    yield from (partial(look, root, config) for look in (_names, _etcd, _ports, _admin))
+    yield from (partial(look, root, config) for look in (_names, _etcd, _ports, _admin, _gateway))
     for name, model in config.models.items():
         section = section_of(root.child("models"), name)
         yield partial(_engine_args, section, model)
@@ -108,19 +108,31 @@ def _admin(root: Document, config: Config) -> None:
     for role, keys in config.admin.roles.items():
         if role not in set(Role):
             raise root.error(f"there is no role {role!r}", f"write {' or '.join(Role)}", "admin.roles")
-        for name, hashed in keys.items():
-            if not HASH.fullmatch(hashed):  # never shown: it may be the key itself
-                raise root.error(
-                    "is not a key's hash", "write the hash that `vnpu key` prints", f"admin.roles.{role}.{name}"
-                )
-            if not NAME.fullmatch(name):
-                raise root.error(f"{name!r} is not a name", f"write {LETTERS}", f"admin.roles.{role}")
+        _keys(root, keys, f"admin.roles.{role}")
     if not config.admin.listen.loopback and not (config.admin.api_key or any(config.admin.roles.values())):
         raise root.error(
             f"{config.admin.listen} is reachable from other machines and no key protects it",
             "set admin.api_key (or VNPU_ADMIN_KEY), or listen on 127.0.0.1",
             "admin.listen",
         )
+
+
+def _gateway(root: Document, config: Config) -> None:
+    _keys(root, config.gateway.api_keys, "gateway.api_keys")
+    if not config.gateway.listen.loopback and not config.gateway.api_keys:
+        raise root.error(
+            f"{config.gateway.listen} is reachable from other machines and no key protects it",
+            "set gateway.api_keys (or VNPU_API_KEY), or listen on 127.0.0.1",
+            "gateway.listen",
+        )
+
+
+def _keys(root: Document, keys: Mapping[str, str], where: str) -> None:
+    for name, hashed in keys.items():
+        if not HASH.fullmatch(hashed):  # never shown: it may be the key itself
+            raise root.error("is not a key's hash", "write the hash that `vnpu key` prints", f"{where}.{name}")
+        if not NAME.fullmatch(name):
+            raise root.error(f"{name!r} is not a name", f"write {LETTERS}", where)
 
 
 def _sharing(section: Document, model: Model) -> None:

@@ -21,7 +21,15 @@ LOOK_S = 2.0
 """Between looks at the file. inotify tells nothing of a file that is mounted into a container and replaced outside."""
 READ_S = 30.0
 """Reading looks at every model's folder too, which may lie on a network."""
-LIVE_SECTIONS = ("defaults.", "policy.", "gateway.max_queue", "gateway.max_wait", "admin.api_key", "admin.roles")
+LIVE_SECTIONS = (
+    "defaults.",
+    "policy.",
+    "gateway.max_queue",
+    "gateway.max_wait",
+    "gateway.api_keys",
+    "admin.api_key",
+    "admin.roles",
+)
 _WHY = {
     "etcd": "every process is connected to it: restart the node",
     "node": "it is part of every key in etcd: restart the node",

@@ -247,7 +247,9 @@ class Runtime:
 
     def _adopt(self, config: Config) -> None:
         """The live part of a configuration that was read again. Raises ConfigError, and then nothing is adopted."""
+        self._gateway.vet_keys(config.gateway.api_keys)
         self._admin.change_keys(config.admin.api_key, config.admin.roles)
+        self._gateway.change_keys(config.gateway.api_keys)
         self._gateway.resize(config.gateway.max_queue)
         self._inbox.put_nowait(reconfigured(config))
 

@@ -59,8 +59,13 @@ def hash_key(key: str) -> str:
 def known_keys(api_key: str, roles: Mapping[str, Mapping[str, str]]) -> list[Key]:
     """All keys of a configuration: `admin.api_key` (a key or its hash), and hashes by role and holder."""
     given = [(OWNER, Role.OPERATE, api_key)] if api_key else []
-    given += [(name, Role(role), hashed) for role, keys in roles.items() for name, hashed in keys.items()]
-    return [Key(Caller(name, role), _digest(hash_key(hashed))) for name, role, hashed in given]
+    own = [Key(Caller(name, role), _digest(hash_key(hashed))) for name, role, hashed in given]
+    return own + [key for role, keys in roles.items() for key in named_keys(Role(role), keys)]
+
+
+def named_keys(role: Role, keys: Mapping[str, str]) -> list[Key]:
+    """Keys of one role; `keys` are hashes by the holders' names."""
+    return [Key(Caller(name, role), _digest(hash_key(hashed))) for name, hashed in keys.items()]
 
 
 def find(keys: Iterable[Key], given: str) -> Caller | None:

@@ -1,4 +1,4 @@
-"""`vnpu key`: a key for the admin API, and the hash of it that the configuration holds."""
+"""`vnpu key`: a key for the admin API or the gateway, and the hash of it that the configuration holds."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from types import TracebackType
 from coordinator.core.commands import Refuse, Route
 from coordinator.core.model import ModelId
 from coordinator.gateway import problem as problems
+from coordinator.gateway.access import Access, Keys
 from coordinator.gateway.dispatch import Dispatcher
 from coordinator.gateway.forward import Forwarder
 from coordinator.gateway.handlers import Handlers, Knowledge
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 class Gateway:
     """One gateway; make it while a loop runs, use it by `async with`. `on_demand(model, waiting)` is told every
-    change."""
+    change. Raises ConfigError for a listener that anybody could reach."""
 
     def __init__(
         self,
@@ -36,6 +37,7 @@ class Gateway:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._access = Access(settings.host, settings.api_keys)
         self._metrics = metrics
         self._on_demand = on_demand
         routes = Routes(settings.models, settings.prefill.values())
@@ -44,7 +46,7 @@ class Gateway:
         peers = Peers(settings.trusted_hosts)
         self._forwarder = Forwarder(peers, clock, settings.answer_timeout_s, self._answered)
         self._dispatcher = Dispatcher(routes, self._room, self._forwarder, clock, metrics.request_waited)
-        self._handlers = Handlers(settings, routes, self._dispatcher, metrics, known, clock)
+        self._handlers = Handlers(settings, self._access, routes, self._dispatcher, metrics, known, clock)
         app = self._handlers.application()
         self._listener = Listener(app, settings.host, settings.port, settings.drain_s)
 
@@ -93,6 +95,14 @@ class Gateway:
     def resize(self, max_queue: int) -> None:
         """Each model's queue takes so many from now on."""
         self._room.resize(max_queue)
+
+    def vet_keys(self, keys: Keys) -> None:
+        """Raises ConfigError where the listener would be open to anybody with them."""
+        self._access.vet(keys)
+
+    def change_keys(self, keys: Keys) -> None:
+        """These keys and no others from now on. Raises as `vet_keys`."""
+        self._access.change(keys)
 
     def admit(self, model: str) -> None:
         self._dispatcher.admit(model)

@@ -49,9 +49,11 @@ def ids(headers: Mapping[str, str]) -> tuple[str, str]:
     return (given if _SANE_ID.fullmatch(given) else minted), minted
 
 
-def passed(headers: Mapping[str, str]) -> dict[str, str]:
-    """The few of a client's headers that an engine gets to see; none of them chooses a rank, a peer or an encoding."""
-    return {name: headers[name] for name in _PASSED if name in headers}
+def passed(headers: Mapping[str, str], *, keyed: bool = False) -> dict[str, str]:
+    """The few of a client's headers that an engine gets to see; none of them chooses a rank, a peer or an encoding.
+    `keyed`: the key that was sent is the gateway's, and no matter of the engine's."""
+    names = [name for name in _PASSED if not (keyed and name == "Authorization")]
+    return {name: headers[name] for name in names if name in headers}
 
 
 def allowed_wait(headers: Mapping[str, str], limit_s: float) -> float:

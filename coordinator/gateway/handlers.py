@@ -16,6 +16,7 @@ from aiohttp import web
 
 from coordinator.gateway import problem as problems
 from coordinator.gateway import surface
+from coordinator.gateway.access import Access
 from coordinator.gateway.body import Ask, Body, Budget, parse
 from coordinator.gateway.call import REQUEST_ID, Call, allowed_wait, ids, passed
 from coordinator.gateway.dispatch import Dispatcher
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _IDS = web.RequestKey("ids", tuple[str, str])
 _MODEL = web.RequestKey("model", str)
+_CALLER = web.RequestKey("caller", str)
+HEALTH = "/health"
+"""Open without a key: it says nothing of models, and whoever watches over containers has none."""
 
 
 class Knowledge(Protocol):
@@ -60,6 +64,7 @@ class Handlers:
     def __init__(
         self,
         settings: Settings,
+        access: Access,
         routes: Routes,
         dispatcher: Dispatcher,
         metrics: Metrics,
@@ -67,6 +72,7 @@ class Handlers:
         clock: Callable[[], float],
     ) -> None:
         self._settings = settings
+        self._access = access
         self._routes = routes
         self._dispatcher = dispatcher
         self._prefill = Prefill(settings.prefill, dispatcher, clock)
@@ -85,7 +91,7 @@ class Handlers:
             app.router.add_post(path, self._infer)
         app.router.add_get("/v1/models", self._list_models)
         app.router.add_get("/v1/models/{model:.+}", self._one_model)
-        app.router.add_get("/health", self._health)
+        app.router.add_get(HEALTH, self._health)
         app.router.add_get("/running", self._running)
         app.router.add_get("/metrics", self._serve_metrics)
         return app
@@ -95,7 +101,7 @@ class Handlers:
         """Around every handler: errors get OpenAI's shape, and each request one log line and one count."""
         begun = self._clock()
         request[_IDS] = ids(request.headers)
-        request[_MODEL] = ""
+        request[_MODEL] = request[_CALLER] = ""
         status = 499  # nginx's word for: the client left
         try:
             response = await self._guarded(request, handler)
@@ -110,6 +116,8 @@ class Handlers:
     async def _guarded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         if self._guard is not None and (fault := self._guard.fault(request)):
             raise Problem(403, "forbidden", fault)
+        if request.path != HEALTH:
+            request[_CALLER] = self._access.check(request)
         try:
             return await handler(request)
         except web.HTTPException as error:
@@ -122,8 +130,8 @@ class Handlers:
         if request.path in surface.PATHS:
             self._metrics.request_finished(request[_MODEL], status)
             log.info(
-                "%s %s model=%s status=%d seconds=%.3f id=%s engine_id=%s",
-                request.method, request.path, request[_MODEL], status, seconds, client, engine,
+                "%s %s model=%s caller=%s status=%d seconds=%.3f id=%s engine_id=%s",
+                request.method, request.path, request[_MODEL], request[_CALLER] or "-", status, seconds, client, engine,
             )  # fmt: skip
 
     async def _infer(self, request: web.Request) -> web.StreamResponse:
@@ -156,7 +164,7 @@ class Handlers:
             model=model,
             path=request.path,
             body=ask.encode(model),
-            headers=passed(request.headers),
+            headers=passed(request.headers, keyed=self._access.keyed),
             deadline=self._clock() + allowed_wait(request.headers, self._known.max_wait(model)),
             arrived=arrived,
             client_id=client_id,

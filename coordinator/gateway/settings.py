@@ -12,10 +12,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     prefill group of each that has one, which no client can name. At most `max_queue` requests wait for a model. A body
     has at most `max_body` bytes and must arrive within `body_timeout_s`; all together have at most `body_budget`. An
     engine may be silent for `answer_timeout_s`. At the end, running answers get `drain_s`. `trusted_hosts` are names we
-    go by and hosts we connect to."""
+    go by and hosts we connect to; `api_keys` hashes of clients' keys by their holders' names."""
 
     host: str = "127.0.0.1"
     port: int = 8080
+    api_keys: Mapping[str, str] = {}
     max_queue: int = 512
     models: tuple[str, ...] = ()
     prefill: Mapping[str, str] = {}

@@ -55,6 +55,7 @@ class Stack:
         self._environ = {
             **os.environ,
             "VNPU_ADMIN_KEY": self.key,
+            "VNPU_API_KEY": self.key,
             "VNPU_GATEWAY_PORT": self.gateway.rpartition(":")[2],
             "VNPU_ADMIN_PORT": self.admin.rpartition(":")[2],
             "VNPU_PROMETHEUS_PORT": self.prometheus.rpartition(":")[2],

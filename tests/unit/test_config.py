@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from coordinator import config
+from coordinator.admin.keyring import hash_key
 from coordinator.config_roles import pairs
 from coordinator.errors import ConfigError
 from native.daemon.options import DeviceOption
@@ -94,12 +95,23 @@ def test_the_admin_key_may_come_from_the_environment_alone(load):
     assert load(GOOD, {"VNPU_ADMIN_KEY": "k"}).admin.api_key == "k"
 
 
+def test_the_gateways_key_may_come_from_the_environment_and_is_kept_as_its_hash(load):
+    open_ = GOOD + "gateway: {listen: 0.0.0.0:80}"
+    got = load(open_, {"VNPU_API_KEY": "a secret"}).gateway.api_keys
+    assert got == {"environment": hash_key("a secret")}
+    assert load(open_, {"VNPU_API_KEY": hash_key("a secret")}).gateway.api_keys == got
+    own = GOOD + f"gateway: {{api_keys: {{anna: '{hash_key('hers')}'}}}}"
+    assert load(own, {"VNPU_API_KEY": "a secret"}).gateway.api_keys == {"anna": hash_key("hers")}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         (GOOD + "gatway: {}", ["gatway", "did you mean `gateway`"]),
         (GOOD + "policy: {name: mru}", ["policy.name", "write lru or landlord or cost_aware"]),
-        (GOOD + "gateway: {api_keys: [x]}", ["gateway.api_keys", "not supported yet"]),
+        (GOOD + "gateway: {api_keys: [x]}", ["gateway.api_keys", "object"]),
+        (GOOD + "gateway: {api_keys: {anna: hunter2}}", ["gateway.api_keys.anna", "vnpu key"]),
+        (GOOD + "gateway: {listen: 0.0.0.0:80}", ["gateway.listen", "no key", "VNPU_API_KEY"]),
         (GOOD + "admin: {roles: {boss: {}}}", ["admin.roles", "boss", "read or operate"]),
         (GOOD + "admin: {roles: {read: {anna: hunter2}}}", ["admin.roles.read.anna", "vnpu key"]),
         (GOOD + "policy: {name: lru, options: {x: 1}}", ["policy.options", "it has no options"]),

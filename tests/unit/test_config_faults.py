@@ -52,7 +52,7 @@ def test_the_faults_of_all_sections_are_named_at_once(folder: Path) -> None:
     """
     assert keys(folder, text) == [
         *("nodes", "host_ram", "defaults.keep_alive", "defaults.pin"),
-        *("gateway.api_keys", "gateway.listen", "gateway.max_queue", "policy.options"),
+        *("gateway.listen", "gateway.max_queue", "gateway.api_keys", "policy.options"),
         *("devices[0].drivers", "devices[0].capacity", "devices[1].id", "devices[1].capacity", "devices[1].driver"),
         *("models.qwen2.5.kv_cache", "models.qwen2.5.keep_alive"),
         *("models.b.engine_arg", "models.b.path", "models.b.restart"),
@@ -71,7 +71,7 @@ def test_what_holds_between_sections_is_looked_at_for_every_model(folder: Path) 
           d: {path: a, kv_cache: 1GiB, device: any}
     """
     assert keys(folder, text) == [
-        *("admin.listen", "models.a.engine_args.port", "models.a.stop_after", "models.a"),
+        *("admin.listen", "gateway.listen", "models.a.engine_args.port", "models.a.stop_after", "models.a"),
         *("models.b.path", "models.c.device", "models.d"),
     ]
 
@@ -119,7 +119,20 @@ def test_it_ends_and_finds_something_exactly_where_load_refuses(folder: Path, da
     document = yaml.safe_load(SOUND)
     names = ["etcd", "node", "gateway", "admin", "defaults", "policy", "host_ram", "log", "devices", "models", "other"]
     document |= data.draw(st.dictionaries(st.sampled_from(names), VALUES, max_size=2))
-    inner = ["path", "kv_cache", "device", "roles", "start", "port", "engine_args", "sharded_linear", "kv_keep", "fly"]
+    inner = [
+        "path",
+        "kv_cache",
+        "device",
+        "roles",
+        "replicas",
+        "aliases",
+        "start",
+        "port",
+        "engine_args",
+        "sharded_linear",
+        "kv_keep",
+        "fly",
+    ]
     extra = data.draw(st.dictionaries(st.sampled_from(inner), VALUES, max_size=3))
     if isinstance(document["models"], dict) and isinstance(document["models"].get("qwen2.5"), dict):
         document["models"]["qwen2.5"] |= extra

@@ -58,13 +58,13 @@ async def test_what_can_change_live_does(file: Path) -> None:
     node = Node(file)
     report = await node.say(
         ("keep_alive: 1m", "keep_alive: 2m, priority: 3"),
-        ("max_queue: 9", "max_queue: 10, max_wait: 7s"),
+        ("max_queue: 9", "max_queue: 10, max_wait: 7s, api_keys: {a: 'sha256:" + "0" * 64 + "'}"),
         ("pin: true", "pin: false"),
         ("api_key: secret", "api_key: other"),
         ("models:", "policy: {name: lru, shadow: landlord}\nmodels:"),
     )
     assert set(report.applied) == {
-        "gateway.max_queue", "gateway.max_wait", "admin.api_key", "policy.name", "policy.shadow",
+        "gateway.max_queue", "gateway.max_wait", "gateway.api_keys", "admin.api_key", "policy.name", "policy.shadow",
         "defaults.keep_alive", "defaults.priority", "models.a.keep_alive", "models.a.priority",
         "models.b.keep_alive", "models.b.priority", "models.b.pin",
     }  # fmt: skip
