@@ -70,6 +70,7 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
             api_keys=gateway.api_keys,
             max_queue=gateway.max_queue,
             models=tuple(config.models),
+            aliases={alias: name for name, model in config.models.items() for alias in model.aliases},
             prefill=pairs(config.models),
             trusted_hosts=trusted,
         ),

@@ -145,6 +145,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     device: int | str | list[int | str] = ""
     engine_args: dict[str, Any] = {}
     port: Port | None = None
+    aliases: list[str] = []
     restart: Literal["always", "never"] = "always"
     load_from: Literal["disk", "auto", "peers"] = "disk"
     start: Literal["eager", "lazy"] = "eager"
@@ -221,7 +222,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "log": {},
     "defaults": {},
     "models": {
-        "aliases": _VERSION,
         "replicas": _VERSION,
         "async_runner": _VERSION,
     },

@@ -49,7 +49,7 @@ def check(root: Document, config: Config) -> None:
 
 def looks(root: Document, config: Config) -> Iterator[Look]:
     """All that is to be looked at, each by itself; a look raises ConfigError for the first thing it finds."""
-    yield from (partial(look, root, config) for look in (_names, _etcd, _ports, _admin, _gateway))
+    yield from (partial(look, root, config) for look in (_names, _aliases, _etcd, _ports, _admin, _gateway))
     for name, model in config.models.items():
         section = section_of(root.child("models"), name)
         yield partial(_engine_args, section, model)
@@ -81,6 +81,19 @@ def _names(root: Document, config: Config) -> None:
     for name in (name.removesuffix(PREFILL) for name in config.models):
         if not MODEL_NAME.fullmatch(name):
             raise root.child("models").error("is not a model's name", f"write {LETTERS}, colon and slash", name)
+
+
+def _aliases(root: Document, config: Config) -> None:
+    """A name means one model, whichever engine has registered first."""
+    owners = {name: name for name in config.models}
+    for name, model in config.models.items():
+        section = section_of(root.child("models"), name)
+        for alias in model.aliases:
+            if not MODEL_NAME.fullmatch(alias):
+                raise section.error(f"{alias!r} is not a model's name", f"write {LETTERS}, colon and slash", "aliases")
+            if alias in owners:
+                raise section.error(f"{alias!r} is a name of {owners[alias]} already", "choose another", "aliases")
+            owners[alias] = name
 
 
 def _etcd(root: Document, config: Config) -> None:

@@ -14,7 +14,7 @@ from coordinator.errors import ConfigError
 
 PREFILL = "@prefill"
 ROLES = ("prefill", "decode")
-OWN = ("roles", "port")
+OWN = ("roles", "port", "aliases")
 """What the decode group has of the model and the prefill group has not."""
 ARGS, TRANSFER = "engine_args", "kv_transfer_config"
 
@@ -50,7 +50,7 @@ def expand(name: str, section: Document, keys: Iterable[str], later: Mapping[str
     for role in ROLES:
         if role not in roles.mapping():
             raise roles.error("is missing", "a model has both roles, or none", role)
-        roles.child(role).known(set(keys) - {"roles"}, later)
+        roles.child(role).known(set(keys) - {"roles", "aliases"}, later)
     whole = section.mapping()
     decode = _merged(whole, roles.child("decode"))
     prefill = _merged({key: value for key, value in whole.items() if key not in OWN}, roles.child("prefill"))

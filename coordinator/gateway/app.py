@@ -40,7 +40,7 @@ class Gateway:
         self._access = Access(settings.host, settings.api_keys)
         self._metrics = metrics
         self._on_demand = on_demand
-        routes = Routes(settings.models, settings.prefill.values())
+        routes = Routes(settings.models, settings.prefill.values(), settings.aliases)
         self._room = WaitingRoom(settings.max_queue, self._demand_changed)
         self._known = known
         peers = Peers(settings.trusted_hosts)

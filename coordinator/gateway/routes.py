@@ -5,7 +5,7 @@ Written by the loop that runs the scheduler, read by request handlers on the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import msgspec
@@ -19,13 +19,16 @@ GONE_GRACE_S = 15.0
 class Routes:
     """The routing table. `configured` models exist whether an engine of theirs has registered yet or not."""
 
-    def __init__(self, configured: Iterable[str] = (), hidden: Iterable[str] = ()) -> None:
-        """`hidden` have routes, and no client can name them."""
+    def __init__(
+        self, configured: Iterable[str] = (), hidden: Iterable[str] = (), aliases: Mapping[str, str] | None = None
+    ) -> None:
+        """`hidden` have routes, and no client can name them. `aliases` go before those that engines have."""
+        self._known_aliases = dict(aliases or {})
         self._hidden = frozenset(hidden)
         self._configured = frozenset(configured) - self._hidden
         self._routes: dict[str, Route] = {}
         self._gone: dict[str, float] = {}
-        self._aliases: dict[str, str] = {}
+        self._aliases: dict[str, str] = dict(self._known_aliases)
 
     def apply(self, route: Route, now: float) -> None:
         """Take `route` as the truth about its model from `now` on (monotonic seconds)."""
@@ -35,7 +38,9 @@ class Routes:
         else:
             self._gone.pop(route.model, None)
             self._routes[route.model] = route
-        self._aliases = {alias: each.model for each in self._routes.values() for alias in each.aliases}
+        named = [each for each in self._routes.values() if each.model not in self._hidden]
+        told = {alias: each.model for each in named for alias in each.aliases}
+        self._aliases = {**told, **self._known_aliases}
 
     def resolve(self, name: str, now: float) -> str | None:
         """The model that `name` means: its own name first, then an alias. None: there is no such model."""
@@ -60,8 +65,8 @@ class Routes:
         return [endpoint for route in self._routes.values() for endpoint in route.endpoints]
 
     def aliases(self, model: str) -> tuple[str, ...]:
-        route = self._routes.get(model)
-        return route.aliases if route is not None else ()
+        """In order; without those that mean another model."""
+        return tuple(sorted(alias for alias, meant in self._aliases.items() if meant == model))
 
     @property
     def models(self) -> list[str]:

@@ -8,8 +8,9 @@ import msgspec
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """`models` are those of the configuration: they exist before an engine of theirs has registered; `prefill` is the
-    prefill group of each that has one, which no client can name. At most `max_queue` requests wait for a model. A body
+    """`models` are those of the configuration: they exist before an engine of theirs has registered; `aliases` are
+    their other names, each with the model it means; `prefill` is the prefill group of each that has one, which no
+    client can name. At most `max_queue` requests wait for a model. A body
     has at most `max_body` bytes and must arrive within `body_timeout_s`; all together have at most `body_budget`. An
     engine may be silent for `answer_timeout_s`. At the end, running answers get `drain_s`. `trusted_hosts` are names we
     go by and hosts we connect to; `api_keys` hashes of clients' keys by their holders' names."""
@@ -19,6 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     api_keys: Mapping[str, str] = {}
     max_queue: int = 512
     models: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = {}
     prefill: Mapping[str, str] = {}
     trusted_hosts: tuple[str, ...] = ()
     max_body: int = 32 << 20

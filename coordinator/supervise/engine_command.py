@@ -61,9 +61,8 @@ def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bi
 
 def _flags(engine: Engine, port: int) -> list[str]:
     model = engine.model
+    names = ["--model", model.path, "--served-model-name", engine.name, *model.aliases]
     flags = {
-        "--model": model.path,
-        "--served-model-name": engine.name,
         "--host": "127.0.0.1",
         "--port": str(port),
         "--kv-cache-memory-bytes": str(int(model.kv_cache)),
@@ -74,7 +73,7 @@ def _flags(engine: Engine, port: int) -> list[str]:
         flags["--model-loader-extra-config"] = json.dumps({"LOAD_FROM": model.load_from})
     if len(engine.devices) > 1:
         flags["--tensor-parallel-size"] = str(len(engine.devices))
-    return [word for pair in flags.items() for word in pair]
+    return [*names, *(word for pair in flags.items() for word in pair)]
 
 
 def _with_sharing(model: Model) -> dict[str, object]:

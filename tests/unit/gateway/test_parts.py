@@ -89,6 +89,14 @@ def test_routes_know_names_then_aliases_then_what_was_just_there() -> None:
     assert routes.resolve("m", 10.0 + GONE_GRACE_S) is None
 
 
+def test_a_configured_alias_is_there_before_its_engine_and_goes_before_what_engines_say() -> None:
+    routes = Routes(["m", "n"], aliases={"small": "m"})
+    assert routes.resolve("small", 0.0) == "m"
+    routes.apply(Route(ModelId("n"), (), ("small", "fast", "m")), 0.0)
+    assert (routes.resolve("small", 0.0), routes.resolve("fast", 0.0), routes.resolve("m", 0.0)) == ("m", "n", "m")
+    assert (routes.aliases("m"), "small" in routes.aliases("n")) == (("small",), False)
+
+
 def test_a_balancer_takes_turns_among_equals_and_forgets_what_left() -> None:
     a, b = Endpoint(EngineId("a"), "http://a"), Endpoint(EngineId("b"), "http://b")
     balancer = Balancer()

@@ -153,6 +153,8 @@ async def test_both_groups_are_wanted_at_once() -> None:
 async def test_no_client_can_name_the_prefill_group() -> None:
     async with pair() as (first, _, bench):
         assert (await bench.ask("m@prefill"))[0] == 404
+        bench.route("m@prefill", first.url, aliases=("sneaky",))
+        assert (await bench.ask("sneaky"))[0] == 404
         _, body = await bench.get("/v1/models")
         assert b"@prefill" not in body
     assert first.seen == []

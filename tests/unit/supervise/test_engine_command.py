@@ -46,6 +46,13 @@ def test_it_is_the_ordinary_server_with_our_flags_and_environment():
     }
 
 
+def test_aliases_are_served_names_too_and_the_model_is_the_first():
+    argv = command(aliases=["x", "y/z"]).argv
+    at = argv.index("--served-model-name")
+    assert argv[at + 1 : at + 5] == ("org/a", "x", "y/z", "--host")
+    assert "--served-model-name org/a x y/z \\\n" in command(aliases=["x", "y/z"]).shell()
+
+
 def on(driver: str, **model: object) -> Config:
     """Three models on device 2, the first of them on device 3 too."""
     few = {
