@@ -82,6 +82,11 @@ class Ask(msgspec.Struct, frozen=True):
     fields: dict[str, msgspec.Raw]
 
     @property
+    def streams(self) -> bool:
+        """The client wants a stream of events."""
+        return bytes(self.fields.get("stream", b"null")) == b"true"
+
+    @property
     def content_type(self) -> str:
         return "application/json"
 

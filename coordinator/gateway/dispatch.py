@@ -4,7 +4,7 @@ while nothing can be done twice."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -15,6 +15,7 @@ from coordinator.core.model import ModelId
 from coordinator.gateway.call import Call
 from coordinator.gateway.forward import Forwarder, NotTaken
 from coordinator.gateway.problem import unavailable, waited_too_long
+from coordinator.gateway.reply import Reply
 from coordinator.gateway.routes import Balancer, Routes
 from coordinator.gateway.waiting import WaitingRoom
 
@@ -69,6 +70,10 @@ class Dispatcher:
         """An engine of it is there or may be woken: not all are gone, and nobody is turned away."""
         return self._routes.is_served(model) and ModelId(model) not in self._refused
 
+    def waiting(self, model: str) -> int:
+        """Requests that wait here for it."""
+        return self._room.waiting(model)
+
     @contextmanager
     def wanting(self, model: str) -> Iterator[None]:
         """Within it `model` is demanded where it has no endpoint, for a request that will need it soon. Raises Problem
@@ -79,9 +84,9 @@ class Dispatcher:
             with self._room.place(model):
                 yield
 
-    async def serve(self, call: Call, request: web.Request, own: Mapping[str, str]) -> web.StreamResponse:
+    async def serve(self, call: Call, reply: Reply) -> web.StreamResponse:
         """The engine's answer, passed on. Raises Problem when there is none."""
-        return await self._through(call, lambda to: self._forwarder.attempt(call, to, request, own))
+        return await self._through(call, lambda to: self._forwarder.attempt(call, to, reply))
 
     async def ask(self, call: Call, limit: int) -> bytes:
         """The engine's answer, whole, for ourselves. Raises Problem when there is none, or it is over `limit` bytes."""

@@ -7,7 +7,7 @@ request away before vLLM saw it. Every other failure ends the request.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from aiohttp import (
     ClientConnectorError,
@@ -25,6 +25,7 @@ from coordinator.core.commands import Endpoint
 from coordinator.gateway.call import Call
 from coordinator.gateway.problem import Problem, engine_lost
 from coordinator.gateway.relay import relay
+from coordinator.gateway.reply import Reply
 from coordinator.hosts import HostRefused, Peer, Peers
 
 log = logging.getLogger(__name__)
@@ -72,9 +73,7 @@ class Forwarder:
         """Keep the resolved addresses of `urls` only: one that registers anew is resolved anew."""
         self._known = {url: peer for url, peer in self._known.items() if url in urls}
 
-    async def attempt(
-        self, call: Call, endpoint: Endpoint, request: web.Request, own: Mapping[str, str]
-    ) -> web.StreamResponse:
+    async def attempt(self, call: Call, endpoint: Endpoint, reply: Reply) -> web.StreamResponse:
         """Have `endpoint` answer. Raises NotTaken, or Problem when the engine failed with the request in its hands."""
         upstream = await self._post(call, endpoint)
         async with upstream:
@@ -82,7 +81,7 @@ class Forwarder:
                 raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
             if 300 <= upstream.status < 400:
                 raise Problem(502, "engine_redirects", f"the engine {endpoint.engine} answered with a redirect")
-            return await relay(upstream, request, call.model, own, lambda: self._first(call, upstream.status))
+            return await relay(upstream, reply, call.model, lambda: self._first(call, upstream.status))
 
     def _first(self, call: Call, status: int) -> None:
         if status < 400:

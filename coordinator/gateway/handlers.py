@@ -23,6 +23,7 @@ from coordinator.gateway.dispatch import Dispatcher
 from coordinator.gateway.form import Form, read_form
 from coordinator.gateway.prefill import Prefill
 from coordinator.gateway.problem import Problem
+from coordinator.gateway.reply import PROGRESS, News, Phases, Reply
 from coordinator.gateway.routes import Routes
 from coordinator.gateway.settings import Settings
 from coordinator.hosts import HostGuard, is_loopback
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _IDS = web.RequestKey("ids", tuple[str, str])
 _MODEL = web.RequestKey("model", str)
+_FAILED = web.RequestKey("failed", int)
 _CALLER = web.RequestKey("caller", str)
 HEALTH = "/health"
 """Open without a key: it says nothing of models, and whoever watches over containers has none."""
@@ -79,6 +81,7 @@ class Handlers:
         self._metrics = metrics
         self._known = known
         self._clock = clock
+        self._phases = Phases(known.phases, clock)
         self._budget = Budget(settings.body_budget)
         self._created = int(time.time())
         # A page in the operator's browser must not reach a gateway that trusts whoever is on this machine.
@@ -101,11 +104,12 @@ class Handlers:
         """Around every handler: errors get OpenAI's shape, and each request one log line and one count."""
         begun = self._clock()
         request[_IDS] = ids(request.headers)
+        request[_FAILED] = 0
         request[_MODEL] = request[_CALLER] = ""
         status = 499  # nginx's word for: the client left
         try:
             response = await self._guarded(request, handler)
-            status = response.status
+            status = request[_FAILED] or response.status
         except Problem as problem:
             status = problem.status
             response = _problem_response(problem, request[_IDS][0])
@@ -140,11 +144,33 @@ class Handlers:
         body = Body(self._budget, self._settings.max_body)
         try:
             call, ask = await self._call(request, body)
-            if request.path in surface.COMPLETIONS and isinstance(ask, Ask):
-                call = await self._prefill.through(call, ask)
-            return await self._dispatcher.serve(call, request, {REQUEST_ID: call.client_id})
+            async with Reply(request, {REQUEST_ID: call.client_id}, self._news(call, ask, request)) as reply:
+                return await self._through(call, ask, reply)
         finally:
             body.release()
+
+    async def _through(self, call: Call, ask: Ask | Form, reply: Reply) -> web.StreamResponse:
+        try:
+            if call.path in surface.COMPLETIONS and isinstance(ask, Ask):
+                call = await self._prefill.through(call, ask)
+            return await self._dispatcher.serve(call, reply)
+        except Problem as problem:
+            await reply.close()
+            if not reply.begun:
+                raise
+            reply.request[_FAILED] = problem.status
+            return await reply.fail(problem)
+
+    def _news(self, call: Call, ask: Ask | Form, request: web.Request) -> Callable[[], bytes] | None:
+        """What is told while the request waits; None: nothing was asked for, or nothing streams."""
+        if request.headers.get(PROGRESS) != "1" or not (isinstance(ask, Ask) and ask.streams):
+            return None
+
+        def comment() -> bytes:
+            phase, waiting = self._phases.of(call.model), self._dispatcher.waiting(call.model)
+            return News(call.model, phase, waiting, round(self._clock() - call.arrived, 3)).comment()
+
+        return comment
 
     async def _call(self, request: web.Request, body: Body) -> tuple[Call, Ask | Form]:
         arrived = self._clock()

@@ -25,6 +25,7 @@ class Known:
         self.max_wait_s = 60.0
         self.healthy_now = True
         self.objective_s: float | None = None
+        self.phases_now: dict[str, str] = {}
 
     def max_wait(self, model: str) -> float:
         return self.max_wait_s
@@ -33,7 +34,7 @@ class Known:
         return self.objective_s
 
     def phases(self) -> Mapping[str, str]:
-        return {}
+        return self.phases_now
 
     def healthy(self) -> bool:
         return self.healthy_now

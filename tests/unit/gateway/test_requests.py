@@ -12,7 +12,7 @@ from aiohttp import ClientError, ClientSession, web
 
 from coordinator.core.commands import Refuse
 from coordinator.core.model import ModelId
-from coordinator.gateway import relay
+from coordinator.gateway import reply
 from tests.helpers.gateway import Bench, gateway
 from tests.helpers.openai_stub import OpenAIStub, begin_stream, event, serving, stream
 
@@ -440,7 +440,7 @@ async def test_a_client_that_leaves_its_stream_ends_the_engines_work() -> None:
 
 
 async def test_a_client_that_never_reads_does_not_hold_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(relay, "STALLED_S", 0.2)
+    monkeypatch.setattr(reply, "STALLED_S", 0.2)
     block = b"data: " + b"x" * 65_536 + b"\n\n"
 
     async def endless(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
