@@ -21,6 +21,7 @@ import uvloop
 
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import Config, load
+from coordinator.config_replicas import model_of, models_of
 from coordinator.config_roles import pairs
 from coordinator.configured import scheduler
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
@@ -69,8 +70,8 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
             port=gateway.listen.port,
             api_keys=gateway.api_keys,
             max_queue=gateway.max_queue,
-            models=tuple(config.models),
-            aliases={alias: name for name, model in config.models.items() for alias in model.aliases},
+            models=models_of(config.models),
+            aliases={alias: model_of(name) for name, model in config.models.items() for alias in model.aliases},
             prefill=pairs(config.models),
             trusted_hosts=trusted,
         ),

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from coordinator import config_checks as checks
-from coordinator import document
+from coordinator import config_replicas, document
 from coordinator.admin.keyring import hash_key
 from coordinator.config_roles import expand
 from coordinator.core.policies.registry import make
@@ -151,6 +151,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     start: Literal["eager", "lazy"] = "eager"
     stop_after: Duration | None = None
     roles: dict[str, dict[str, Any]] = {}
+    replicas: list[dict[str, Any]] = []
     sharded_linear: ShardedLinear | list[str] | None = None
 
     @property
@@ -212,6 +213,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return next(device for device in self.devices if device.name == name)
 
 
+REPLICAS_OWN = ("device", "kv_cache", "kv_keep", "streams", "engine_args", "port", "load_from")
+"""What one engine of a model may have that the others have not."""
 _VERSION = "a later version of vNPU brings it; remove the key"
 LATER: Mapping[str, Mapping[str, str]] = {
     "": {},
@@ -222,7 +225,6 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "log": {},
     "defaults": {},
     "models": {
-        "replicas": _VERSION,
         "async_runner": _VERSION,
     },
 }
@@ -252,7 +254,7 @@ def decoded(root: Document, environ: Mapping[str, str], folder: Path) -> Config:
     values["models"] = {
         name: model_of(section, defaults.mapping(), devices, folder)
         for model, whole in named_models(root).items()
-        for name, section in expand(model, whole, Model.__struct_fields__, LATER["models"]).items()
+        for name, section in engine_sections(model, whole).items()
     }
     return Document(root.file, values).decode(Config, hook)
 
@@ -305,6 +307,14 @@ def named_models(root: Document) -> dict[str, Document]:
     if not models.mapping():
         raise root.error("no model is named", "add a model: a name, and under it path: and kv_cache:", "models")
     return {name: models.child(name) for name in models.mapping()}
+
+
+def engine_sections(model: str, whole: Document) -> dict[str, Document]:
+    """The sections of its engines, by their names. Raises ConfigError."""
+    if not whole.mapping().get(config_replicas.KEY):
+        return expand(model, whole, Model.__struct_fields__, LATER["models"])
+    whole.known(Model.__struct_fields__, LATER["models"])
+    return config_replicas.expand(model, whole, REPLICAS_OWN)
 
 
 def model_of(section: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path) -> Model:

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from coordinator.admin.keyring import HASH, Role
-from coordinator.config_roles import PREFILL, is_paired, pairs, section_of
+from coordinator.config_replicas import is_replicated, model_of
+from coordinator.config_roles import is_paired, pairs, section_of
 from coordinator.document import Document
 from coordinator.errors import ConfigError
 from coordinator.placement import ANY, allowed, needs
@@ -55,6 +56,8 @@ def looks(root: Document, config: Config) -> Iterator[Look]:
         yield partial(_engine_args, section, model)
         yield partial(_sharing, section, model)
         yield partial(_started, section, model, paired=is_paired(name, config.models))
+        if is_replicated(name, config.models):
+            yield partial(_replica, section, model)
         yield partial(_placement, section, config, model)
         yield partial(_fits, section, config, model)
     for name, prefill in pairs(config.models).items():
@@ -78,7 +81,7 @@ def _names(root: Document, config: Config) -> None:
         if device.overhead >= device.capacity:
             raise section.error("leaves nothing of the capacity", "make it smaller than `capacity`", "overhead")
         seen.add(device.name)
-    for name in (name.removesuffix(PREFILL) for name in config.models):
+    for name in root.child("models").mapping():
         if not MODEL_NAME.fullmatch(name):
             raise root.child("models").error("is not a model's name", f"write {LETTERS}, colon and slash", name)
 
@@ -91,6 +94,8 @@ def _aliases(root: Document, config: Config) -> None:
         for alias in model.aliases:
             if not MODEL_NAME.fullmatch(alias):
                 raise section.error(f"{alias!r} is not a model's name", f"write {LETTERS}, colon and slash", "aliases")
+            if owners.get(alias) == model_of(name) != name:
+                continue  # a replica has those of its model
             if alias in owners:
                 raise section.error(f"{alias!r} is a name of {owners[alias]} already", "choose another", "aliases")
             owners[alias] = name
@@ -193,6 +198,13 @@ def _started(section: Document, model: Model, *, paired: bool) -> None:
         raise section.error("a model with roles is started with the node", "leave `start: lazy` out", "start")
     if model.anywhere and paired:
         raise section.error("each role has one engine, in one place", "name its device, as `device: 0`", "device")
+
+
+def _replica(section: Document, model: Model) -> None:
+    if model.start == "lazy":
+        raise section.error("a model with replicas is started with the node", "leave `start: lazy` out", "start")
+    if model.anywhere:
+        raise section.error("each replica is in one place", "name its device, or leave `replicas` out", "device")
 
 
 def _fits(section: Document, config: Config, model: Model) -> None:

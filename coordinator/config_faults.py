@@ -16,7 +16,6 @@ import msgspec
 from coordinator import config, document
 from coordinator import config_checks as checks
 from coordinator.config import Config, Device, Policy, Size
-from coordinator.config_roles import expand
 from coordinator.document import Document
 from coordinator.errors import ConfigError
 
@@ -106,7 +105,7 @@ def _models(
         return
     for name, whole in models.items():
         try:
-            engines = expand(name, whole, config.Model.__struct_fields__, config.LATER["models"])
+            engines = config.engine_sections(name, whole)
         except ConfigError as error:
             yield error
             continue

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from coordinator import config_replicas
 from coordinator.document import Document
 from coordinator.errors import ConfigError
 
@@ -50,7 +51,7 @@ def expand(name: str, section: Document, keys: Iterable[str], later: Mapping[str
     for role in ROLES:
         if role not in roles.mapping():
             raise roles.error("is missing", "a model has both roles, or none", role)
-        roles.child(role).known(set(keys) - {"roles", "aliases"}, later)
+        roles.child(role).known(set(keys) - {"roles", "aliases", "replicas"}, later)
     whole = section.mapping()
     decode = _merged(whole, roles.child("decode"))
     prefill = _merged({key: value for key, value in whole.items() if key not in OWN}, roles.child("prefill"))
@@ -59,6 +60,8 @@ def expand(name: str, section: Document, keys: Iterable[str], later: Mapping[str
 
 def section_of(models: Document, name: str) -> Document:
     """Where the file speaks of this engine."""
+    if (replica := config_replicas.section_of(models, name)) is not None:
+        return replica
     section = models.child(name.removesuffix(PREFILL))
     if not isinstance(section.value, dict) or not section.value.get("roles"):
         return section

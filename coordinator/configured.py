@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from coordinator.config import Config, Defaults
+from coordinator.config_replicas import models_of
 from coordinator.core.events import Reconfigured
 from coordinator.core.model import ModelId
 from coordinator.core.policies.registry import make
@@ -37,7 +38,7 @@ def reconfigured(config: Config) -> Reconfigured:
 
 
 def _models(config: Config) -> dict[ModelId, Settings]:
-    return {ModelId(name): _settings(config, model) for name, model in config.models.items()}
+    return {ModelId(name): _settings(config, config.models[name]) for name in models_of(config.models)}
 
 
 def _settings(config: Config, model: Defaults) -> Settings:

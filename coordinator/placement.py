@@ -1,5 +1,5 @@
-"""Which engines a configuration makes, and on which devices: one for each model, or with `device: any` one on each
-device that can hold it. A live engine does not move; the scheduler chooses among a model's engines.
+"""Which engines a configuration makes, and on which devices: one for each model or replica of it, or with `device: any`
+one on each device that can hold it. A live engine does not move; the scheduler chooses among a model's engines.
 
 No model's name has an `@`, so an engine's id is never another model's.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from coordinator.config_replicas import model_of
 from coordinator.weights import weight_bytes
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ class Engine(msgspec.Struct, frozen=True):
 
 
 def engines(config: Config) -> Mapping[str, Engine]:
-    """By id: the model's name, or `<model>@<device>` where it has several. Raises WeightsError where the folder of a
-    model with `device: any` holds no model."""
+    """By id: the model's name, `<model>@<number>` for its further replicas, `<model>@<device>` where it has several by
+    `device: any`. Raises WeightsError where the folder of a model with `device: any` holds no model."""
     found: dict[str, Engine] = {}
     for name, model in config.models.items():
         if not model.anywhere:
-            found[name] = Engine(name, model, model.devices)
+            found[name] = Engine(model_of(name), model, model.devices)
             continue
         places = allowed(config, model, weight_bytes(Path(model.path)))
         for device in places:

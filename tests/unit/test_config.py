@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from coordinator import config
+from coordinator.__main__ import settings
 from coordinator.admin.keyring import hash_key
+from coordinator.config_replicas import models_of
 from coordinator.config_roles import pairs
 from coordinator.errors import ConfigError
+from coordinator.supervise.engine_command import engine_command
 from native.daemon.options import DeviceOption
 from tests.helpers.model_folder import model_folder
 
@@ -272,6 +275,51 @@ models:
       prefill: {device: 0, kv_cache: 128MiB, engine_args: {max_num_seqs: 2}}
       decode: {device: [0, 1], keep_alive: null}
 """
+
+
+REPLICAS = """
+devices: [{id: 0, capacity: 512MiB}, {id: 1, capacity: 512MiB}, {id: 2, capacity: 512MiB}]
+models:
+  org/a:
+    path: a
+    kv_cache: 64MiB
+    priority: 3
+    aliases: [small]
+    replicas: [{device: 0, port: 9001}, {device: [1, 2], kv_cache: 32MiB}]
+"""
+
+
+def test_replicas_are_engines_of_one_model(load):
+    got = load(REPLICAS)
+    first, second = got.models.values()
+    assert (list(got.models), models_of(got.models)) == (["org/a", "org/a@2"], ("org/a",))
+    assert (first.devices, first.kv_cache, first.port, first.priority) == (("0",), 64 << 20, 9001, 3)
+    assert (second.devices, second.kv_cache, second.port, second.priority) == (("1", "2"), 32 << 20, None, 3)
+    told = settings(got, "c1", {}).gateway
+    assert (told.models, told.aliases) == (("org/a",), {"small": "org/a"})
+    command = engine_command(got, "org/a@2", ["http://e:1"], 9002, "0", "/py")
+    at = command.argv.index("--served-model-name")
+    assert command.argv[at + 1 : at + 3] == ("org/a", "small")
+    assert command.env["VNPU_ENGINE_ID"] == "org/a@2"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("[{device: 0, port: 9001}, {device: [1, 2], kv_cache: 32MiB}]", "[{device: 0}]", ["replicas", "1 engines"]),
+        ("device: 0, port", "priority: 1, port", ["models.org/a.replicas[0].priority"]),
+        ("device: 0, port", "device: 7, port", ["models.org/a.replicas[0].device", "7 is not declared"]),
+        ("device: 0, port", "device: any, port", ["models.org/a.replicas[0].device", "in one place"]),
+        ("32MiB", "900MiB", ["models.org/a.replicas[1]", "more than it lends"]),
+        ("priority: 3", "port: 9000", ["models.org/a.port", "several engines"]),
+        ("priority: 3", "start: lazy", ["start", "replicas is started with the node"]),
+        ("priority: 3", "roles: {prefill: {}, decode: {}}", ["replicas", "roles"]),
+        ("org/a:", "org/a@2:", ["models.org/a@2: is not a model's name"]),
+    ],
+)
+def test_replicas_that_cannot_work(load, old, new, words):
+    message = fault(load, REPLICAS.replace(old, new))
+    assert [word for word in words if word not in message] == []
 
 
 def test_a_model_with_roles_is_two_engines(load):
