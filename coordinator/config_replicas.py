@@ -7,7 +7,7 @@ first is named as the model is; the names of the others have a suffix that no mo
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from coordinator.document import Document
 
@@ -21,9 +21,9 @@ def model_of(engine: str) -> str:
     return _SUFFIX.sub("", engine)
 
 
-def is_replicated(name: str, names: Iterable[str]) -> bool:
-    """Whether this is one of several engines of a model."""
-    return sum(model_of(other) == model_of(name) for other in names) > 1
+def is_replicated(name: str, names: Container[str]) -> bool:
+    """Whether this is one of several engines of a model; there is never one without a second."""
+    return f"{model_of(name)}@2" in names
 
 
 def models_of(engines: Iterable[str]) -> tuple[str, ...]:

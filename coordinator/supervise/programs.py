@@ -12,6 +12,8 @@ from coordinator.supervise.keeper import Kind, Program
 from coordinator.supervise.layout import RunDir
 
 TRANSFER_KEY = "VNPU_TRANSFER_KEY_FILE"
+CLIENT_KEYS = ("VNPU_API_KEY", "VNPU_ADMIN_KEY")
+"""The coordinator alone asks for them: no engine's environment holds them."""
 CORE_GIVE_UP = 3
 ENGINE_STOP_S = 30.0
 ENGINE_GIVE_UP = 5
@@ -66,7 +68,9 @@ def environment(program: Program, inherited: Mapping[str, str]) -> dict[str, str
     """What the program sees: the user's environment, under what we set. Where the user binds engines to cores by
     hand, that holds."""
     kept = {name: inherited[name] for name in program.env if name in inherited and name.startswith("VLLM_CPU_")}
-    return {**inherited, **program.env, **kept}
+    hidden = () if program.kind is Kind.COORDINATOR else CLIENT_KEYS
+    seen = {name: value for name, value in inherited.items() if name not in hidden}
+    return {**seen, **program.env, **kept}
 
 
 def _log(config: Config) -> dict[str, str]:

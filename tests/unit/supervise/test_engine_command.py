@@ -8,6 +8,7 @@ import pytest
 
 from coordinator.config import Config, Device, Duration, Gateway, Model, Size
 from coordinator.supervise.engine_command import bindings, engine_command
+from coordinator.supervise.keeper import Kind, Program
 from coordinator.supervise.programs import engine, environment
 
 
@@ -175,3 +176,13 @@ def test_a_users_own_core_binding_holds_and_the_rest_is_ours():
 )
 def test_engines_go_round_the_cores_and_leave_one_free_where_there_are_more(ranks, cores, bound):
     assert bindings(ranks, cores) == bound
+
+
+def test_only_the_coordinator_sees_the_keys_of_clients():
+    given = {"VNPU_API_KEY": "a", "VNPU_ADMIN_KEY": "b", "HOME": "/h"}
+    seen = {
+        kind: set(environment(Program("x", kind, ("x",), {"OWN": "1"}), given))
+        for kind in (Kind.COORDINATOR, Kind.DAEMON, Kind.ENGINE)
+    }
+    assert seen[Kind.COORDINATOR] == {*given, "OWN"}
+    assert seen[Kind.DAEMON] == seen[Kind.ENGINE] == {"HOME", "OWN"}
