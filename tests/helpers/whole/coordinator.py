@@ -4,7 +4,7 @@ routes, waiting room and dispatcher, but no HTTP."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class SimForwarder:
     def forget(self, urls: Iterable[str]) -> None:
         pass
 
-    async def attempt(self, call: Call, endpoint: Endpoint, request: Any, own: Mapping[str, str]) -> Any:
+    async def attempt(self, call: Call, endpoint: Endpoint, request: Any) -> Any:
         engine = next((engine for engine in self._world.engines.values() if engine.url == endpoint.url), None)
         if engine is None or not engine.alive:
             raise NotTaken("nobody listens", 0.5)
@@ -109,7 +109,7 @@ class SimGateway(NoAdmin):
             client_id=request.id, engine_id=request.id,
         )  # fmt: skip
         try:
-            await self.dispatcher.serve(call, request, {})  # type: ignore[arg-type]
+            await self.dispatcher.serve(call, request)  # type: ignore[arg-type]
         except Problem as problem:
             return problem.code
         return "served"

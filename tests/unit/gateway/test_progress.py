@@ -16,7 +16,7 @@ from coordinator.core.model import ModelId
 from coordinator.gateway import reply
 from coordinator.gateway.reply import Phases
 from tests.helpers.gateway import Bench, gateway
-from tests.helpers.openai_stub import OpenAIStub, serving
+from tests.helpers.openai_stub import OpenAIStub, begin_stream, serving
 
 ASKS = {"X-VNPU-Progress": "1"}
 
@@ -71,6 +71,26 @@ async def test_news_come_until_the_answer_does() -> None:
     assert whole
     assert got.count(b"stub-") == 3
     assert got.endswith(b"data: [DONE]\n\n")
+
+
+async def test_no_news_among_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reply, "EVERY_S", 0.0)
+
+    async def slow(request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
+        response = await begin_stream(request)
+        await response.write(b"data: first\n\n")
+        for _ in range(300):  # turns of the loop that the gateway has too
+            await asyncio.sleep(0)
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async with serving(OpenAIStub("e", slow)) as stub, gateway() as bench:
+        bench.route("m")
+        async with waiting(bench) as answer:
+            await news(answer)
+            bench.route("m", stub.url)
+            got = await answer.read()
+    assert got[got.index(b"data: first") :] == b"data: first\n\ndata: [DONE]\n\n"
 
 
 @pytest.mark.parametrize(
