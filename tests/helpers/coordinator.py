@@ -13,10 +13,14 @@ from typing import Any
 
 from aiohttp import ClientSession
 
+from coordinator.__main__ import settings
 from coordinator.admin.app import Settings as AdminSettings
+from coordinator.config import load
+from coordinator.configured import scheduler as configured
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings as ModelSettings
 from coordinator.gateway.settings import Settings as GatewaySettings
+from coordinator.reload import ConfigFile
 from coordinator.runtime import Runtime, Settings
 from coordinator.store.base import Store
 
@@ -40,6 +44,11 @@ class Coordinator:
         async with self._session.request(method, self.runtime.admin_url + path, **options) as answer:
             return answer.status, await answer.json()
 
+    async def status(self, path: str, headers: dict[str, str]) -> int:
+        """What the gateway answers."""
+        async with self._session.get(self.runtime.gateway_url + path, headers=headers) as answer:
+            return answer.status
+
     async def get(self, path: str) -> bytes:
         async with self._session.get(self.runtime.gateway_url + path) as answer:
             return await answer.read()
@@ -58,14 +67,28 @@ async def coordinator(
 ) -> AsyncIterator[Coordinator]:
     """A coordinator on free ports; `gateway` are settings of its gateway, by default
     with models a, b and c."""
-    settings = Settings(
+    told = Settings(
         id=identifier,
         gateway=GatewaySettings(**{"port": 0, "drain_s": 5.0, "models": ("a", "b", "c"), **gateway}),
         admin=admin or AdminSettings(port=0),
         lease_ttl=lease_ttl,
     )
+    async with _running(Runtime(told, store, scheduler or Scheduler(defaults))) as it:
+        yield it
+
+
+@asynccontextmanager
+async def configured_coordinator(store: Store, file: Path) -> AsyncIterator[Coordinator]:
+    """One that was started with this `vnpu.yaml` and can read it again."""
+    config = load(file, {})
+    runtime = Runtime(settings(config, "c1", {}), store, configured(config), file=ConfigFile(file, {}, config))
+    async with _running(runtime) as it:
+        yield it
+
+
+@asynccontextmanager
+async def _running(runtime: Runtime) -> AsyncIterator[Coordinator]:
     async with ClientSession() as session:
-        runtime = Runtime(settings, store, scheduler or Scheduler(defaults))
         stop = asyncio.Event()
         running = asyncio.ensure_future(runtime.run(stop))
         ready = asyncio.ensure_future(runtime.ready.wait())
