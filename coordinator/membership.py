@@ -35,8 +35,8 @@ OPS_PER_TXN = 100
 
 class Member:
     """`post` puts an event into the inbox; `caught_up(revision)` returns when the inbox holds everything up to it;
-    `demand` is what waits at this process's gateway, `notices` what a leader tells the gateways of others. `identity`
-    says who we are and where."""
+    `demand` is what waits at this process's gateway and is asked of it, `notices` what a leader tells the gateways of
+    others. `identity` says who we are and where."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Member:
         identity: Coordinator,
         post: Callable[[Event], None],
         caught_up: Callable[[int], Awaitable[None]],
-        demand: Callable[[], Mapping[str, int]],
+        demand: Callable[[], Mapping[str, Demand]],
         notices: Callable[[], Mapping[ModelId, Refusal]],
         *,
         ttl: int = TTL_S,
@@ -206,8 +206,8 @@ class Member:
 
     def _demand_keys(self) -> Mapping[str, bytes]:
         """What waits here, for a leader elsewhere; a leader here hears it without etcd."""
-        waiting = {} if self.leading else self._demand()
-        return {keys.demand(self._identity.id, model): encode(Demand(waiting=n)) for model, n in waiting.items() if n}
+        standing = {} if self.leading else self._demand()
+        return {keys.demand(self._identity.id, model): encode(demand) for model, demand in standing.items()}
 
     def _notice_keys(self) -> Mapping[str, bytes]:
         return {keys.refusal(model): encode(refusal) for model, refusal in self._notices().items()}

@@ -99,7 +99,9 @@ class Runtime:
         self._admin = Admin(settings.admin, self, store, self._feed)
         self._watch = file is not None and file.watch
         self._reloader = Reloader(file, self._adopt) if file is not None else None
-        self._gateway = Gateway(settings.gateway, self._metrics, self._demand.changed, self, clock=clock)
+        self._gateway = Gateway(
+            settings.gateway, self._metrics, self._demand.changed, self, self._demand.kept, clock=clock
+        )
         self.ready = asyncio.Event()
 
     # ---- what gateway and admin API ask
@@ -189,7 +191,7 @@ class Runtime:
                 ),
                 self._inbox.put_nowait,
                 self._reached.until,
-                lambda: self._gateway.demand,
+                lambda: self._demand.standing(self._gateway.demand),
                 lambda: self._notices.standing,
                 ttl=self._settings.lease_ttl,
             )

@@ -8,6 +8,7 @@ the same time: it waits behind them, but never for ever.
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -17,22 +18,31 @@ from coordinator.core.events import DemandSeen
 from coordinator.core.model import DeviceId, EngineId, ModelId
 
 K = TypeVar("K")
+N = TypeVar("N", int, float)
+Table = dict[ModelId, dict[str, N]]
+"""By model, what each gateway says of it."""
 
 
 class Demand:
-    """Requests that wait at gateways, by model. A gateway that posts in this process is believed at once, and its key
-    in etcd no more: the key lags."""
+    """Requests that wait at gateways, by model, and how long they want it kept. A gateway that posts in this process is
+    believed at once, and its key in etcd no more: the key lags."""
 
     def __init__(self) -> None:
         self._counts: dict[ModelId, dict[str, int]] = {}
+        self._keeps: dict[ModelId, dict[str, float]] = {}
         self._local: set[str] = set()
 
-    def post(self, event: DemandSeen) -> None:
-        """A gateway in this process says how many wait."""
+    def post(self, event: DemandSeen) -> set[ModelId]:
+        """A gateway in this process says how many wait. Returns the models concerned: more than the one where a gateway
+        of the same name stood in etcd."""
+        models = {event.model}
         if event.gateway not in self._local:
             self._local.add(event.gateway)
+            models |= {model for table in (self._counts, self._keeps) for model in table}
             self._counts = {model: rest for model, c in self._counts.items() if (rest := _without(c, event.gateway))}
+            self._keeps = {model: left for model, k in self._keeps.items() if (left := _without(k, event.gateway))}
         self._set(event)
+        return models
 
     def see(self, fact: DemandSeen) -> None:
         """A gateway's key."""
@@ -41,30 +51,37 @@ class Demand:
 
     def forget_seen(self) -> set[ModelId]:
         """Before a listing is entered: only what was posted in this process stays. Returns the models."""
-        known = set(self._counts)
-        self._counts = {
-            model: posted
-            for model, counts in self._counts.items()
-            if (posted := {gateway: n for gateway, n in counts.items() if gateway in self._local})
-        }
+        known = {*self._counts, *self._keeps}
+        self._counts = self._posted(self._counts)
+        self._keeps = self._posted(self._keeps)
         return known
 
     def waiting(self, model: ModelId) -> int:
         return sum(self._counts.get(model, {}).values())
+
+    def kept(self, model: ModelId) -> float | None:
+        """How long requests want it kept when idle, in seconds: of what the gateways say the longest, infinity where
+        that is until its memory is needed. None: no request has said anything."""
+        said = self._keeps.get(model, {}).values()
+        return max((math.inf if keep < 0 else keep for keep in said), default=None)
 
     @property
     def models(self) -> frozenset[ModelId]:
         """Models for which something waits."""
         return frozenset(self._counts)
 
+    def _posted(self, table: Table[N]) -> Table[N]:
+        """What of it was said by gateways in this process."""
+        return {
+            model: posted
+            for model, said in table.items()
+            if (posted := {gateway: each for gateway, each in said.items() if gateway in self._local})
+        }
+
     def _set(self, event: DemandSeen) -> None:
-        counts = self._counts.setdefault(event.model, {})
-        if event.demand is not None and event.demand.waiting:
-            counts[event.gateway] = event.demand.waiting
-        else:
-            counts.pop(event.gateway, None)
-        if not counts:
-            del self._counts[event.model]
+        demand = event.demand
+        _put(self._counts, event, demand.waiting or None if demand is not None else None)
+        _put(self._keeps, event, demand.keep_alive if demand is not None else None)
 
 
 class Waiter(msgspec.Struct, frozen=True):
@@ -156,5 +173,16 @@ def _drop(index: dict[K, set[tuple[str, str]]], at: K, key: tuple[str, str]) -> 
         del index[at]
 
 
-def _without(counts: dict[str, int], gateway: str) -> dict[str, int]:
-    return {name: count for name, count in counts.items() if name != gateway}
+def _without(said: dict[str, N], gateway: str) -> dict[str, N]:
+    return {name: each for name, each in said.items() if name != gateway}
+
+
+def _put(table: Table[N], event: DemandSeen, value: N | None) -> None:
+    """What a gateway says of a model; None: nothing."""
+    said = table.setdefault(event.model, {})
+    if value is not None:
+        said[event.gateway] = value
+    else:
+        said.pop(event.gateway, None)
+    if not said:
+        del table[event.model]

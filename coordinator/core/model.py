@@ -25,6 +25,7 @@ ByteCount = Annotated[int, msgspec.Meta(ge=0, le=1 << 50)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+FOREVER = -1.0
 UnixTime = Annotated[float, msgspec.Meta(ge=0, le=1e11)]
 Pid = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
 
@@ -197,9 +198,11 @@ class Seed(Value, frozen=True, kw_only=True):
 
 
 class Demand(Value, frozen=True, kw_only=True):
-    """`demand/<gateway>/<model>`, on the gateway's lease: requests that wait there."""
+    """`demand/<gateway>/<model>`, on the gateway's lease: requests that wait there, and how long the last of its
+    requests that said so wants the model kept (seconds; `FOREVER`: until its memory is needed; None: none has)."""
 
     waiting: Count
+    keep_alive: Annotated[float, msgspec.Meta(ge=-1, le=1e9)] | None = None
 
 
 class Refusal(Value, frozen=True, kw_only=True):

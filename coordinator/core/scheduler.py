@@ -94,9 +94,9 @@ class Scheduler:
         self._predictions = Predictions()
         self._arrivals = Arrivals()
         self._costs = Costs()
-        self._models = Models(defaults or Settings(), dict(models or {}))
-        self._ledger = Ledger()
         self._demand = Demand()
+        self._models = Models(defaults or Settings(), dict(models or {}), self._demand.kept)
+        self._ledger = Ledger()
         self._routes = Routes()
         orders = Orders(self._limits, next_decision)
         self._desk = Desk(Queue(), orders, Refusals(), Asks(), Alarms(), Ties())
@@ -191,7 +191,7 @@ class Scheduler:
             case Changed():
                 models = self._changed(event, now)
             case DemandSeen():
-                models = {self._count(event, now, posted=True)}
+                models = self._count(event, now, posted=True)
             case LeadershipGained():
                 models = self._take_lead(event, now)
             case LeadershipLost():
@@ -229,7 +229,7 @@ class Scheduler:
         for fact in facts:
             match fact:
                 case DemandSeen():
-                    models.add(self._count(fact, now, posted=False))
+                    models |= self._count(fact, now, posted=False)
                 case PolicySeen():
                     models.add(fact.model)
                     self._models.override(fact.model, fact.policy)
@@ -257,17 +257,18 @@ class Scheduler:
         ):
             self._costs.learn(engine.id, engine.ordered, fact.residency)
 
-    def _count(self, demand: DemandSeen, now: float, *, posted: bool) -> ModelId:
+    def _count(self, demand: DemandSeen, now: float, *, posted: bool) -> set[ModelId]:
         before = self._demand.waiting(demand.model)
+        models = {demand.model}
         if posted:
-            self._demand.post(demand)
+            models = self._demand.post(demand)
         else:
             self._demand.see(demand)
         after = self._demand.waiting(demand.model)
         self._desk.refusals.left(demand.model, after)
         if before and not after:
             self._ledger.used(demand.model, now)
-        return demand.model
+        return models
 
     def _take_lead(self, event: LeadershipGained, now: float) -> set[ModelId]:
         self._lead = Lead(event.key, event.create_revision)

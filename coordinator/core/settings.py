@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -80,9 +81,16 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Models:
-    """Settings by model: configured ones, overridden by what stands in etcd."""
+    """Settings by model: configured ones, overridden by what stands in etcd. `kept(model)`: for how many seconds
+    requests want it kept (infinity: until its memory is needed); None: as configured."""
 
-    def __init__(self, defaults: Settings, configured: dict[ModelId, Settings]) -> None:
+    def __init__(
+        self,
+        defaults: Settings,
+        configured: dict[ModelId, Settings],
+        kept: Callable[[ModelId], float | None],
+    ) -> None:
+        self._kept = kept
         self._defaults = defaults
         self._configured = configured
         self._overrides: dict[ModelId, Policy] = {}
@@ -113,4 +121,8 @@ class Models:
         return models
 
     def of(self, model: ModelId) -> Settings:
-        return self.configured(model).overridden(self._overrides.get(model))
+        """As configured; before that goes what requests ask for, and before both what the operator has set."""
+        settings = self.configured(model)
+        if (asked := self._kept(model)) is not None:
+            settings = msgspec.structs.replace(settings, keep_alive=None if asked == math.inf else asked)
+        return settings.overridden(self._overrides.get(model))

@@ -14,6 +14,7 @@ from coordinator.gateway.access import Access, Keys
 from coordinator.gateway.dispatch import Dispatcher
 from coordinator.gateway.forward import Forwarder
 from coordinator.gateway.handlers import Handlers, Knowledge
+from coordinator.gateway.keep import Keeps, OnKept
 from coordinator.gateway.routes import Routes
 from coordinator.gateway.settings import Settings
 from coordinator.gateway.waiting import OnChange, WaitingRoom
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 
 class Gateway:
     """One gateway; make it while a loop runs, use it by `async with`. `on_demand(model, waiting)` is told every
-    change. Raises ConfigError for a listener that anybody could reach."""
+    change, `on_kept(model, seconds)` how long requests want a model kept (`gateway.keep`). Raises ConfigError for a
+    listener that anybody could reach."""
 
     def __init__(
         self,
@@ -34,6 +36,7 @@ class Gateway:
         metrics: Metrics,
         on_demand: OnChange,
         known: Knowledge,
+        on_kept: OnKept,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,7 +49,8 @@ class Gateway:
         peers = Peers(settings.trusted_hosts)
         self._forwarder = Forwarder(peers, clock, settings.answer_timeout_s, self._answered)
         self._dispatcher = Dispatcher(routes, self._room, self._forwarder, clock, metrics.request_waited)
-        self._handlers = Handlers(settings, self._access, routes, self._dispatcher, metrics, known, clock)
+        self._keeps = Keeps(on_kept)
+        self._handlers = Handlers(settings, self._access, routes, self._dispatcher, self._keeps, metrics, known, clock)
         app = self._handlers.application()
         self._listener = Listener(app, settings.host, settings.port, settings.drain_s)
 
@@ -82,6 +86,8 @@ class Gateway:
         return self._room.demand
 
     def route(self, route: Route) -> None:
+        if not route.endpoints:
+            self._keeps.left(route.model)
         self._dispatcher.route(route)
 
     def refuse(self, refuse: Refuse) -> None:

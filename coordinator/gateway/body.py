@@ -12,6 +12,7 @@ from typing import Final
 
 import msgspec
 
+from coordinator.gateway import keep
 from coordinator.gateway.problem import bad_request, overloaded, too_large
 
 KV_PARAMS: Final = "kv_transfer_params"
@@ -76,10 +77,11 @@ class Body:
 
 
 class Ask(msgspec.Struct, frozen=True):
-    """A parsed body: the model it names, and its fields as raw JSON."""
+    """A parsed body: the model it names, its fields as raw JSON, and how long it wants the model kept (`keep.read`)."""
 
     model: str
     fields: dict[str, msgspec.Raw]
+    keep_alive: float | None = None
 
     @property
     def streams(self) -> bool:
@@ -114,16 +116,17 @@ class Ask(msgspec.Struct, frozen=True):
 
 
 def parse(data: bytes) -> Ask:
-    """Raises Problem (400): no JSON object, no model name, an impossible `n`."""
+    """Raises Problem (400): no JSON object, no model name, an impossible `n` or `keep_alive`."""
     fields = _fields(data)
     model = _name(fields)
     _check_n(fields)
+    keep_alive = keep.read(fields.pop(keep.FIELD, None))
     for name in OURS:
         fields.pop(name, None)
     if "vllm_xargs" in fields:
         # vLLM reads extra arguments and transfer parameters from one dict.
         fields["vllm_xargs"] = _without_ours(fields["vllm_xargs"])
-    return Ask(model, fields)
+    return Ask(model, fields, keep_alive)
 
 
 def _fields(data: bytes) -> dict[str, msgspec.Raw]:

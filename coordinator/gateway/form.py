@@ -14,13 +14,15 @@ from typing import Final
 import msgspec
 from aiohttp import BodyPartReader, MultipartReader, web
 
+from coordinator.gateway import keep
 from coordinator.gateway.body import OURS, Body
 from coordinator.gateway.problem import bad_request
 
 MOST_PARTS: Final = 64
 CHUNK: Final = 64 << 10
 LONGEST_NAME: Final = 256
-_DROPPED: Final = (*OURS, "vllm_xargs")
+_DROPPED: Final = (*OURS, "vllm_xargs", "model", keep.FIELD)
+"""Not passed on as they came: ours, and what is written anew or read here."""
 _NAME: Final = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}")
 _TYPE: Final = re.compile(r"[A-Za-z0-9.+-]{1,64}/[A-Za-z0-9.+-]{1,64}")
 _UNSAFE: Final = re.compile(r'[\x00-\x1f\x7f"\\]')
@@ -36,11 +38,12 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Form(msgspec.Struct, frozen=True):
-    """A parsed form: the model it names, and its other fields."""
+    """A parsed form: the model it names, its other fields, and how long it wants the model kept (`keep.read`)."""
 
     model: str
     parts: tuple[Part, ...]
     boundary: str
+    keep_alive: float | None = None
 
     @property
     def content_type(self) -> str:
@@ -56,7 +59,7 @@ class Form(msgspec.Struct, frozen=True):
 
 async def read_form(request: web.Request, body: Body) -> Form:
     """All of a request's form, its bytes charged to `body`. Raises Problem: 400 for what is no form, names no model or
-    repeats a field that may be there once; 413 and 503 as `Body.read`."""
+    an impossible `keep_alive`, or repeats a field that may be there once; 413 and 503 as `Body.read`."""
     if request.content_type != "multipart/form-data":
         raise bad_request("send this as multipart/form-data")
     parts: list[Part] = []
@@ -67,11 +70,21 @@ async def read_form(request: web.Request, body: Body) -> Form:
             parts.append(await _part(reader, body))
     except ValueError as error:  # aiohttp's for every fault of a form
         raise bad_request(f"the body is not a form: {str(error)[:200]}") from None
-    models = [part for part in parts if part.name == "model"]
-    if len(models) != 1 or models[0].filename:
-        raise bad_request("the form names no model, or more than one", "model")
-    kept = tuple(part for part in parts if part.name != "model" and part.name.partition("[")[0] not in _DROPPED)
-    return Form(models[0].content.decode("utf-8", "replace"), kept, uuid.uuid4().hex)
+    model = _word(parts, "model")
+    if model is None:
+        raise bad_request("the form names no model", "model")
+    word = _word(parts, keep.FIELD)
+    keep_alive = keep.read(None if word is None else msgspec.json.encode(word))
+    kept = tuple(part for part in parts if part.name.partition("[")[0] not in _DROPPED)
+    return Form(model, kept, uuid.uuid4().hex, keep_alive)
+
+
+def _word(parts: list[Part], name: str) -> str | None:
+    """What a field of text says; None: it is not there. Raises Problem where it is a file, or there twice."""
+    found = [part for part in parts if part.name == name]
+    if len(found) > 1 or any(part.filename for part in found):
+        raise bad_request(f"`{name}` is there twice, or is a file", name)
+    return found[0].content.decode("utf-8", "replace") if found else None
 
 
 async def _parts(form: MultipartReader) -> AsyncIterator[BodyPartReader]:

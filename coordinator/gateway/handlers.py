@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -21,6 +22,7 @@ from coordinator.gateway.body import Ask, Body, Budget, parse
 from coordinator.gateway.call import REQUEST_ID, Call, allowed_wait, ids, passed
 from coordinator.gateway.dispatch import Dispatcher
 from coordinator.gateway.form import Form, read_form
+from coordinator.gateway.keep import Keeps
 from coordinator.gateway.prefill import Prefill
 from coordinator.gateway.problem import Problem
 from coordinator.gateway.reply import PROGRESS, News, Phases, Reply
@@ -69,6 +71,7 @@ class Handlers:
         access: Access,
         routes: Routes,
         dispatcher: Dispatcher,
+        keeps: Keeps,
         metrics: Metrics,
         known: Knowledge,
         clock: Callable[[], float],
@@ -77,6 +80,7 @@ class Handlers:
         self._access = access
         self._routes = routes
         self._dispatcher = dispatcher
+        self._keeps = keeps
         self._prefill = Prefill(settings.prefill, dispatcher, clock)
         self._metrics = metrics
         self._known = known
@@ -145,7 +149,8 @@ class Handlers:
         try:
             call, ask = await self._call(request, body)
             async with Reply(request, {REQUEST_ID: call.client_id}, self._news(call, ask, request)) as reply:
-                return await self._through(call, ask, reply)
+                with self._kept(call.model, ask.keep_alive):
+                    return await self._through(call, ask, reply)
         finally:
             body.release()
 
@@ -160,6 +165,21 @@ class Handlers:
                 raise
             reply.request[_FAILED] = problem.status
             return await reply.fail(problem)
+
+    @contextmanager
+    def _kept(self, model: str, seconds: float | None) -> Iterator[None]:
+        """What a request says of its model's time on the device counts from its end, however it ends, if the model is
+        there then: a request that waited in vain has kept nobody."""
+        try:
+            yield
+        finally:
+            if seconds is not None:
+                self._keep(model, seconds)
+
+    def _keep(self, model: str, seconds: float) -> None:
+        for each in self._prefill.groups_of(model):
+            if self._routes.endpoints(each):
+                self._keeps.asked(each, seconds)
 
     def _news(self, call: Call, ask: Ask | Form, request: web.Request) -> Callable[[], bytes] | None:
         """What is told while the request waits; None: nothing was asked for, or nothing streams."""

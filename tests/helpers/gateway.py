@@ -41,7 +41,8 @@ class Known:
 
 
 class Bench:
-    """A running gateway and a client of it. `demand` is the latest per model, `heard` every change."""
+    """A running gateway and a client of it. `demand` is the latest per model, `heard` every change, `kept` what was
+    told of `keep_alive`."""
 
     def __init__(self, session: ClientSession) -> None:
         self.session = session
@@ -49,12 +50,17 @@ class Bench:
         self.metrics = Metrics(lambda: State(leading=False, epoch=None, revision=0))
         self.demand: dict[str, int] = {}
         self.heard: list[tuple[str, int]] = []
+        self.kept: list[tuple[str, float | None]] = []
         self._changed = asyncio.Event()
         self.gateway: Gateway
 
     def on_demand(self, model: str, waiting: int) -> None:
         self.demand[model] = waiting
         self.heard.append((model, waiting))
+        self._changed.set()
+
+    def on_kept(self, model: str, seconds: float | None) -> None:
+        self.kept.append((model, seconds))
         self._changed.set()
 
     async def until(self, reached: Callable[[], bool]) -> None:
@@ -92,6 +98,6 @@ async def gateway(**settings: Any) -> AsyncIterator[Bench]:
     async with ClientSession() as session:
         bench = Bench(session)
         settings = {"port": 0, "drain_s": 5.0, **settings}
-        bench.gateway = Gateway(Settings(**settings), bench.metrics, bench.on_demand, bench.known)
+        bench.gateway = Gateway(Settings(**settings), bench.metrics, bench.on_demand, bench.known, bench.on_kept)
         async with bench.gateway:
             yield bench

@@ -36,6 +36,7 @@ from coordinator.core.model import (
     Fence,
     Holder,
     Load,
+    ModelId,
     Order,
     Owner,
     Phase,
@@ -250,6 +251,11 @@ class Stage:
 
     def demand(self, model: str, waiting: int, gateway: str = "here") -> list[Command]:
         return self.hear(DemandSeen(gateway, model, Demand(waiting=waiting) if waiting else None))  # type: ignore[arg-type]
+
+    def keep(self, model: str, seconds: float | None, gateway: str = "here") -> list[Command]:
+        """A gateway in this process hears that requests want it kept; None: they do no more."""
+        demand = None if seconds is None else Demand(waiting=0, keep_alive=seconds)
+        return self.hear(DemandSeen(gateway, ModelId(model), demand))
 
     def policy(self, model: str, policy: Policy | None) -> list[Command]:
         return self.see(PolicySeen(model, policy, self.next()))  # type: ignore[arg-type]

@@ -129,6 +129,22 @@ async def test_a_standbys_gateway_wakes_a_model(etcd: RealEtcd, store: Store) ->
     await other.close()
 
 
+async def test_a_request_sends_its_model_away_whichever_gateway_it_came_by(etcd: RealEtcd, store: Store) -> None:
+    other = etcd.client()
+    async with coordinator(store, "c1") as leader:
+        await until(store, keys.COORDINATORS, lambda standing: leader_of(standing, "c1") is not None)
+        async with coordinator(other, "c2") as standby, node(store, {"a": 60}, 100) as n:
+            for asked in (leader, standby, leader):
+                assert (await asked.ask("a", keep_alive="1h"))[0] == 200
+                assert n["a"].phase is Phase.RESIDENT
+                assert (await asked.ask("a", keep_alive=0))[0] == 200
+                await n["a"].until_phase(Phase.OFFLOADED)
+                await until(store, keys.ROOT + "demand/", lambda standing: not standing)
+            _, told = await leader.admin("GET", "/v1/decisions?limit=1")
+            assert "kept alive for 0 s" in told["decisions"][0]["cause"]
+    await other.close()
+
+
 async def test_a_standbys_gateway_refuses_what_the_leader_refuses(etcd: RealEtcd, store: Store) -> None:
     other = etcd.client()
     async with coordinator(store, "c1") as leader:

@@ -116,7 +116,10 @@ def facts_at(revision: int) -> st.SearchStrategy[Fact]:
         st.builds(EpochSeen, st.one_of(MAYBE, st.builds(Epoch, id=EPOCHS)), at),
         st.builds(PolicySeen, st.sampled_from(("a", "b")), st.one_of(MAYBE, policies), at),
         st.builds(
-            DemandSeen, st.just("far"), st.sampled_from(("a", "b", "c")), st.one_of(MAYBE, st.just(Demand(waiting=2)))
+            DemandSeen,
+            st.just("far"),
+            st.sampled_from(("a", "b", "c")),
+            st.one_of(MAYBE, st.just(Demand(waiting=2)), st.just(Demand(waiting=0, keep_alive=0.0))),
         ),
         st.builds(DecisionSeen, st.integers(0, 9)),
     )

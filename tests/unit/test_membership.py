@@ -26,7 +26,7 @@ class Standing:
     def __init__(self, etcd: MemoryEtcd, identifier: str) -> None:
         self.store = etcd.client(timeout=1.0)
         self.events: list[Event] = []
-        self.demand: dict[str, int] = {}
+        self.demand: dict[str, Demand] = {}
         self.reached = Reached()
         identity = Coordinator(id=identifier, admin_url="http://127.0.0.1:1", gateway_url="http://127.0.0.1:2")
         self.notices: dict[ModelId, Refusal] = {}
@@ -40,7 +40,10 @@ class Standing:
                 self.reached.move(update.revision)
 
     def ask(self, model: str, waiting: int) -> None:
-        self.demand[model] = waiting
+        if waiting:
+            self.demand[model] = Demand(waiting=waiting)
+        else:
+            del self.demand[model]
         self.member.demand_moved()
 
     def tell(self, model: str, reason: str) -> None:

@@ -93,6 +93,7 @@ class SimGateway(NoAdmin):
         metrics: object,
         on_demand: Callable[[str, int], None],
         known: object,
+        on_kept: object,
         *,
         clock: Callable[[], float],
         world: World,
