@@ -21,9 +21,7 @@ import uvloop
 
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.config import Config, load
-from coordinator.config_replicas import model_of, models_of
-from coordinator.config_roles import pairs
-from coordinator.configured import scheduler
+from coordinator.configured import names, scheduler
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
 from coordinator.log_level import log_level
@@ -52,7 +50,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         store = connect(_endpoints(options.etcd, config, environ), environ=environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             told = settings(config, options.id, environ)
-            file = ConfigFile(options.config, environ, config, options.watch_config)
+            file = ConfigFile(options.config, environ, config, options.watch_config, options.supervised)
             return runner.run(_serve(told, file, store))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
@@ -62,7 +60,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
 def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Settings:
     """What the process around the core is told."""
     trusted = tuple(host.strip() for host in environ.get("VNPU_ENGINE_HOSTS", "").split(",") if host.strip())
-    gateway, admin = config.gateway, config.admin
+    gateway, admin, known = config.gateway, config.admin, names(config)
     return Settings(
         id=identifier,
         gateway=GatewaySettings(
@@ -70,9 +68,9 @@ def settings(config: Config, identifier: str, environ: Mapping[str, str]) -> Set
             port=gateway.listen.port,
             api_keys=gateway.api_keys,
             max_queue=gateway.max_queue,
-            models=models_of(config.models),
-            aliases={alias: model_of(name) for name, model in config.models.items() for alias in model.aliases},
-            prefill=pairs(config.models),
+            models=known.models,
+            aliases=known.aliases,
+            prefill=known.prefill,
             trusted_hosts=trusted,
         ),
         admin=AdminSettings(
@@ -155,6 +153,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--etcd", default="", metavar="URL[,URL]", help="etcd's endpoints")
     parser.add_argument(
         "--watch-config", action="store_true", help="read the configuration again whenever the file changes"
+    )
+    parser.add_argument(
+        "--supervised", action="store_true", help="whoever starts this starts and ends engines too, as the file says"
     )
     own = f"{socket.gethostname()}-{os.getpid()}"
     parser.add_argument("--id", default=own, help="this coordinator's name in etcd, unique among all")

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import msgspec
+
 from coordinator.config import Config, Defaults
-from coordinator.config_replicas import models_of
+from coordinator.config_replicas import model_of, models_of
+from coordinator.config_roles import pairs
 from coordinator.core.events import Reconfigured
 from coordinator.core.model import ModelId
 from coordinator.core.policies.registry import make
 from coordinator.core.scheduler import Scheduler
 from coordinator.core.settings import Settings
+from coordinator.gateway.settings import Names
 
 
 def scheduler(config: Config) -> Scheduler:
@@ -24,12 +30,20 @@ def scheduler(config: Config) -> Scheduler:
     )
 
 
-def reconfigured(config: Config) -> Reconfigured:
-    """For a scheduler that runs."""
+def names(config: Config, left: Iterable[str] = ()) -> Names:
+    """By what clients can ask for its models."""
+    aliases = {alias: model_of(name) for name, model in config.models.items() for alias in model.aliases}
+    return Names(models_of(config.models), aliases, pairs(config.models), frozenset(left))
+
+
+def reconfigured(config: Config, left: Iterable[str] = ()) -> Reconfigured:
+    """For a scheduler that runs. Engines of the models in `left` may still be there: they end what they have begun."""
     policy = config.policy
+    defaults = _settings(config, config.defaults)
+    leaving = {ModelId(name): msgspec.structs.replace(defaults, drained=True) for name in left}
     return Reconfigured(
-        _settings(config, config.defaults),
-        _models(config),
+        defaults,
+        {**_models(config), **leaving},
         policy.name,
         policy.options,
         policy.shadow,

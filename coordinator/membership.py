@@ -60,6 +60,9 @@ class Member:
         self._demand_moved = asyncio.Event()
         self._notices_moved = asyncio.Event()
         self._epoch_missing = asyncio.Event()
+        self._identity_moved = asyncio.Event()
+        self._announcing = asyncio.Lock()
+        self._said_leading = False
         self.leading = False
 
     @property
@@ -78,6 +81,11 @@ class Member:
     def epoch_missing(self) -> None:
         """The epoch's key is gone: whoever leads puts a new one."""
         self._epoch_missing.set()
+
+    def read_again(self, reads: int) -> None:
+        """The configuration was taken up again, so many times by now: whoever keeps engines looks at it too."""
+        self._identity = msgspec.structs.replace(self._identity, reads=reads)
+        self._identity_moved.set()
 
     async def run(self) -> None:
         """Session after session, until cancelled; then the leadership is resigned and the lease revoked."""
@@ -101,6 +109,7 @@ class Member:
             demand = self._keep_standing(session, self._demand_keys, self._demand_moved, [])
             tasks.create_task(demand, name="demand")
             await self._announce(session, leading=False)
+            tasks.create_task(self._keep_announced(session), name="identity")
             await self._run_for_office(session)
 
     async def _run_for_office(self, session: Session) -> None:
@@ -138,7 +147,19 @@ class Member:
 
     async def _announce(self, session: Session, *, leading: bool) -> int:
         """Our own key; returns its revision."""
-        value = encode(msgspec.structs.replace(self._identity, leading=leading))
+        async with self._announcing:
+            self._said_leading = leading
+            return await self._say_identity(session)
+
+    async def _keep_announced(self, session: Session) -> None:
+        while True:
+            await self._identity_moved.wait()
+            async with self._announcing:
+                self._identity_moved.clear()
+                await self._say_identity(session)
+
+    async def _say_identity(self, session: Session) -> int:
+        value = encode(msgspec.structs.replace(self._identity, leading=self._said_leading))
         put = Put(keys.coordinator(self._identity.id), value, session.lease)
         return (await self._surely(session, [], [put])).revision
 

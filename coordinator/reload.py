@@ -14,6 +14,7 @@ import msgspec
 
 from coordinator.config import Config, Defaults, Model, load
 from coordinator.errors import ConfigError
+from coordinator.live_models import WITH_NODE, carried, why_not_in, why_stays
 
 log = logging.getLogger(__name__)
 
@@ -55,74 +56,93 @@ class Report(msgspec.Struct, frozen=True):
     waits: tuple[Waits, ...] = ()
 
 
-def differences(live: Config, started: Config, now: Config) -> Report:
-    """`live`: the file as it was applied last; `started`: as the processes were started with it. Values are not told:
-    some are secret."""
-    applied = [key for key in _moved(live, now) if _is_live(key)]
-    waits = [Waits(key, _why(key, started, now)) for key in _moved(started, now) if not _is_live(key)]
+class _Moved(msgspec.Struct, frozen=True):
+    """A key, as the file spells it, whose value differs. `model`: it is this engine's; `whole`: all of that came or
+    went."""
+
+    key: str
+    live: bool
+    model: str = ""
+    whole: bool = False
+
+
+def differences(live: Config, started: Config, now: Config, running: Config | None = None) -> Report:
+    """`live`: the file as it was applied last; `started`: as the processes were started with it; `running`: as they go
+    on with other models (None: nobody here starts or ends an engine). Values are not told: some are secret."""
+    turned = sorted({*started.models} ^ {*running.models}) if running is not None else []
+    stands = running or started
+    applied = [*(moved.key for moved in _moved(live, now) if moved.live), *(f"models.{name}" for name in turned)]
+    waits = [
+        Waits(moved.key, _why(moved, stands, now, turns=running is not None))
+        for moved in _moved(stands, now)
+        if not moved.live
+    ]
     return Report(tuple(applied), tuple(waits))
 
 
-def _moved(before: Config, after: Config) -> Iterator[str]:
-    """Keys whose values differ, as the file spells them; a model that came or went is one key."""
+def _moved(before: Config, after: Config) -> Iterator[_Moved]:
     for section in Config.__struct_fields__:
         old, new = getattr(before, section), getattr(after, section)
         if isinstance(old, msgspec.Struct):
-            yield from _fields(section, old, new)
+            for field in _fields(old, new):
+                key = f"{section}.{field}"
+                yield _Moved(key, key.startswith(LIVE_SECTIONS))
         elif section == "models":
             yield from _models(old, new)
         elif old != new:
-            yield section
+            yield _Moved(section, live=False)
 
 
-def _models(before: Mapping[str, Model], after: Mapping[str, Model]) -> Iterator[str]:
+def _models(before: Mapping[str, Model], after: Mapping[str, Model]) -> Iterator[_Moved]:
     for name in sorted({*before, *after}):
-        if name in before and name in after:
-            yield from _fields(f"models.{name}", before[name], after[name])
-        else:
-            yield f"models.{name}"
+        if name not in before or name not in after:
+            yield _Moved(f"models.{name}", live=False, model=name, whole=True)
+            continue
+        for field in _fields(before[name], after[name]):
+            yield _Moved(f"models.{name}.{field}", field in Defaults.__struct_fields__, name)
 
 
-def _fields(path: str, before: msgspec.Struct, after: msgspec.Struct) -> Iterator[str]:
+def _fields(before: msgspec.Struct, after: msgspec.Struct) -> Iterator[str]:
     for field in before.__struct_fields__:
         if getattr(before, field) != getattr(after, field):
-            yield f"{path}.{field}"
+            yield field
 
 
-def _is_live(key: str) -> bool:
-    if key.startswith("models."):
-        return key.rpartition(".")[2] in Defaults.__struct_fields__
-    return key.startswith(LIVE_SECTIONS)
-
-
-def _why(key: str, started: Config, now: Config) -> str:
-    section, _, rest = key.partition(".")
-    if section != "models":
-        return _WHY[section]
-    if rest in started.models and rest not in now.models:
-        return f"its engine runs on until it is ended: kill it, or restart the node without {rest}"
-    if rest in now.models and rest not in started.models:
-        return f"its engine is not started: vnpu engine {rest}, or restart the node"
-    return f"its engine was started with it: restart the engine of {rest.rpartition('.')[0]}"
+def _why(moved: _Moved, stands: Config, now: Config, *, turns: bool) -> str:
+    name = moved.model
+    if not name:
+        return _WHY[moved.key.partition(".")[0]]
+    if not moved.whole:
+        return f"its engine was started with it: restart the engine of {name}"
+    if name in now.models:
+        return (
+            why_not_in(name, stands, now) if turns else f"its engine is not started: vnpu engine {name}, or {WITH_NODE}"
+        )
+    if turns:
+        return why_stays(name, now)
+    return f"its engine runs on until it is ended: kill it, or restart the node without {name}"
 
 
 class ConfigFile(msgspec.Struct, frozen=True):
-    """What a process was started with, and where from. `watch`: read it again whenever it changes."""
+    """What a process was started with, and where from. `watch`: read it again whenever it changes. `supervised`:
+    whoever started the process starts and ends engines too, as the file says."""
 
     path: Path
     environ: Mapping[str, str]
     config: Config
     watch: bool = False
+    supervised: bool = False
 
 
 class Reloader:
-    """Reads the file again and hands what it says to `apply`, which puts the live part into effect. Make it while a
-    loop runs."""
+    """Reads the file again and hands to `apply` what it says, and with which models the node goes on; `apply` puts the
+    live part into effect. Make it while a loop runs."""
 
-    def __init__(self, file: ConfigFile, apply: Callable[[Config], None]) -> None:
+    def __init__(self, file: ConfigFile, apply: Callable[[Config, Config], None]) -> None:
         self._path = file.path
         self._environ = file.environ
-        self._started = self._live = file.config
+        self._stands = self._live = file.config
+        self._supervised = file.supervised
         self._apply = apply
         self._one = asyncio.Lock()
 
@@ -134,9 +154,10 @@ class Reloader:
                     now = await asyncio.to_thread(load, self._path, self._environ)
             except TimeoutError:
                 raise ConfigError(f"{self._path}: not read within {READ_S:g} s", remedy="try again") from None
-            report = differences(self._live, self._started, now)
-            self._apply(now)
-            self._live = now
+            running = carried(self._stands, now) if self._supervised else None
+            report = differences(self._live, self._stands, now, running)
+            self._apply(now, running or self._stands)
+            self._live, self._stands = now, running or self._stands
         log.info("%s: applied %s", self._path, ", ".join(report.applied) or "nothing: nothing has changed")
         for waits in report.waits:
             log.warning("%s: %s is not applied: %s", self._path, waits.key, waits.why)

@@ -20,7 +20,7 @@ from coordinator.admin.app import Admin
 from coordinator.admin.app import Settings as AdminSettings
 from coordinator.admin.feed import Feed
 from coordinator.config import Config
-from coordinator.configured import reconfigured
+from coordinator.configured import names, reconfigured
 from coordinator.core.commands import Command, Direct, Grant, Reclaim, Refuse, Route
 from coordinator.core.events import (
     Changed,
@@ -102,6 +102,9 @@ class Runtime:
         self._gateway = Gateway(
             settings.gateway, self._metrics, self._demand.changed, self, self._demand.kept, clock=clock
         )
+        self._names = settings.gateway.names
+        self._left: set[str] = set()
+        self._reads = 0
         self.ready = asyncio.Event()
 
     # ---- what gateway and admin API ask
@@ -124,7 +127,7 @@ class Runtime:
 
     @property
     def models(self) -> Iterable[str]:
-        return {*self._settings.gateway.models, *(model.id for model in self._scheduler.view().models)}
+        return {*self._names.models, *(model.id for model in self._scheduler.view().models)}
 
     @property
     def quarantined(self) -> Iterable[Quarantined]:
@@ -247,13 +250,24 @@ class Runtime:
         else:
             self._feed.publish("event", event)
 
-    def _adopt(self, config: Config) -> None:
-        """The live part of a configuration that was read again. Raises ConfigError, and then nothing is adopted."""
+    def _adopt(self, config: Config, running: Config) -> None:
+        """The live part of a configuration that was read again, and the models that its node goes on with. Raises
+        ConfigError, and then nothing is adopted."""
         self._gateway.vet_keys(config.gateway.api_keys)
         self._admin.change_keys(config.admin.api_key, config.admin.roles)
         self._gateway.change_keys(config.gateway.api_keys)
         self._gateway.resize(config.gateway.max_queue)
-        self._inbox.put_nowait(reconfigured(config))
+        known = names(running)
+        self._left = (self._left | set(self._names.models) | set(self._names.prefill.values())) - {
+            *known.models,
+            *known.prefill.values(),
+        }
+        self._names = names(running, self._left)
+        self._gateway.rename(self._names)
+        self._inbox.put_nowait(reconfigured(config, self._left))
+        self._reads += 1
+        if self._member is not None:
+            self._member.read_again(self._reads)
 
     async def _next(self) -> Event:
         """The next event, or a `Tick` at the scheduler's deadline."""

@@ -388,13 +388,14 @@ class Decision(Value, frozen=True, kw_only=True):
 
 
 class Coordinator(Value, frozen=True, kw_only=True):
-    """`coordinators/<id>`, on its own lease."""
+    """`coordinators/<id>`, on its own lease. `reads`: how often it has taken up its configuration file again."""
 
     id: Name
     admin_url: Text
     gateway_url: Text
     leading: bool = False
     pid: Pid = 0
+    reads: Count = 0
 
 
 class Heartbeat(Value, frozen=True, kw_only=True):

@@ -16,7 +16,7 @@ from coordinator.gateway.forward import Forwarder
 from coordinator.gateway.handlers import Handlers, Knowledge
 from coordinator.gateway.keep import Keeps, OnKept
 from coordinator.gateway.routes import Routes
-from coordinator.gateway.settings import Settings
+from coordinator.gateway.settings import Names, Settings
 from coordinator.gateway.waiting import OnChange, WaitingRoom
 from coordinator.hosts import Peers
 from coordinator.listener import Listener
@@ -43,14 +43,17 @@ class Gateway:
         self._access = Access(settings.host, settings.api_keys)
         self._metrics = metrics
         self._on_demand = on_demand
-        routes = Routes(settings.models, settings.prefill.values(), settings.aliases)
+        names = settings.names
+        self._routes = Routes(names.models, names.hidden, names.aliases)
         self._room = WaitingRoom(settings.max_queue, self._demand_changed)
         self._known = known
         peers = Peers(settings.trusted_hosts)
         self._forwarder = Forwarder(peers, clock, settings.answer_timeout_s, self._answered)
-        self._dispatcher = Dispatcher(routes, self._room, self._forwarder, clock, metrics.request_waited)
+        self._dispatcher = Dispatcher(self._routes, self._room, self._forwarder, clock, metrics.request_waited)
         self._keeps = Keeps(on_kept)
-        self._handlers = Handlers(settings, self._access, routes, self._dispatcher, self._keeps, metrics, known, clock)
+        self._handlers = Handlers(
+            settings, self._access, self._routes, self._dispatcher, self._keeps, metrics, known, clock
+        )
         app = self._handlers.application()
         self._listener = Listener(app, settings.host, settings.port, settings.drain_s)
 
@@ -101,6 +104,11 @@ class Gateway:
     def resize(self, max_queue: int) -> None:
         """Each model's queue takes so many from now on."""
         self._room.resize(max_queue)
+
+    def rename(self, names: Names) -> None:
+        """Clients can name these models from now on, and no others that are not there."""
+        self._routes.configure(names.models, names.hidden, names.aliases)
+        self._handlers.pair(names.prefill)
 
     def vet_keys(self, keys: Keys) -> None:
         """Raises ConfigError where the listener would be open to anybody with them."""

@@ -92,6 +92,10 @@ class Handlers:
         self._guard = HostGuard(settings.trusted_hosts) if is_loopback(settings.host) else None
         self.closing = False
 
+    def pair(self, groups: Mapping[str, str]) -> None:
+        """The prefill group of each model that has one, from now on."""
+        self._prefill.groups = groups
+
     def application(self) -> web.Application:
         app = web.Application(middlewares=[self._answer])
         for path in surface.PATHS:

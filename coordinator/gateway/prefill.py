@@ -43,19 +43,19 @@ class Prefill:
     """`groups`: the prefill group of each model that has one."""
 
     def __init__(self, groups: Mapping[str, str], dispatcher: Dispatcher, clock: Callable[[], float]) -> None:
-        self._groups = groups
+        self.groups = groups
         self._dispatcher = dispatcher
         self._clock = clock
 
     def groups_of(self, model: str) -> tuple[str, ...]:
         """The groups that serve it: itself, and its prefill group where it has one."""
-        group = self._groups.get(model)
+        group = self.groups.get(model)
         return (model,) if group is None else (model, group)
 
     async def through(self, call: Call, ask: Ask) -> Call:
         """The call as it goes to the decode engine: with a ticket where there is one. Meanwhile the decode engine is
         wanted too, so that it is woken beside the prefill engine. Raises Problem (503) where too many wait for it."""
-        group = self._groups.get(call.model)
+        group = self.groups.get(call.model)
         if group is None or not self._dispatcher.is_there(group):
             return call
         body = ask.first_token(group, {PARAM: OFFER})

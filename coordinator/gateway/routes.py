@@ -22,13 +22,18 @@ class Routes:
     def __init__(
         self, configured: Iterable[str] = (), hidden: Iterable[str] = (), aliases: Mapping[str, str] | None = None
     ) -> None:
-        """`hidden` have routes, and no client can name them. `aliases` go before those that engines have."""
-        self._known_aliases = dict(aliases or {})
-        self._hidden = frozenset(hidden)
-        self._configured = frozenset(configured) - self._hidden
+        """As `configure`."""
         self._routes: dict[str, Route] = {}
         self._gone: dict[str, float] = {}
-        self._aliases: dict[str, str] = dict(self._known_aliases)
+        self.configure(configured, hidden, aliases or {})
+
+    def configure(self, configured: Iterable[str], hidden: Iterable[str], aliases: Mapping[str, str]) -> None:
+        """From now on. `hidden` have routes, and no client can name them. `aliases` go before those that engines
+        have."""
+        self._known_aliases = dict(aliases)
+        self._hidden = frozenset(hidden)
+        self._configured = frozenset(configured) - self._hidden
+        self._name_aliases()
 
     def apply(self, route: Route, now: float) -> None:
         """Take `route` as the truth about its model from `now` on (monotonic seconds)."""
@@ -38,6 +43,9 @@ class Routes:
         else:
             self._gone.pop(route.model, None)
             self._routes[route.model] = route
+        self._name_aliases()
+
+    def _name_aliases(self) -> None:
         named = [each for each in self._routes.values() if each.model not in self._hidden]
         told = {alias: each.model for each in named for alias in each.aliases}
         self._aliases = {**told, **self._known_aliases}

@@ -7,11 +7,24 @@ from collections.abc import Mapping
 import msgspec
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
+class Names(msgspec.Struct, frozen=True):
     """`models` are those of the configuration: they exist before an engine of theirs has registered; `aliases` are
     their other names, each with the model it means; `prefill` is the prefill group of each that has one, which no
-    client can name. At most `max_queue` requests wait for a model. A body
-    has at most `max_body` bytes and must arrive within `body_timeout_s`; all together have at most `body_budget`. An
+    client can name; nor can one name those that have `left`, though their engines may still be there."""
+
+    models: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = {}
+    prefill: Mapping[str, str] = {}
+    left: frozenset[str] = frozenset()
+
+    @property
+    def hidden(self) -> frozenset[str]:
+        return self.left.union(self.prefill.values())
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """`models`, `aliases` and `prefill` as `Names` has them. At most `max_queue` requests wait for a model. A body has
+    at most `max_body` bytes and must arrive within `body_timeout_s`; all together have at most `body_budget`. An
     engine may be silent for `answer_timeout_s`. At the end, running answers get `drain_s`. `trusted_hosts` are names we
     go by and hosts we connect to; `api_keys` hashes of clients' keys by their holders' names."""
 
@@ -28,3 +41,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     body_timeout_s: float = 60.0
     answer_timeout_s: float = 3600.0
     drain_s: float = 10.0
+
+    @property
+    def names(self) -> Names:
+        return Names(self.models, self.aliases, self.prefill)

@@ -35,6 +35,7 @@ from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, 
 from coordinator.supervise.layout import Process, RunDir, RunFile
 from coordinator.supervise.on_demand import OnDemand, Roll, told
 from coordinator.supervise.ports import check_free, free_port
+from coordinator.supervise.turnover import Turnover
 
 STARTS_AT_ONCE = 2
 """Starting an engine is Python imports for most of it: more at once only make all of them late."""
@@ -92,7 +93,11 @@ class Node:
         self._identifier = f"{config.node}-{os.getpid()}"
         self._nonce = token_hex(8)
         self._keepers: list[Keeper] = []
+        self._eager: list[Keeper] = []
         self._on_demand: list[OnDemand] = []
+        self._attending: dict[str, asyncio.Task[None]] = {}
+        self._engine_moved = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._core_lost = asyncio.Event()
         self._slot = asyncio.Semaphore(STARTS_AT_ONCE)
         self._core_up = False
@@ -158,33 +163,76 @@ class Node:
         await self._store_answers()
         await preflight(store, embedded=not self._config.endpoints)
         await self._start_core()
-        programs_ = self._engine_programs()
-        self._on_demand += [self._lazily(program) for program in programs_ if self._lazy(program)]
-        engines = [self._keep(program, self._spawn) for program in programs_ if not self._lazy(program)]
+        programs_ = self._engine_programs(self._config, self._names)
+        self._on_demand += [self._lazily(self._config, program) for program in programs_ if self._lazy(program)]
+        self._eager += [self._keep(program, self._spawn) for program in programs_ if not self._lazy(program)]
         self._display.follow(self._keepers, self._mirror.picture)
         self._core_up = True
         self._tell()
-        beside = [self._roll.run(), *(one.run() for one in self._on_demand)] if self._on_demand else []
-        await first((self._bring_up(engines), *beside))
+        await first((self._bring_up(tuple(self._eager)), self._roll.run(), self._beside()))
+
+    async def _beside(self) -> None:
+        """Engines that run when the leader says so, and those that come and go with the configuration."""
+        read = (self._file, self._environ)
+        turnover = Turnover(self._config, read, self._identifier, self._mirror, self._come, self._go, self.say)
+        async with asyncio.TaskGroup() as self._waiting:
+            for one in self._on_demand:
+                self._attend(one)
+            self._waiting.create_task(turnover.run(), name="turnover")
+
+    def _attend(self, one: OnDemand) -> None:
+        self._attending[one.program.name] = self._waiting.create_task(one.run(), name=f"{one.program.name} on demand")
+
+    def _come(self, config: Config, name: str) -> None:
+        """An engine that came with the configuration. Raises ConfigError where its port is taken."""
+        engine = engines(config)[name]
+        check_free("127.0.0.1", engine.model.port or 0, f"{self._file}: models.{name}.port")
+        self._engines = {**self._engines, name: engine}
+        [program] = self._engine_programs(config, [name])
+        if self._lazy(program):
+            self._on_demand.append(self._lazily(config, program))
+            self._attend(self._on_demand[-1])
+            self._roll.moved()
+            self._tell()
+        else:
+            self._eager.append(self._keep(program, self._spawn))
+
+    async def _go(self, name: str) -> None:
+        """An engine that went with it; returns when nothing of it is left."""
+        await self._forget_lazy(name)
+        for keeper in [keeper for keeper in self._keepers if keeper.program.name == name]:
+            await keeper.stop(self._hurry)
+            self._keepers.remove(keeper)
+            self._eager = [other for other in self._eager if other is not keeper]
+        self._engines = {id_: engine for id_, engine in self._engines.items() if id_ != name}
+        self._tell()
+
+    async def _forget_lazy(self, name: str) -> None:
+        if (attending := self._attending.pop(name, None)) is None:
+            return
+        attending.cancel()
+        await asyncio.wait((attending,))
+        self._on_demand = [one for one in self._on_demand if one.program.name != name]
+        self._roll.moved()
 
     async def _bring_up(self, engines: Sequence[Keeper]) -> None:
         """The engines that run as long as the node does."""
         await asyncio.gather(*(first((keeper.ready_once.wait(), keeper.ended.wait())) for keeper in engines))
         self._engines_settled = True
         self._tell()
-        if self._serves(engines):
+        if self._serves():
             self._display.ready(self._run_file())
-        await asyncio.gather(*(keeper.ended.wait() for keeper in engines))
-        if not self._serves(engines):
-            raise self._nothing_serves(engines)
-        await asyncio.Event().wait()
+        while self._serves():
+            self._engine_moved.clear()
+            await self._engine_moved.wait()
+        raise self._nothing_serves()
 
-    def _serves(self, engines: Sequence[Keeper]) -> bool:
+    def _serves(self) -> bool:
         """Some engine is there or may come; what `--without` names is somebody else's to start."""
-        return len(engines) < len(self._engines) or not all(keeper.ended.is_set() for keeper in engines)
+        return len(self._eager) < len(self._engines) or not all(keeper.ended.is_set() for keeper in self._eager)
 
-    def _nothing_serves(self, engines: Sequence[Keeper]) -> NodeFailed:
-        names = [keeper.program.name for keeper in engines]
+    def _nothing_serves(self) -> NodeFailed:
+        names = [keeper.program.name for keeper in self._eager]
         logs = ", ".join(str(self._run_dir.log(name)) for name in names)
         remedy = f"mend what stands at the end of {logs}, then start again"
         return NodeFailed(f"no engine is left to serve {', '.join(names)}", remedy=remedy)
@@ -209,28 +257,27 @@ class Node:
 
     def _coordinator_program(self) -> Program:
         return programs.coordinator(
-            self._config, self._file, self._urls, self._identifier, self._python, watch=self._watch
+            self._config, self._file, self._urls, self._identifier, self._python, watch=self._watch, supervised=True
         )
 
-    def _engine_programs(self) -> list[Program]:
-        models = self._config.models
-        cores = cores_by_engine(self._config, sorted(os.sched_getaffinity(0)))
-        taken = {model.port for model in models.values() if model.port}
+    def _engine_programs(self, config: Config, names: Sequence[str]) -> list[Program]:
+        cores = cores_by_engine(config, sorted(os.sched_getaffinity(0)))
+        taken = {model.port for model in config.models.values() if model.port}
         found = []
-        for name in self._names:
+        for name in names:
             port = self._engines[name].model.port or free_port(taken)
             taken.add(port)
-            found.append(programs.engine(self._config, name, self._urls, port, cores[name], self._python))
+            found.append(programs.engine(config, name, self._urls, port, cores[name], self._python))
         return found
 
     def _lazy(self, program: Program) -> bool:
         return self._engines[program.name].model.start == "lazy"
 
-    def _lazily(self, program: Program) -> OnDemand:
+    def _lazily(self, config: Config, program: Program) -> OnDemand:
         def keep(program: Program) -> Keeper:
             return self._keep(program, self._spawn)
 
-        process = told(self._config, program.name, self._nonce)
+        process = told(config, program.name, self._nonce)
         return OnDemand(program, process, self._mirror, keep, self._released, self._roll.moved)
 
     def _released(self, keeper: Keeper) -> None:
@@ -261,6 +308,7 @@ class Node:
 
     def moved(self, keeper: Keeper) -> None:
         self._tell()
+        self._engine_moved.set()
         self._display.moved(keeper)
         for one in self._on_demand:
             one.heard(keeper)

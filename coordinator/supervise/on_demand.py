@@ -19,7 +19,7 @@ from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
 from coordinator.picture import Mirror, Picture
 from coordinator.placement import engines, needs
 from coordinator.store import keys
-from coordinator.store.base import Put, Store
+from coordinator.store.base import Delete, Op, Put, Store
 from coordinator.store.codec import encode
 from coordinator.store.session import Session, open_session
 from coordinator.supervise import group
@@ -159,11 +159,12 @@ class Roll:
         while session.alive:
             self._moved.clear()
             now = dict(self._processes())
-            ops = [
+            ops: list[Op] = [
                 Put(keys.process(self._node, engine), encode(process), session.lease)
                 for engine, process in now.items()
                 if published.get(engine) != process
             ]
+            ops += [Delete(keys.process(self._node, engine)) for engine in published if engine not in now]
             try:
                 if ops:
                     await self._store.txn([], ops)

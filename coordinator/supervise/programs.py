@@ -34,11 +34,19 @@ def daemon(config: Config, etcd: Sequence[str], run_dir: RunDir, python: str) ->
 
 
 def coordinator(
-    config: Config, file: Path, etcd: Sequence[str], identifier: str, python: str, *, watch: bool = False
+    config: Config,
+    file: Path,
+    etcd: Sequence[str],
+    identifier: str,
+    python: str,
+    *,
+    watch: bool = False,
+    supervised: bool = False,
 ) -> Program:
     """The coordinator with gateway and admin API; it reads the configuration `file` itself, where it is to `watch` it
-    again whenever it changes."""
+    again whenever it changes. `supervised`: its engines come and go with that file."""
     argv = [python, "-m", "coordinator", "--config", str(file), "--etcd", ",".join(etcd), "--id", identifier]
+    argv += ["--supervised"] if supervised else []
     argv += ["--watch-config"] if watch else []
     return Program(
         "coordinator", Kind.COORDINATOR, tuple(argv), _log(config), stop_s=COORDINATOR_STOP_S, give_up=CORE_GIVE_UP

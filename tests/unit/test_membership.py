@@ -121,6 +121,24 @@ async def test_one_alone_leads_with_an_epoch_a_heartbeat_and_its_key() -> None:
 
 
 @story
+async def test_its_key_says_how_often_it_has_read_its_file_leading_or_not() -> None:
+    async with standing(MemoryEtcd(), "c1") as c1:
+
+        async def said() -> Coordinator:
+            found = await c1.store.get(keys.coordinator("c1"))
+            assert found is not None
+            return decode(Coordinator, found.value)
+
+        c1.member.read_again(1)
+        await until(lambda: c1.member.leading)
+        await asyncio.sleep(1)
+        assert ((await said()).reads, (await said()).leading) == (1, True)
+        c1.member.read_again(2)
+        await asyncio.sleep(1)
+        assert ((await said()).reads, (await said()).leading) == (2, True)
+
+
+@story
 async def test_leadership_is_told_only_after_everything_before_it_is_known() -> None:
     etcd = MemoryEtcd()
     it = Standing(etcd, "c1")

@@ -36,10 +36,16 @@ def file(tmp_path: Path) -> Path:
 class Node:
     """A reloader and what it applied."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, supervised: bool = False) -> None:
         self.path = path
         self.applied: list[Config] = []
-        self.reloader = Reloader(ConfigFile(path, {}, load(path, {})), self.applied.append)
+        self.running: list[str] = []
+        file = ConfigFile(path, {}, load(path, {}), supervised=supervised)
+        self.reloader = Reloader(file, self._take)
+
+    def _take(self, config: Config, running: Config) -> None:
+        self.applied.append(config)
+        self.running = sorted(running.models)
 
     async def say(self, *changes: tuple[str, str]) -> Report:
         text = self.path.read_text()
@@ -100,6 +106,30 @@ async def test_models_that_come_and_go(file: Path) -> None:
     assert "c" in node.applied[-1].models
 
 
+async def test_models_come_and_go_where_a_supervisor_keeps_the_engines(file: Path) -> None:
+    node = Node(file, supervised=True)
+    report = await node.say(("  b: {", "  c.priority: {"))
+    assert report == Report(("models.b", "models.c.priority"), ())
+    assert node.running == ["a", "c.priority"]
+    changed = await node.say(("c.priority: {path: ./a, kv_cache: 1MiB", "c.priority: {path: ./a, kv_cache: 2MiB"))
+    assert [waits.key for waits in changed.waits] == ["models.c.priority.kv_cache"]
+    again = await node.say(("  c.priority: {", "  b: {"), ("2MiB", "1MiB"))
+    assert (set(again.applied), again.waits) == ({"models.b", "models.c.priority"}, ())
+
+
+async def test_a_model_on_a_device_that_is_not_there_waits(file: Path) -> None:
+    node = Node(file, supervised=True)
+    report = await node.say(
+        ("1GiB}]", "1GiB}, {id: 1, capacity: 1GiB}]"),
+        ("models:\n  a: {", "models:\n  c: {path: ./a, kv_cache: 1MiB, device: 1}\n  a: {device: 0, "),
+        ("  b: {", "  b: {device: 0, "),
+    )
+    waiting = {waits.key: waits.why for waits in report.waits}
+    assert set(waiting) == {"devices", "models.c", "models.a.device", "models.b.device"}
+    assert "no such device 1" in waiting["models.c"]
+    assert (report.applied, node.running) == ((), ["a", "b"])
+
+
 async def test_a_file_that_makes_no_sense_changes_nothing(file: Path) -> None:
     node = Node(file)
     with pytest.raises(ConfigError, match="keep_alive"):
@@ -108,7 +138,7 @@ async def test_a_file_that_makes_no_sense_changes_nothing(file: Path) -> None:
 
 
 async def test_what_cannot_be_applied_counts_as_not_applied(file: Path) -> None:
-    def refuse(config: Config) -> None:
+    def refuse(config: Config, running: Config) -> None:
         raise ConfigError("no")
 
     node = Node(file)
@@ -136,7 +166,7 @@ async def test_a_watched_file_is_read_when_it_has_changed_and_a_broken_one_is_su
     heard, seen = Heard(), asyncio.Queue[Config]()
     monkeypatch.setattr(module.log, "handlers", [heard])
     node = Node(file)
-    node.reloader = Reloader(ConfigFile(file, {}, load(file, {})), seen.put_nowait)
+    node.reloader = Reloader(ConfigFile(file, {}, load(file, {})), lambda config, running: seen.put_nowait(config))
     watching = asyncio.create_task(node.reloader.watch())
     async with asyncio.timeout(60):
         assert (await seen.get()).defaults.keep_alive == 60  # what may have changed since the start is read too

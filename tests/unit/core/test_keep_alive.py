@@ -17,7 +17,7 @@ A = ModelId("a")
 def resident(keep_alive: float | None = 30.0) -> Stage:
     """A model that has been idle since second 100."""
     stage = Stage(settings=Settings(keep_alive=keep_alive, min_residency=2.0))
-    stage.engine("a", Phase.RESIDENT)
+    stage.engine("a", Phase.RESIDENT, weights=60)
     return stage
 
 
@@ -35,7 +35,7 @@ def test_for_ever_is_until_its_memory_is_needed() -> None:
     stage.keep("a", FOREVER)
     assert stage.scheduler.settings(A).keep_alive is None
     assert orders(stage.at(1e6)) == []
-    stage.engine("b")
+    stage.engine("b", weights=60)
     assert orders(stage.demand("b", 1)) == [(OFFLOAD, "a")]
 
 

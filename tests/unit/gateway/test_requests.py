@@ -13,6 +13,7 @@ from aiohttp import ClientError, ClientSession, web
 from coordinator.core.commands import Refuse
 from coordinator.core.model import ModelId
 from coordinator.gateway import reply
+from coordinator.gateway.settings import Names
 from tests.helpers.gateway import Bench, gateway
 from tests.helpers.openai_stub import OpenAIStub, begin_stream, event, serving, stream
 
@@ -89,6 +90,17 @@ async def test_an_alias_and_an_id_with_slashes_are_routed() -> None:
             assert answer.status == 200
             assert json.loads(text)["id"] == "org/model"
     assert [seen.body["model"] for seen in stub.seen] == ["org/model", "org/model"]
+
+
+async def test_names_change_while_it_runs_and_nobody_can_name_what_has_left() -> None:
+    async with serving(OpenAIStub()) as stub, gateway(models=("old",)) as bench:
+        bench.route("old", stub.url, aliases=("alias",))
+        assert (await bench.ask("alias"))[0] == 200
+        bench.gateway.rename(Names(models=("new",), aliases={"other": "new"}, left=frozenset({"old"})))
+        assert [(await bench.ask(name))[0] for name in ("old", "alias")] == [404, 404]
+        assert json.loads((await bench.get("/v1/models"))[1])["data"][0]["id"] == "new"
+        bench.route("new", stub.url)
+        assert [(await bench.ask(name))[0] for name in ("new", "other")] == [200, 200]
 
 
 async def test_an_unknown_model_is_told_what_exists() -> None:
