@@ -36,14 +36,15 @@ async def rss_mb(engines: int, settle_s: float) -> float:
         await etcd.start()
         store = connect([etcd.url], environ={})
         try:
-            await _register(store, engines)
+            await register(store, engines)
             return await _measured(folder, etcd.url, store, engines, settle_s)
         finally:
             await store.close()
             await etcd.stop()
 
 
-async def _register(store: Store, engines: int) -> None:
+async def register(store: Store, engines: int) -> None:
+    """So many engines, ten on each device, all asleep."""
     await store.txn([], [Put(keys.EPOCH, encode(Epoch(id=EPOCH)))])
     lease = await store.grant_lease(TTL_S)
     for number in range(-(-engines // PER_DEVICE)):
