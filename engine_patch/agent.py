@@ -122,8 +122,9 @@ class Agent:
         self._tasks.create_task(self._finish_start(engine, url, address))
 
     def load(self, load: Load) -> None:
-        """At once when someone begins to wait, else at most five times a second."""
-        urgent = load.waiting and not self._load.waiting
+        """At once when someone begins to wait, unless the restore that they wait for is under way: then with what it
+        comes to, to spare a write. Else at most five times a second."""
+        urgent = load.waiting and not self._load.waiting and not self._life.restoring
         self._load = msgspec.structs.replace(load, kv_use=self._load.kv_use, ttft=self._load.ttft)
         self._publisher.put(keys.load(self._holder.engine), self._load, 0.0 if urgent else LOAD_SPACING_S)
 

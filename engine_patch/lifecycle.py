@@ -133,6 +133,11 @@ class Lifecycle:
             case _:
                 return self._on_answer(event)
 
+    @property
+    def restoring(self) -> bool:
+        """Whether a restore is under way."""
+        return self.op is not None and self.op.order is Order.RESTORE
+
     def _on_epoch(self, epoch: str | None) -> tuple[Action, ...]:
         before, self.epoch = self.epoch, epoch
         if epoch == before:
