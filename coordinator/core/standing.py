@@ -50,6 +50,7 @@ class Stand(msgspec.Struct, frozen=True):
 
 
 _AWAITED = "its word on its last operation is awaited"
+_AT_REST = FINAL | {Phase.STARTING}
 COMING = frozenset({Standing.RETURNING, Standing.STARTING})
 ROUTABLE = frozenset({Standing.SERVING, Standing.RETURNING})
 
@@ -107,15 +108,15 @@ def _resting(ledger: Ledger, engine: EngineEntry, now: float, limits: Limits, *,
     owned = len(ledger.owned(engine))
     complete = owned == len(engine.devices)
     due = max([engine.residency_at, *(ledger.device(d).closed_at for d in engine.devices)]) + limits.answer_s
-    late = now >= due
+    late, said = now >= due, heard(ledger, engine)
     if engine.phase is Phase.RESIDENT and (complete or not over):
-        return Stand(Standing.SERVING) if late or heard(ledger, engine) else Stand(Standing.SERVING, due, _AWAITED)
-    if complete and engine.ordered is Order.RESTORE and not heard(ledger, engine) and not late:
+        return Stand(Standing.SERVING) if late or said else Stand(Standing.SERVING, due, _AWAITED)
+    if complete and engine.ordered is Order.RESTORE and not said and not late:
         return _answer_owed(ledger, engine, due)
     if owned and over:
-        told = late or (engine.phase is Phase.OFFLOADED and heard(ledger, engine))
+        told = late or (engine.phase is Phase.OFFLOADED and said)
         return Stand(Standing.PARTIAL, why="it holds pages that serve nothing") if told else _settling(due)
-    if engine.phase not in FINAL | {Phase.STARTING} or not heard(ledger, engine) or engine.phase is Phase.RESIDENT:
+    if engine.phase not in _AT_REST or not said or engine.phase is Phase.RESIDENT:
         return _absent(engine, now) if late else _settling(due)
     return _absent(engine, now)
 
