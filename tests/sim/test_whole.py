@@ -53,6 +53,12 @@ def test_kept_histories(path: Path) -> None:
     history(msgspec.json.decode(path.read_bytes(), type=Plan))
 
 
+def test_an_order_that_is_given_when_nothing_breaks_any_more_is_answered() -> None:
+    """In history 3169 an engine that a daemon had welcomed just before its death waited for the dead one for ever."""
+    for seed in range(3160, 3180):
+        assert history(planned(seed)).rude == []
+
+
 def test_without_faults() -> None:
     for seed in range(10):
         world = history(planned(seed, faults=False))

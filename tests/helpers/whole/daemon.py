@@ -123,7 +123,11 @@ class SimDaemon:
         server: Any = self.node._server
         return self.proc.context.copy().run(server.open_session, self.world.machine.process(pid))
 
-    def send(self, session: Any, request: protocol.Request, answer: asyncio.Future[Any]) -> None:
+    def send(self, session: Any, life: int, request: protocol.Request, answer: asyncio.Future[Any]) -> None:
+        """`life`: the daemon's that the session is of; the connection broke with it."""
+        if life != self.life:
+            self._hang_up(answer)
+            return
         self._talks[answer] = None
         self.world.loop.call_later(self.world.lag(), self._serve, session, request, answer, context=self.proc.context)
 
@@ -176,7 +180,8 @@ class SimClient:
         self._daemon = engine.daemon
         self._hello = protocol.Hello(engine=engine.id, nonce=engine.nonce, role=role)
         self._life = 0
-        self._session: Any = None
+        """The daemon's that has welcomed this process; 0: none."""
+        self._session: tuple[Any, int] = (None, 0)
         self._turn = asyncio.Lock()
 
     def close(self) -> None:
@@ -211,8 +216,8 @@ class SimClient:
             if self._daemon.node is None:
                 return None
             if self._life != self._daemon.life:
-                self._session = self._daemon.connect(self._engine.pid)
                 life = self._daemon.life
+                self._session = (self._daemon.connect(self._engine.pid), life)
                 reply = await self._exchange(self._hello)
                 if not isinstance(reply, protocol.Welcome):
                     return reply
@@ -221,7 +226,7 @@ class SimClient:
 
     async def _exchange(self, request: protocol.Request) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._daemon.send(self._session, request, answer)
+        self._daemon.send(*self._session, request, answer)
         self._engine.talks.add(answer)
         try:
             reply = await answer

@@ -70,6 +70,8 @@ class World:
         self.wrong: str = ""
         self.events = self.faults = self.switches = self.orders = 0
         self.over = False
+        self.rude: list[str] = []
+        """Who was reclaimed for an order that was given when nothing broke any more."""
         self.healed = 0
         """Revision from which on no fault is left; nobody dies of one any more."""
         self.procs: list[Proc] = []
@@ -236,8 +238,24 @@ class World:
         epoch = decode(Epoch, row.value).id if row is not None else ""
         closed = ledger.record.closed if ledger is not None and ledger.record.epoch == epoch else 0
         own = seat.order is Order.RECLAIM and before[0].holder == seat.holder
+        if own and 0 < self.healed < before[1] and before[0].order is not Order.RECLAIM:
+            self.rude.append(f"{seat.holder.engine} for its order of revision {before[1]}")
         if closed < before[1] and not own:
             self.violate(f"granted on {device} over an unclosed seat {before[1]} (closed {closed})")
+        if own:
+            self._judge_reclaim(node, id_, before[1])
+
+    def _judge_reclaim(self, node: str, id_: str, revision: int) -> None:
+        """PROTOCOL rule 8: a seat that nobody can enter any more is closed by the daemon that sees so; nobody has to
+        be reclaimed for it."""
+        daemon = self.daemons[node].node
+        fences = daemon.devices[id_].fences if daemon is not None else None
+        if fences is None or fences.view is None or not fences.publishable or fences.record.open is not None:
+            return
+        token = fences.view.token
+        vacant = token is None or token.revision != revision
+        if fences.view.seat is not None and fences.view.seat.revision == revision > fences.record.closed and vacant:
+            self.violate(f"{node}/{id_}: seat {revision} was never entered, its token is gone, and it is not closed")
 
     @property
     def etcd_seats(self) -> dict[str, tuple[Seat, int]]:
