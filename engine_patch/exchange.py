@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,10 +73,9 @@ class Exchange:
             return
         self._streaming.serve(laid_out(self._identity, found), found)
 
-    def stepped(self) -> None:
-        """The engine computes for a request."""
-        if self._streaming is not None:
-            self._streaming.stepped()
+    def stepping(self) -> AbstractContextManager[None]:
+        """Within it the engine computes for a request."""
+        return self._streaming.stepping() if self._streaming is not None else nullcontext()
 
 
 def _open(rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands, checkpoint: Checkpoint) -> Streaming:

@@ -10,7 +10,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,6 +102,7 @@ class Streaming:
         self._plain: set[str] = set()
         """Sources with whom no other way than TCP could be agreed on."""
         self._pace = SharedPace(self._limit)
+        self._computing = False
         self._stepped = 0.0
         self._addresses: tuple[int, ...] = ()
         self._fetching: Client | None = None
@@ -140,11 +142,18 @@ class Streaming:
 
     def _limit(self) -> float:
         """Bytes a second that clients get together."""
-        return self.options.rate_limit if time.monotonic() - self._stepped < BUSY_S else 0.0
+        busy = self._computing or time.monotonic() - self._stepped < BUSY_S
+        return self.options.rate_limit if busy else 0.0
 
-    def stepped(self) -> None:
-        """The engine has computed a step: it has requests."""
-        self._stepped = time.monotonic()
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Within it the engine computes a step, however long that is: it has requests."""
+        self._computing = True
+        try:
+            yield
+        finally:
+            self._stepped = time.monotonic()
+            self._computing = False
 
     # ---- fetching
 

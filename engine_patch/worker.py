@@ -17,7 +17,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -183,9 +183,8 @@ class VnpuWorker:
         fresh = self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
         if fresh:
             self._hands.zero([(self._kv_at + offset, length) for offset, length in fresh])
-        if self._exchange is not None:
-            self._exchange.stepped()
-        return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
+        with self._exchange.stepping() if self._exchange is not None else nullcontext():
+            return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         return self._flight.sampled(super().sample_tokens(grammar_output))  # type: ignore[misc]

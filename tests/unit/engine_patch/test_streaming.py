@@ -251,11 +251,18 @@ async def test_a_taken_port_costs_the_serving_alone(town: Town, caplog: pytest.L
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port == 0)
 
 
-def test_the_limit_holds_while_the_engine_has_requests(town: Town):
+def test_the_limit_holds_while_the_engine_has_requests(town: Town, monkeypatch: pytest.MonkeyPatch):
+    """Also in the middle of a step that is longer than what counts as idle."""
     streaming = town.engine("a", Options(rate_limit=5.0))
     assert streaming._limit() == 0
-    streaming.stepped()
+    with streaming.stepping():
+        with monkeypatch.context() as patch:
+            patch.setattr(streaming_module, "BUSY_S", 0.0)
+            assert streaming._limit() == 5.0
+        monkeypatch.setattr(streaming_module, "BUSY_S", 60.0)
     assert streaming._limit() == 5.0
+    monkeypatch.setattr(streaming_module, "BUSY_S", 0.0)
+    assert streaming._limit() == 0
 
 
 def test_addresses_are_written_for_upstreams_scripts(town: Town, tmp_path: Path):
