@@ -27,6 +27,8 @@ class Bus(Protocol):
 
     readable: bool
     """Whether this process can read the pages by their address."""
+    shares: bool
+    """Whether weights may lie in the pages of another engine: then `protect` works."""
 
     def room(self, kind: Kind) -> tuple[int, int]:
         """Where to reserve addresses for this kind (0: wherever the driver likes), and how many bytes."""
@@ -56,6 +58,11 @@ class Bus(Protocol):
 
     def zero(self, ranges: Sequence[Range]) -> None:
         """Zero these ranges of the device."""
+        ...
+
+    def protect(self, ranges: Sequence[Range]) -> None:
+        """Whoever writes to these pages in this process ends it, until they are unmapped; reads go on meanwhile. Raises
+        MemoryFault where that cannot be done."""
         ...
 
     def save(self, entries: Sequence[Entry]) -> None:

@@ -47,6 +47,7 @@ class DeviceBus:
     """See `engine_patch.bus.Bus`. Thread-safe."""
 
     readable = False
+    shares = False
 
     def __init__(self, driver: _native.Driver, pools: Pools, need: Bytes, threads: int = 1) -> None:
         """`need`: the estimated footprint, for which addresses are reserved; `threads` compute digests."""
@@ -92,6 +93,9 @@ class DeviceBus:
         with self._turn:
             self._driver.zero_async(self._stream, ranges)
             self._wait()
+
+    def protect(self, ranges: Sequence[Range]) -> None:
+        raise MemoryFault("a device's pages stay writable", remedy="report this")
 
     def save(self, entries: Sequence[Entry]) -> None:
         with self._turn:

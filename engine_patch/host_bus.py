@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from engine_patch.bus import Entry, Range
 from engine_patch.copier import Copier
-from engine_patch.host_memory import Mapping
+from engine_patch.host_memory import Mapping, read_only
 from engine_patch.restoring import Job, MemoryFault
 from native import _native
 from native.protocol import Kind
@@ -23,6 +23,7 @@ class HostBus:
     """See `engine_patch.bus.Bus`."""
 
     readable = True
+    shares = True
 
     def __init__(self, cpus: Sequence[int]) -> None:
         """`cpus`: processors the engine may use; none: all."""
@@ -57,6 +58,10 @@ class HostBus:
     def zero(self, ranges: Sequence[Range]) -> None:
         for address, length in ranges:
             ctypes.memset(address, 0, length)
+
+    def protect(self, ranges: Sequence[Range]) -> None:
+        for address, length in ranges:
+            read_only(address, length)
 
     def save(self, entries: Sequence[Entry]) -> None:
         self._copier.copy(entries)

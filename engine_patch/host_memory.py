@@ -22,6 +22,7 @@ _LIBC.mmap.argtypes = (
     ctypes.c_int,
     ctypes.c_long,
 )
+_LIBC.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _LIBC.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _LIBC.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _FAILED = ctypes.c_void_p(-1).value
@@ -51,6 +52,12 @@ class Mapping:
         if self.size:
             _LIBC.munmap(self.address, self.size)
             self.size = 0
+
+
+def read_only(address: int, size: int) -> None:
+    """Whole pages that are mapped: a write faults from now on (mprotect(2)); reads go on meanwhile. Raises OSError."""
+    if _LIBC.mprotect(address, size, mmap.PROT_READ) != 0:
+        raise OSError(ctypes.get_errno(), f"mprotect of {size} bytes: {os.strerror(ctypes.get_errno())}")
 
 
 class SaveRoom:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
+from engine_patch.common_pages import CommonPages
 from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
 from engine_patch.kv_blocks import coalesce, gaps
 from engine_patch.partners import Apart, Partners
@@ -76,6 +77,9 @@ class Hands:
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
         self.partners: Partners = Apart()
+        self._common = CommonPages(client, bus, self.weights)
+        self.used = False
+        """Set by whoever runs requests on the sealed weights."""
         self.borrower = Borrower(client)
         """What is mapped here of others' weights, while this engine's come from them."""
         self._view = 0
@@ -185,7 +189,7 @@ class Hands:
         with self._turn:
             if self._master is not None:
                 return Loan(Lent(master=self.digest), self.place)
-            if not self.digest or not self.resident or not self.settled:
+            if not self.digest or not self.resident or not self.settled or self._common.joined:
                 return None
             self._view = self._view or self.client.offer_view(self.weights.device, self.weights.chunks)
             return Loan(Lent(self._view), self.place)
@@ -291,20 +295,30 @@ class Hands:
             if self._master is None:
                 with watch.step("master"):
                     self._master = self._some_master()
+            if self.used and self.partners.alone and not self._common.proven:
+                with watch.step("still"):
+                    self._common.prove(self.digest.startswith(f"{self.content()}:"))
             with watch.step("save_kv"):
                 saved = self._save(keep)
             with watch.step("unmap"):
                 self._read_from(pages=False)
-                self.drop()
+                self._drop()
         return saved, tuple(watch.steps)
 
     def drop(self) -> None:
         """Unmap whatever is mapped and give it back, after an end of the copy under way; what was saved stays saved."""
+        if self._restoring is not None:
+            self._restoring.cancel()  # so that nobody who has the turn waits for it
+        with self._turn:
+            self._drop()
+
+    def _drop(self) -> None:
         self.resident, self._view = False, 0
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None
         self.partners.part()
+        self._common.part(CALL_S)
         self.weights.drop(self.weights.indices, CALL_S)
         self.kv.drop(self.kv.indices, CALL_S)
 
@@ -324,8 +338,9 @@ class Hands:
         watch = Stopwatch()
         with self._turn, self.partners.meeting(watch):
             with watch.step("map"):
-                # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
-                self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
+                if not self.partners.alone or not self._common.join(self.digest, self._weight_chunks, CALL_S):
+                    # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
+                    self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
                 self.kv.map(self._kv_chunks, CALL_S)
             start = functools.partial(self.bus.start, beside=beside)
             self._restoring = Restoring(start, self._entries(), self._check)
@@ -333,7 +348,8 @@ class Hands:
         return tuple(watch.steps)
 
     def settle(self) -> tuple[int, tuple[Step, ...]]:
-        """Until everything is back and was checked. Returns bytes copied, and steps. Thread-safe.
+        """Until everything is back and was checked; then others may join these weights. Returns bytes copied, and
+        steps. Thread-safe.
 
         Raises:
             MemoryFault: what came back is not what was sealed.
@@ -345,6 +361,11 @@ class Hands:
         watch = Stopwatch()
         with watch.step("check"):
             restoring.finish()
+        with self._turn:
+            if self._restoring is not restoring:
+                raise Cancelled
+            if self.partners.alone:
+                self._common.offer(self.digest)
         waited = watch.steps[0].seconds
         return restoring.bytes, (Step("copy", restoring.seconds), Step("check", max(0.0, waited - restoring.seconds)))
 
@@ -367,6 +388,8 @@ class Hands:
 
     def _entries(self) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
+        if self._common.joined:
+            return [self._saved, *([] for _ in self._stages[1:])]
         if self._master is None:
             raise MemoryFault("there is no host master", remedy="report this")
         image = self._master.address

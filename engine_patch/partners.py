@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 class Partners(Protocol):
     """`engine_patch.sharded_linear.sharing.Shared` is one."""
 
+    @property
+    def alone(self) -> bool:
+        """The weights are nobody's but this rank's, so all of them may lie in the pages of another engine."""
+        ...
+
     def meeting(self, watch: Stopwatch) -> AbstractContextManager[None]:
         """Around a restore's mapping: afterwards the others' pages are mapped too, where all ranks have theirs."""
         ...
@@ -28,6 +33,8 @@ class Partners(Protocol):
 
 class Apart:
     """A rank that has nothing of another's."""
+
+    alone = True
 
     def meeting(self, watch: Stopwatch) -> AbstractContextManager[None]:
         return nullcontext()

@@ -37,6 +37,7 @@ class Region:
         self._annex: Arena | None = None
         self._mapped: dict[int, tuple[int, int]] = {}
         self._owed: list[int] = []
+        self._joined = False
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -50,7 +51,8 @@ class Region:
 
     @property
     def bytes(self) -> int:
-        return len(self._mapped) * self.chunk
+        """Of chunks that were given to this process; not of those it shares (`join`)."""
+        return 0 if self._joined else len(self._mapped) * self.chunk
 
     @property
     def annex(self) -> Arena:
@@ -119,6 +121,31 @@ class Region:
                 self._client.kept.put_chunk(self.device, chunk.id, chunk.fd)
         self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
 
+    def join(self, indices: Sequence[int], chunks: Sequence[Chunk]) -> None:
+        """Map chunks that another process holds read-only, one for each index, where nothing is mapped: all or none.
+        Their descriptors stay the caller's; none is kept, because a restarted daemon could not give such a one on.
+
+        Raises:
+            DriverError: the driver could not map.
+        """
+        handles: list[int] = []
+        try:
+            handles.extend(self._driver.import_handle(chunk.shareable, chunk.size) for chunk in chunks)
+            pairs = [(self._address(i), handle) for i, handle in zip(indices, handles, strict=True)]
+            self._driver.map_many(pairs, writable=False)
+        except DriverError:
+            for handle in handles:
+                self._driver.destroy(handle)
+            raise
+        self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
+        self._joined = True
+
+    def part(self) -> None:
+        """Unmap what `join` mapped. Idempotent."""
+        if self._joined:
+            self._unmap(self.indices)
+            self._joined = False
+
     def drop(self, indices: Iterable[int], timeout_s: float) -> None:
         """Unmap these chunks and give them back to the daemon; what is not mapped is passed over.
 
@@ -126,14 +153,18 @@ class Region:
             DaemonUnavailable: the daemon is away or silent: unmapped here, and told to the daemon by the next `drop`.
         """
         going = [i for i in indices if i in self._mapped]
-        self._driver.unmap_many([self._address(i) for i in going])
-        for i in going:
-            chunk, handle = self._mapped.pop(i)
-            self._driver.destroy(handle)
-            self._owed.append(chunk)
+        self._owed += self._unmap(going)
         self._client.kept.drop_chunks(self.device, self._owed)
         self._client.unmap(self.device, self._owed, timeout_s)
         self._owed.clear()
+
+    def _unmap(self, indices: Sequence[int]) -> list[int]:
+        """Their ids."""
+        self._driver.unmap_many([self._address(i) for i in indices])
+        going = [self._mapped.pop(i) for i in indices]
+        for _, handle in going:
+            self._driver.destroy(handle)
+        return [chunk for chunk, _ in going]
 
     def ranges(self, indices: Iterable[int]) -> list[Range]:
         """Where these chunks lie, neighbours merged, by address."""

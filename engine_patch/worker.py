@@ -178,6 +178,7 @@ class VnpuWorker:
     def execute_model(self, scheduler_output: Any) -> Any:
         if not self._hands.resident:
             raise RuntimeError("a step was scheduled while this engine's memory is away")
+        self._hands.used = True
         if self._gates is not None:
             self._gates.pass_first(self._hands.settled)
         fresh = self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))

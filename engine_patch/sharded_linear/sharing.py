@@ -56,6 +56,7 @@ class Shared(Unshared):
     """See the module. Also the hands' `Partners`."""
 
     active = True
+    alone = False
 
     def __init__(self, options: Options, hands: Hands, group: Group, carrier: Carrier) -> None:
         self._options = options

@@ -59,11 +59,20 @@ class LightEngine:
         hold: Collection[str] = (),
         fault: str = "",
         ttl: int = 2,
+        content: str = "",
         join: float = 60.0,
     ) -> LightEngine:
-        """`size`: bytes of weights. `fault`: `skip` leaves a chunk out of a restore. `join`: seconds of patience."""
+        """`size`: bytes of weights; `content`: what they are made of, by default the engine's name.
+        `fault`: `skip` leaves a chunk out of a restore. `join`: seconds of patience."""
         port = free_port()
-        light = {"port": port, "size": size, "hold": list(hold), "fault": fault, "join": join}
+        light = {
+            "port": port,
+            "size": size,
+            "hold": list(hold),
+            "fault": fault,
+            "join": join,
+            "content": content or engine,
+        }
         environ = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -196,7 +205,7 @@ class Memory:
         self.size = light["size"]
         self._scratch = Mapping(self.size)
         self.at = self.hands.weights.arena.allocate(self.size)
-        seed = hashlib.sha256(birth.engine.encode()).digest()
+        seed = hashlib.sha256(light["content"].encode()).digest()
         self._put(self.at, (seed * (self.size // len(seed) + 1))[: self.size])
         self.kv_at = self.hands.kv.arena.allocate(self.hands.kv.bytes)
         for region in (self.hands.weights, self.hands.kv):
@@ -210,6 +219,7 @@ class Memory:
     def read(self, prompt: str) -> str:
         """A function of every byte of the weights, for which it waits; faults where they are away."""
         self.hands.await_stage(0)
+        self.hands.used = True
         content = self._get(self.at, self.size)
         return hashlib.sha256(content + prompt.encode()).hexdigest()
 

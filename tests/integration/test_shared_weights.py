@@ -1,0 +1,134 @@
+"""Engines of one content in the same pages of a device: real memory hands and agents, the real daemon, real kills."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from coordinator.core.model import Order, Phase, Residency
+from tests.helpers.daemon import DaemonProcess
+from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.lab import at
+from tests.helpers.light_engine import LightEngine
+from tests.helpers.light_lab import LightLab
+
+MIB = 1 << 20
+WEIGHTS = 22 * MIB
+CAPACITY = 36 * MIB
+"""One and a half of an engine with 22 MiB of weights and 2 MiB of KV."""
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
+    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
+        yield running
+
+
+@pytest.fixture
+async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
+    store = etcd.client()
+    devices = [f"0:host:{CAPACITY}"]
+    with DaemonProcess(tmp_path, etcd.url, node=f"shared-{next(_numbers)}", devices=devices) as daemon:
+        one = LightLab(tmp_path, etcd, await daemon.ready(store), store)
+        await one.leader.elect()
+        yield one
+    await store.close()
+
+
+async def asleep(lab: LightLab, content: str = "same") -> LightEngine:
+    """An engine that has answered, so its first switch has shown that it leaves its weights alone."""
+    engine = await lab.bring_up(size=WEIGHTS, content=content)
+    await engine.ask("prompt")
+    await lab.order(engine, Order.OFFLOAD)
+    return engine
+
+
+async def join(lab: LightLab, engine: LightEngine) -> Residency:
+    """Granted its KV only, as the scheduler does where its weights lie on the device."""
+    spec = await lab.spec(engine)
+    granted = await lab.grant(engine, Order.RESTORE, spec.footprint.kv)
+    return await lab.residency(engine, at(granted))
+
+
+async def charged(lab: LightLab) -> dict[str, tuple[int, int]]:
+    """MiB of weights and of KV by engine."""
+    state = await lab.leader.closed(lab.device)
+    owners = {owner.holder.engine: owner.bytes for owner in state.owners}
+    return {engine: (held.weights // MIB, held.kv // MIB) for engine, held in owners.items() if held.total}
+
+
+async def test_two_engines_of_one_content_where_one_and_a_half_fit(lab: LightLab) -> None:
+    async with await asleep(lab) as first, await asleep(lab) as second:
+        assert (await lab.spec(first)).digest == (await lab.spec(second)).digest
+        own = await lab.order(first, Order.RESTORE)
+        before = await first.ask("prompt")
+        joined = await join(lab, second)
+        assert joined.phase is Phase.RESIDENT
+        assert await second.ask("prompt") == before
+        assert await first.ask("prompt") == before
+        assert await charged(lab) == {first.engine: (WEIGHTS // MIB, 2), second.engine: (0, 2)}
+        assert own.restored == WEIGHTS + joined.restored
+        assert joined.restored == 4096  # its saved KV
+        assert joined.held.weights == 0
+
+        for _ in range(2):  # the owner leaves and joins who has inherited
+            await lab.order(first, Order.OFFLOAD)
+            assert await second.ask("prompt") == before
+            assert await charged(lab) == {second.engine: (WEIGHTS // MIB, 2)}
+            assert (await join(lab, first)).phase is Phase.RESIDENT
+            assert await first.ask("prompt") == before
+            first, second = second, first
+        await lab.order(first, Order.OFFLOAD)
+        assert (await lab.order(second, Order.OFFLOAD)).held.total == 0
+        assert await charged(lab) == {}
+        assert (await lab.order(second, Order.RESTORE)).restored == WEIGHTS + 4096
+        assert await second.ask("prompt") == before
+
+
+async def test_kill_9_of_the_owner_and_then_others_need_the_room(lab: LightLab) -> None:
+    async with await asleep(lab) as first, await asleep(lab) as second, await asleep(lab, "other") as other:
+        await lab.order(first, Order.RESTORE)
+        before = await first.ask("prompt")
+        await join(lab, second)
+        first.kill()
+        await first.ended()
+        await lab.leader.until(
+            lab.device, lambda state: all(owner.holder.engine != first.engine for owner in state.owners)
+        )
+        assert await charged(lab) == {second.engine: (WEIGHTS // MIB, 2)}
+        assert await second.ask("prompt") == before
+        await lab.order(second, Order.OFFLOAD)
+        await lab.order(other, Order.RESTORE)  # overwrites every page
+        others = await other.ask("prompt")
+        assert others[1] != before[1]
+        await lab.order(other, Order.OFFLOAD)
+        await lab.order(second, Order.RESTORE)
+        assert await second.ask("prompt") == before
+
+
+async def test_a_share_that_vanished_meanwhile_is_a_denial(lab: LightLab) -> None:
+    async with await asleep(lab) as first, await asleep(lab) as second:
+        await lab.order(first, Order.RESTORE)
+        await lab.order(first, Order.OFFLOAD)
+        denied = await join(lab, second)  # granted while the pages lay there
+        assert (denied.phase, denied.held.total) == (Phase.OFFLOADED, 0)
+        assert await charged(lab) == {}
+        await lab.order(second, Order.RESTORE)
+        assert (await second.ask("prompt"))[0] == 200
+
+
+async def test_an_engine_that_was_never_asked_offers_nothing(lab: LightLab) -> None:
+    """Nobody knows yet whether it leaves its weights alone."""
+    async with await lab.bring_up(size=WEIGHTS, content="same") as first:
+        await lab.order(first, Order.OFFLOAD)
+        await lab.order(first, Order.RESTORE)
+        assert (await lab.leader.closed(lab.device)).shared == ()
+        await first.ask("prompt")
+        for order in (Order.OFFLOAD, Order.RESTORE):
+            await lab.order(first, order)
+        digest = (await lab.spec(first)).digest
+        assert [shared.digest for shared in (await lab.leader.closed(lab.device)).shared] == [digest]
