@@ -62,8 +62,9 @@ class LightEngine:
         content: str = "",
         join: float = 60.0,
     ) -> LightEngine:
-        """`size`: bytes of weights; `content`: what they are made of, by default the engine's name.
-        `fault`: `skip` leaves a chunk out of a restore. `join`: seconds of patience."""
+        """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `fault`: `skip`
+        leaves a chunk out of a restore, `write` writes to the weights with each request. `join`: seconds of
+        patience."""
         port = free_port()
         light = {
             "port": port,
@@ -211,6 +212,7 @@ class Memory:
         for region in (self.hands.weights, self.hands.kv):
             self.hands.trim(region)
         self._hold = set(light["hold"])
+        self._writes = light["fault"] == "write"
         self.gated = "settle" in self._hold
         self._door = door
         self._loop = server_loop
@@ -221,6 +223,8 @@ class Memory:
         self.hands.await_stage(0)
         self.hands.used = True
         content = self._get(self.at, self.size)
+        if self._writes:
+            self._put(self.at, bytes([content[0] ^ 1]))
         return hashlib.sha256(content + prompt.encode()).hexdigest()
 
     def write_kv(self, text: str) -> None:

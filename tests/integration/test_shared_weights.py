@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.core.model import Order, Phase, Residency
+from engine_patch.host_bus import RESERVED, WEIGHTS_AT
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.lab import at
@@ -54,6 +55,13 @@ async def join(lab: LightLab, engine: LightEngine) -> Residency:
     return await lab.residency(engine, at(granted))
 
 
+def access(engine: LightEngine) -> set[str]:
+    """How the engine has its weights' pages mapped: `rw-s`, `r--s`."""
+    lines = [line.split() for line in Path(f"/proc/{engine.pid}/maps").read_text().splitlines()]
+    mapped = [(int(line[0].split("-")[0], 16), line[1]) for line in lines]
+    return {rights for at, rights in mapped if WEIGHTS_AT <= at < WEIGHTS_AT + RESERVED and rights != "---p"}
+
+
 async def charged(lab: LightLab) -> dict[str, tuple[int, int]]:
     """MiB of weights and of KV by engine."""
     state = await lab.leader.closed(lab.device)
@@ -71,6 +79,7 @@ async def test_two_engines_of_one_content_where_one_and_a_half_fit(lab: LightLab
         assert await second.ask("prompt") == before
         assert await first.ask("prompt") == before
         assert await charged(lab) == {first.engine: (WEIGHTS // MIB, 2), second.engine: (0, 2)}
+        assert (access(first), access(second)) == ({"r--s"}, {"r--s"})
         assert own.restored == WEIGHTS + joined.restored
         assert joined.restored == 4096  # its saved KV
         assert joined.held.weights == 0
@@ -127,8 +136,20 @@ async def test_an_engine_that_was_never_asked_offers_nothing(lab: LightLab) -> N
         await lab.order(first, Order.OFFLOAD)
         await lab.order(first, Order.RESTORE)
         assert (await lab.leader.closed(lab.device)).shared == ()
+        assert access(first) == {"rw-s"}
         await first.ask("prompt")
         for order in (Order.OFFLOAD, Order.RESTORE):
             await lab.order(first, order)
         digest = (await lab.spec(first)).digest
         assert [shared.digest for shared in (await lab.leader.closed(lab.device)).shared] == [digest]
+
+
+async def test_an_engine_that_writes_to_its_weights_offers_nothing(lab: LightLab) -> None:
+    async with await lab.bring_up(size=WEIGHTS, fault="write") as engine:
+        for _ in range(2):
+            assert (await engine.ask("prompt"))[0] == 200
+            await lab.order(engine, Order.OFFLOAD)
+            await lab.order(engine, Order.RESTORE)
+        assert (await lab.leader.closed(lab.device)).shared == ()
+        assert (await engine.ask("prompt"))[0] == 200
+        assert engine.log.read_text().count("their pages are not shared") == 1
