@@ -4,7 +4,8 @@ weights"). The daemon knows who has them; this is one engine's end of it, within
 An engine offers its pages only once it is known to leave them alone: some library might have put a scratch buffer
 among the weights. So the first time its pages are to leave after requests have run, their content is compared with
 what was sealed; after that they are read-only for itself too, whenever they are offered, and a write ends the process
-instead of another engine's answers.
+instead of another engine's answers. Both are done only where another engine of the device has that content: who is
+alone pays a question to the daemon for each switch.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from collections.abc import Sequence
 
 from engine_patch.bus import Bus
 from engine_patch.region import Region
+from engine_patch.restoring import MemoryFault
 from native._native import DriverError
 from native.client import Client
-from native.link import DaemonError
+from native.link import DaemonError, DaemonRefused
 
 log = logging.getLogger("vllm.vnpu.memory")
 
-
 OFFER_S = 2.0
-"""Longest wait for the daemon with an offer, which a switch can do without."""
+"""Longest wait for the daemon with what a switch can do without."""
 
 
 class CommonPages:
@@ -38,10 +39,9 @@ class CommonPages:
         """The weights lie in pages that another engine offered."""
         return bool(self._joined)
 
-    @property
-    def proven(self) -> bool:
-        """Whether it is known, either way, if anything is written to the weights."""
-        return self._still is not None or not self._bus.shares
+    def unproven(self, digest: str) -> bool:
+        """Whether it is not known yet if anything is written to the weights, and others would share them if not."""
+        return self._still is None and self._wanted(digest)
 
     def prove(self, same: bool) -> None:
         """`same`: requests have run, and the weights are what was sealed."""
@@ -60,7 +60,11 @@ class CommonPages:
         if not self._bus.shares:
             return False
         self._joined = digest  # `part` tells the daemon, also where its answer is lost
-        chunks = self._client.open_share(self._weights.device, digest, timeout_s)
+        try:
+            chunks = self._client.open_share(self._weights.device, digest, timeout_s)
+        except DaemonRefused:
+            self._joined = ""
+            raise
         if chunks is None:
             self._joined = ""
             return False
@@ -80,13 +84,22 @@ class CommonPages:
     def offer(self, digest: str) -> None:
         """Let others join these pages, where they are this engine's own and left alone. They are read-only from now on,
         until they leave: before the daemon knows, and also where it never does."""
-        if self.joined or not self._still or not self._bus.shares or not self._weights.chunks:
+        if self.joined or not self._still or not self._weights.chunks or not self._wanted(digest):
             return
-        self._bus.protect(self._weights.ranges(self._weights.indices))
         try:
+            self._bus.protect(self._weights.ranges(self._weights.indices))
             self._client.offer_share(self._weights.device, digest, self._weights.chunks, OFFER_S)
-        except DaemonError as error:
+        except (MemoryFault, DaemonError) as error:
             log.warning("the weights' pages are not offered to others: %s", error)
+
+    def _wanted(self, digest: str) -> bool:
+        if not self._bus.shares:
+            return False
+        try:
+            return self._client.share_wanted(self._weights.device, digest, OFFER_S)
+        except DaemonError as error:
+            log.warning("it is not known who else has these weights: %s", error)
+            return False
 
     def part(self, timeout_s: float) -> None:
         """Unmap what was joined and tell the daemon. Idempotent.

@@ -60,8 +60,11 @@ class HostBus:
             ctypes.memset(address, 0, length)
 
     def protect(self, ranges: Sequence[Range]) -> None:
-        for address, length in ranges:
-            read_only(address, length)
+        try:
+            for address, length in ranges:
+                read_only(address, length)
+        except OSError as error:
+            raise MemoryFault(str(error), remedy="report this") from error
 
     def save(self, entries: Sequence[Entry]) -> None:
         self._copier.copy(entries)

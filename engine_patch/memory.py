@@ -19,11 +19,11 @@ from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
 from engine_patch.common_pages import CommonPages
 from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
-from engine_patch.kv_blocks import coalesce, gaps
 from engine_patch.partners import Apart, Partners
+from engine_patch.pieces import Pieces
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
-from engine_patch.stages import Entry, Owners, entries_of, units_by_stage
+from engine_patch.stages import Entry, Owners
 from engine_patch.stopwatch import Stopwatch
 from native import _native
 from native.client import Client
@@ -44,8 +44,6 @@ CALL_S = 50.0
 FILL_S = 120.0
 FILLS = 3
 """How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
-UNIT = 2 << 20
-"""Weights come back, and are checked, in pieces of so many bytes; of a chunk where that is smaller."""
 
 
 class Hands:
@@ -63,9 +61,7 @@ class Hands:
         self.kv = Region(driver, client, device, Kind.KV, chunk, *bus.room(Kind.KV))
         self._weight_chunks: tuple[int, ...] = ()
         self._kv_chunks: tuple[int, ...] = ()
-        self._unit = min(UNIT, chunk)
-        self._stages: tuple[tuple[int, ...], ...] = ()
-        self._samples: dict[int, int] = {}
+        self._pieces = Pieces(bus, self.weights.base, chunk)
         self._restoring: Restoring | None = None
         self._master: Mapping | None = None
         self._buffer = SaveRoom(client.report_host, bus.lock, bus.unlock)
@@ -155,12 +151,12 @@ class Hands:
 
     def _seal(self, owners: Owners) -> str:
         self._weight_chunks, self._kv_chunks = self.weights.indices, self.kv.indices
-        self._clear_holes()
+        self.bus.quiesce()
+        self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
         self._master = self._some_master()
-        self._stages = units_by_stage(self._units(), self._unit, self.live(self.weights), owners)
-        self._samples = dict(zip(self._units(), self._sample(self._units()), strict=True))
+        self._pieces.seal(self._weight_chunks, self.live(self.weights), owners)
         # A chunk more than the budget: vLLM's null block and what else lies beside the KV cache is saved as well.
         self._buffer.fit(self.kv.bytes if self._kv_keep is None else min(self.kv.bytes, self._kv_keep + self.kv.chunk))
         return self.digest
@@ -219,20 +215,6 @@ class Hands:
             raise MemoryFault("a client of these weights does not let go", remedy="report this")
         self._read_pages = pages
         self.readers.open()
-
-    def _clear_holes(self) -> None:
-        """Zero what no live block covers, so that equal models have equal images."""
-        base, chunk = self.weights.base, self.weights.chunk
-        end = (max(self._weight_chunks, default=-1) + 1) * chunk
-        holes = []
-        for start, length in gaps(coalesce(self.live(self.weights)), end):
-            first = bisect_left(self._weight_chunks, start // chunk)
-            last = bisect_left(self._weight_chunks, -(-(start + length) // chunk))
-            for i in self._weight_chunks[first:last]:
-                low, high = max(start, i * chunk), min(start + length, (i + 1) * chunk)
-                holes.append((base + low, high - low))
-        self.bus.quiesce()
-        self.bus.zero(holes)
 
     def _some_master(self) -> Mapping:
         """The daemon's, or else a new one out of the pages that are mapped."""
@@ -295,7 +277,7 @@ class Hands:
             if self._master is None:
                 with watch.step("master"):
                     self._master = self._some_master()
-            if self.used and self.partners.alone and not self._common.proven:
+            if self.used and self.partners.alone and self._common.unproven(self.digest):
                 with watch.step("still"):
                     self._common.prove(self.digest.startswith(f"{self.content()}:"))
             with watch.step("save_kv"):
@@ -343,7 +325,7 @@ class Hands:
                     self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
                 self.kv.map(self._kv_chunks, CALL_S)
             start = functools.partial(self.bus.start, beside=beside)
-            self._restoring = Restoring(start, self._entries(), self._check)
+            self._restoring = Restoring(start, self._entries(), self._pieces.check)
             self.resident = True
         return tuple(watch.steps)
 
@@ -389,31 +371,11 @@ class Hands:
     def _entries(self) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
         if self._common.joined:
-            return [self._saved, *([] for _ in self._stages[1:])]
+            return [self._saved, *([] for _ in self._pieces.stages[1:])]
         if self._master is None:
             raise MemoryFault("there is no host master", remedy="report this")
-        image = self._master.address
-        source = {unit: image + place * self._unit for place, unit in enumerate(self._units())}
-        entries = [entries_of(units, self._unit, self.weights.base, source) for units in self._stages]
-        return [self._saved + entries[0], *entries[1:]]
-
-    def _units(self) -> list[int]:
-        """All pieces of the weights, in the order in which they lie in the master."""
-        each = self.weights.chunk // self._unit
-        return [i * each + k for i in self._weight_chunks for k in range(each)]
-
-    def _check(self, stage: int) -> None:
-        """The canary: samples of every piece against those taken when it was sealed. Raises `MemoryFault`."""
-        units = self._stages[stage]
-        wrong = [i for i, found in zip(units, self._sample(units), strict=True) if found != self._samples[i]]
-        if wrong:
-            raise MemoryFault(
-                f"{len(wrong)} of {len(self._samples)} pieces of the weights came back wrong, the first is {wrong[0]}",
-                remedy="the engine ends and is started again; if this comes back, check the machine's memory",
-            )
-
-    def _sample(self, units: Sequence[int]) -> list[int]:
-        return self.bus.samples([self.weights.base + unit * self._unit for unit in units], self._unit)
+        first, *later = self._pieces.entries(self._master.address)
+        return [self._saved + first, *later]
 
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
+from engine_patch.kv_blocks import coalesce, gaps
 from native._native import Arena, Driver, DriverError
 from native.client import Chunk, Client
 from native.protocol import Kind
@@ -186,6 +187,18 @@ class Region:
         slot = bisect_left(indices, first)
         whole = indices[slot : slot + last - first + 1] == tuple(range(first, last + 1))
         return slot * self.chunk + within if whole else None
+
+    def holes(self, live: Sequence[Range]) -> list[Range]:
+        """What none of the blocks `live` (offset and length, by offset) covers of the chunks that are mapped, in pieces
+        of a chunk at most, by address."""
+        indices, holes = self.indices, []
+        for start, length in gaps(coalesce(live), (max(indices, default=-1) + 1) * self.chunk):
+            first = bisect_left(indices, start // self.chunk)
+            last = bisect_left(indices, -(-(start + length) // self.chunk))
+            for i in indices[first:last]:
+                low, high = max(start, i * self.chunk), min(start + length, (i + 1) * self.chunk)
+                holes.append((self.base + low, high - low))
+        return holes
 
     def _address(self, index: int) -> int:
         return self.base + index * self.chunk

@@ -210,6 +210,21 @@ class Client(Link):
         """
         self._ask(protocol.OfferShare(device, digest, tuple(chunks)), protocol.Done, timeout_s)
 
+    def share_wanted(self, device: str, digest: str, timeout_s: float | None = None) -> bool:
+        """Whether another engine of this device has that content, so that there is a point in offering it.
+
+        Raises:
+            DaemonRefused: NOT_OPEN.
+            DaemonUnavailable: the daemon is away or silent.
+        """
+        try:
+            self._ask(protocol.ShareWanted(device, digest), protocol.Done, timeout_s)
+        except DaemonRefused as refused:
+            if refused.code is Code.NOT_FOUND:
+                return False
+            raise
+        return True
+
     def open_share(self, device: str, digest: str, timeout_s: float | None = None) -> tuple[Chunk, ...] | None:
         """The chunks of that content, in its order, to be mapped read-only (descriptors are the caller's to close).
         None: nobody offers it on this device. Uncharged, until this process inherits them.

@@ -208,13 +208,20 @@ class CloseShare(msgspec.Struct, frozen=True, tag=True):
     digest: Name
 
 
+class ShareWanted(msgspec.Struct, frozen=True, tag=True):
+    """Whether another engine of this device says in etcd that its weights are of `digest`: `done`, else `not_found`."""
+
+    device: DeviceName
+    digest: Name
+
+
 class Stats(msgspec.Struct, frozen=True, tag=True):
     """What the daemon knows, as one JSON text (for people, doctor and tests). Needs no hello."""
 
 
 MasterRequest = CreateMaster | SealMaster | OpenMaster | ReleaseMaster | ReportHost | HandBackMaster
 ViewRequest = OfferView | OpenView | CloseView | RevokeView
-ShareRequest = OfferShare | OpenShare | CloseShare
+ShareRequest = OfferShare | OpenShare | CloseShare | ShareWanted
 Request = (
     Hello
     | Enter

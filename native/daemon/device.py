@@ -7,7 +7,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from coordinator.core.model import Order
 from native import _native
@@ -148,6 +148,10 @@ class Device:
             opened.close()
             raise
         return opened
+
+    def has(self, chunks: Iterable[int]) -> bool:
+        """Whether others can be given descriptors of all of these: none is missed since a restart."""
+        return all(chunk in self._descriptors for chunk in chunks)
 
     def release(self, owner: Owner, keep: frozenset[int] = frozenset()) -> int:
         """The owner is proven dead; returns how many bytes came back. The chunks `keep` are not back yet."""

@@ -144,7 +144,9 @@ class Node:
         return self.engines.alive(holder) or device.pool.held_by(holder) > 0
 
     def _resident(self, process: int) -> bool:
-        """Whether the process has pages with weights on some device."""
+        """Whether the process has pages with weights on some device, its own or another's."""
+        if any(sharer.process == process for share in self.shares for sharer in share.sharers):
+            return True
         owners = [(device.pool, owner) for device in self.devices.values() for owner in device.pool.owners]
         return any(pool.bytes_of(owner)[Kind.WEIGHTS] for pool, owner in owners if owner.process == process)
 
@@ -276,6 +278,7 @@ class Node:
             shared=tuple(
                 model.Shared(share.digest, len(share.chunks) * device.pool.chunk)
                 for share in self.shares.on(device.option.id)
+                if device.has(share.chunks)
             ),
             host_ram=self.host_ram(),
             free_measured=device.measured_free(),

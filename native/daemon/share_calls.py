@@ -16,6 +16,12 @@ class ShareCalls(Calls):
         """Raises `Denied`, TimeoutError (the journal)."""
         device = self.device(request.device)
         match request:
+            case protocol.ShareWanted():
+                if not self.node.view.others(
+                    member.holder.engine, f"{self.node.name}/{device.option.id}", request.digest
+                ):
+                    raise Denied(Code.NOT_FOUND, f"no other engine of {device.option.id} has {request.digest}")
+                return Answer(protocol.Done())
             case protocol.OfferShare():
                 self._offer(request, device, member)
             case protocol.OpenShare():

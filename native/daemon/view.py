@@ -26,11 +26,11 @@ _SPEC = "/spec"
 
 
 class Engine(msgspec.Struct, frozen=True):
-    """What an engine's spec key says: who it is, the lease it lives on, the digest of its weights."""
+    """What an engine's spec key says: who it is, the lease it lives on, the digest of its weights by device."""
 
     holder: Holder
     lease: int
-    digest: str
+    digests: dict[str, str]
 
 
 class NodeView:
@@ -74,7 +74,11 @@ class NodeView:
     @property
     def digests(self) -> frozenset[str]:
         """Contents that engines have."""
-        return frozenset(engine.digest for engine in self.engines.values() if engine.digest)
+        return frozenset(digest for engine in self.engines.values() for digest in engine.digests.values() if digest)
+
+    def others(self, engine: str, device: str, digest: str) -> bool:
+        """Whether an engine other than this one has that content on the device (`<node>/<device>`)."""
+        return any(one != engine and known.digests.get(device) == digest for one, known in self.engines.items())
 
     def _take(self, change: Change) -> bool:
         key, kv = change.key, change.kv
@@ -119,7 +123,7 @@ def _engine(engine: str, kv: KeyValue | None) -> Engine | None:
     spec = _decoded(model.Spec, kv)
     if kv is None or spec is None or spec.holder.engine != engine:
         return None
-    return Engine(_holder(spec.holder), kv.lease, spec.digest)
+    return Engine(_holder(spec.holder), kv.lease, {device: spec.digest_on(device) for device in spec.devices})
 
 
 def _holder(holder: model.Holder) -> Holder:

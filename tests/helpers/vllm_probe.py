@@ -66,7 +66,7 @@ class Probe:
 
     def probe_stages(self) -> list[int]:
         """Bytes of the weights that come back in each stage."""
-        return [len(units) * self._hands._unit for units in self._hands._stages]
+        return [len(pieces) * self._hands._pieces.unit for pieces in self._hands._pieces.stages]
 
     def probe_offer(self) -> Any:
         """What Netloader serves: identity and extents."""
@@ -88,7 +88,7 @@ class Probe:
             stages = whole()
             last = [stage for stage in stages[:-1] if stage][-1]
             to, at, length = last[-1]
-            last[-1] = (to, at, length - hands._unit)
+            last[-1] = (to, at, length - hands._pieces.unit)
             return stages
 
         hands._entries = forgetful

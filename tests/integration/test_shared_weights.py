@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,20 @@ async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
 
 
 async def asleep(lab: LightLab, content: str = "same") -> LightEngine:
-    """An engine that has answered, so its first switch has shown that it leaves its weights alone."""
     engine = await lab.bring_up(size=WEIGHTS, content=content)
     await engine.ask("prompt")
     await lab.order(engine, Order.OFFLOAD)
     return engine
+
+
+@asynccontextmanager
+async def two(lab: LightLab) -> AsyncIterator[tuple[LightEngine, LightEngine]]:
+    """Asleep; each is known to leave its weights alone: it has answered, and left, while the other was there."""
+    async with await asleep(lab) as first, await asleep(lab) as second:
+        await lab.order(first, Order.RESTORE)
+        await first.ask("prompt")
+        await lab.order(first, Order.OFFLOAD)
+        yield first, second
 
 
 async def join(lab: LightLab, engine: LightEngine) -> Residency:
@@ -70,7 +80,7 @@ async def charged(lab: LightLab) -> dict[str, tuple[int, int]]:
 
 
 async def test_two_engines_of_one_content_where_one_and_a_half_fit(lab: LightLab) -> None:
-    async with await asleep(lab) as first, await asleep(lab) as second:
+    async with two(lab) as (first, second):
         assert (await lab.spec(first)).digest == (await lab.spec(second)).digest
         own = await lab.order(first, Order.RESTORE)
         before = await first.ask("prompt")
@@ -99,7 +109,7 @@ async def test_two_engines_of_one_content_where_one_and_a_half_fit(lab: LightLab
 
 
 async def test_kill_9_of_the_owner_and_then_others_need_the_room(lab: LightLab) -> None:
-    async with await asleep(lab) as first, await asleep(lab) as second, await asleep(lab, "other") as other:
+    async with two(lab) as (first, second), await asleep(lab, "other") as other:
         await lab.order(first, Order.RESTORE)
         before = await first.ask("prompt")
         await join(lab, second)
@@ -120,7 +130,7 @@ async def test_kill_9_of_the_owner_and_then_others_need_the_room(lab: LightLab) 
 
 
 async def test_a_share_that_vanished_meanwhile_is_a_denial(lab: LightLab) -> None:
-    async with await asleep(lab) as first, await asleep(lab) as second:
+    async with two(lab) as (first, second):
         await lab.order(first, Order.RESTORE)
         await lab.order(first, Order.OFFLOAD)
         denied = await join(lab, second)  # granted while the pages lay there
@@ -130,26 +140,43 @@ async def test_a_share_that_vanished_meanwhile_is_a_denial(lab: LightLab) -> Non
         assert (await second.ask("prompt"))[0] == 200
 
 
+async def switched(lab: LightLab, engine: LightEngine) -> set[str]:
+    """Off the device and back; the steps that this took."""
+    left = await lab.order(engine, Order.OFFLOAD)
+    back = await lab.order(engine, Order.RESTORE)
+    return {step.name for step in (*left.steps, *back.steps)}
+
+
 async def test_an_engine_that_was_never_asked_offers_nothing(lab: LightLab) -> None:
     """Nobody knows yet whether it leaves its weights alone."""
-    async with await lab.bring_up(size=WEIGHTS, content="same") as first:
-        await lab.order(first, Order.OFFLOAD)
-        await lab.order(first, Order.RESTORE)
+    async with await asleep(lab), await lab.bring_up(size=WEIGHTS, content="same") as engine:
+        assert "still" not in await switched(lab, engine)
         assert (await lab.leader.closed(lab.device)).shared == ()
-        assert access(first) == {"rw-s"}
-        await first.ask("prompt")
-        for order in (Order.OFFLOAD, Order.RESTORE):
-            await lab.order(first, order)
-        digest = (await lab.spec(first)).digest
+        assert access(engine) == {"rw-s"}
+        await engine.ask("prompt")
+        assert "still" in await switched(lab, engine)
+        digest = (await lab.spec(engine)).digest
         assert [shared.digest for shared in (await lab.leader.closed(lab.device)).shared] == [digest]
+        assert access(engine) == {"r--s"}
+        await engine.ask("prompt")
+        assert "still" not in await switched(lab, engine)  # it is known by now
+
+
+async def test_an_engine_that_is_alone_pays_for_nothing(lab: LightLab) -> None:
+    async with await asleep(lab, "another") as other, await lab.bring_up(size=WEIGHTS) as engine:
+        for _ in range(2):
+            assert (await engine.ask("prompt"))[0] == 200
+            assert "still" not in await switched(lab, engine)
+        assert (await lab.leader.closed(lab.device)).shared == ()
+        assert access(engine) == {"rw-s"}
+        assert access(other) == set()
 
 
 async def test_an_engine_that_writes_to_its_weights_offers_nothing(lab: LightLab) -> None:
-    async with await lab.bring_up(size=WEIGHTS, fault="write") as engine:
+    async with await asleep(lab), await lab.bring_up(size=WEIGHTS, content="same", fault="write") as engine:
         for _ in range(2):
             assert (await engine.ask("prompt"))[0] == 200
-            await lab.order(engine, Order.OFFLOAD)
-            await lab.order(engine, Order.RESTORE)
+            await switched(lab, engine)
         assert (await lab.leader.closed(lab.device)).shared == ()
         assert (await engine.ask("prompt"))[0] == 200
         assert engine.log.read_text().count("their pages are not shared") == 1

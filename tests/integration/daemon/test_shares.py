@@ -133,11 +133,27 @@ async def test_over_a_restart_of_the_daemon(own_daemon: DaemonProcess, leader: L
         await own_daemon.ready(leader.store)
         await leader.until(b.device, lambda state: bool(state.owners))
         assert await charged(leader, b.device) == {name(b): (WEIGHTS, KV)}
+        assert (await leader.closed(b.device)).shared == ()  # who could hand the pages back is dead: nobody can join
         fills = await b.worker.call("fills")
         assert {fills[str(chunk)] for chunk in weights} == {7}  # type: ignore[index]
         await gone(b, weights)
         assert await charged(leader, b.device) == {}
         await b.restore(ALL, 3)
+
+
+async def test_over_a_restart_whoever_can_still_join(own_daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+        weights = await first(a)
+        own_daemon.kill()
+        await own_daemon.ended()
+        own_daemon.start()
+        await own_daemon.ready(leader.store)
+        await leader.until(a.device, lambda state: bool(state.owners))
+        assert (await leader.closed(a.device)).shared == ()
+        await a.worker.call("listen", True)  # it hands back
+        await leader.until(a.device, lambda state: state.shared == (Shared(DIGEST, WEIGHTS * CHUNK),))
+        assert await joined(b) == weights
+        assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV), name(b): (0, KV)}
 
 
 async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: Leader) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from coordinator.core import model
 from coordinator.core.model import Order
 from coordinator.store import keys
 from coordinator.store.base import Change, Changes, KeyValue, Listing
-from coordinator.store.codec import encode
+from coordinator.store.codec import decode, encode
 from native.daemon.view import NodeView
 from native.fences import Holder, Seat, Token, View
 
@@ -60,6 +62,22 @@ def test_a_listing() -> None:
     assert view.holder("org/a") == Holder("org/a", "n1")
     assert view.engines["org/a"].lease == 5
     assert view.digests == {"d"}
+
+
+def test_who_else_has_a_content_on_a_device() -> None:
+    view = listed()
+    group = msgspec.structs.replace(
+        decode(model.Spec, SPEC), holder=model.Holder("b", "n2"), devices=("n/0", "n/1"), digest="d,e"
+    )
+    view.take(Changes((put(keys.spec("b"), encode(group), 10),), 10))
+    assert view.digests == {"d", "e"}
+    assert view.others("org/a", "n/0", "d")
+    assert view.others("b", "n/0", "d")
+    assert not view.others("b", "n/1", "e")  # its own
+    assert not view.others("org/a", "n/1", "d")  # on another device
+    assert view.others("org/a", "n/1", "e")
+    view.take(Changes((gone(keys.spec("org/a"), 11),), 11))
+    assert not view.others("b", "n/0", "d")
 
 
 def test_changes_are_followed() -> None:
