@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from coordinator.core.model import Order, Shared
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.leader import Leader
@@ -154,6 +156,20 @@ async def test_over_a_restart_whoever_can_still_join(own_daemon: DaemonProcess, 
         await leader.until(a.device, lambda state: state.shared == (Shared(DIGEST, WEIGHTS * CHUNK),))
         assert await joined(b) == weights
         assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV), name(b): (0, KV)}
+
+
+@pytest.mark.parametrize("daemon_options", [{"more": ("--host-ram", "6MiB")}])
+async def test_who_has_joined_can_spare_its_master_as_the_owner_can(own_daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+        await first(a)
+        await a.worker.call("create_master", 4 << 20)
+        await a.worker.call("seal_master", DIGEST)
+        await joined(b)
+        for engine in (a, b):
+            await engine.worker.call("listen", True)
+            await engine.worker.call("read_master", DIGEST, 1)
+        await a.worker.call("create_master", 4 << 20)
+        assert [await engine.worker.call("heard") for engine in (a, b)] == [[DIGEST], [DIGEST]]
 
 
 async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: Leader) -> None:
