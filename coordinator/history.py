@@ -263,7 +263,7 @@ def _quantiles(seen: list[float]) -> Ttft:
 def _path(before: Phase | None, residency: Residency) -> str:
     if before is Phase.STARTING:
         return "cold"
-    return "warm" if residency.restored else "hot"
+    return "warm" if residency.restored and not residency.joined else "hot"
 
 
 def _phases(sent: _Sent, residency: Residency) -> tuple[Step, ...]:

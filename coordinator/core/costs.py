@@ -32,7 +32,9 @@ class Costs:
         self._bandwidth: dict[Order, float] = {}
 
     def learn(self, engine: EngineId, order: Order, residency: Residency) -> None:
-        """`residency` answers `order`."""
+        """`residency` answers `order`. Where weights were joined, and not copied, nothing is learnt about copies."""
+        if order is Order.RESTORE and residency.joined:
+            return
         seconds = sum(step.seconds for step in residency.steps if step.name not in _WAITING)
         moved = residency.restored if order is Order.RESTORE else residency.kv_saved + residency.d2h
         if seconds <= 0:

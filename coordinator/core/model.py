@@ -157,6 +157,11 @@ class Residency(Value, frozen=True, kw_only=True):
     busy: bool = False
     error: Text = ""
 
+    @property
+    def joined(self) -> bool:
+        """Its weights lie in another engine's pages: a restore copied saved KV alone."""
+        return self.held.kv > 0 and self.held.weights == 0
+
 
 class Load(Value, frozen=True, kw_only=True):
     """`engines/<id>/load`, on the engine's lease; on change, at most 5 a second, idle -> waiting at once."""

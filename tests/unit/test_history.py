@@ -120,6 +120,15 @@ def test_the_path_says_where_the_weights_came_from(before: Phase, restored: int,
     assert came.path == path
 
 
+def test_a_wake_into_pages_that_another_holds_is_hot_whatever_kv_came_back() -> None:
+    story = Story()
+    story.says("b", Phase.OFFLOADED, 1, 0.0)
+    story.order(Order.RESTORE, "b", 1.0, 1.0, 6)
+    [came] = story.says("b", Phase.RESIDENT, 6, 2.0, restored=4, held=Bytes(kv=8))
+    assert isinstance(came, Switch)
+    assert came.path == "hot"
+
+
 def test_a_restore_that_failed_is_no_wake_and_a_refused_order_is_forgotten() -> None:
     story = Story()
     story.order(Order.RESTORE, "b", 1.0, 1.0, 6)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from coordinator.core.commands import Grant
 from coordinator.core.costs import GUESSED_BANDWIDTH, Costs
 from coordinator.core.events import ResidencySeen
-from coordinator.core.model import EngineId, Fence, Holder, Order, Phase, Residency, Step
+from coordinator.core.model import Bytes, EngineId, Fence, Holder, Order, Phase, Residency, Step
 from tests.helpers.stage import EPOCH, Stage, only
 
 A, B = EngineId("a"), EngineId("b")
@@ -44,6 +45,14 @@ def test_the_newest_measurement_counts_half() -> None:
     assert costs.restore_s(A, 1000) == 3.0
     costs.forget(A)
     assert costs.restore_s(A, 1000) == pytest.approx(1000 / 375)
+
+
+def test_weights_that_were_joined_say_nothing_about_copies() -> None:
+    costs = Costs()
+    costs.learn(A, Order.RESTORE, said(2.0, restored=1000))
+    costs.learn(A, Order.RESTORE, msgspec.structs.replace(said(0.5, restored=1), held=Bytes(kv=4)))
+    assert costs.restore_s(A, 1000) == 2.0
+    assert costs.restore_s(B, 500) == 1.0
 
 
 def test_the_scheduler_learns_from_answers_to_its_orders() -> None:
