@@ -3,7 +3,7 @@
 Huawei's lie in the wheel of torch-npu (the version that vllm-ascend 0.23.0 asks for), NVIDIA's `cuda.h` in the wheel of
 its CUDA runtime. Of each wheel only the headers are kept. They are the same for every processor, so the x86-64 wheels
 are taken on any machine, and nothing of them is ever imported or run. Of vllm-ascend the Python sources are kept, which
-contract tests read, and of the vLLM it goes with.
+contract tests read, and of the vLLM it goes with and the newest one.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ VLLM_023 = Wheel(
     "0.23.0",
     "eaed69109c3d0416a1c4cb43929512516af3f6504c2e0b32a20321195fa234f7",
     ("vllm/v1/", "vllm/config/", "vllm/distributed/", "vllm/entrypoints/", "vllm/exceptions", "vllm/model_executor/"),
+    (".py",),
+)
+VLLM_033 = Wheel(
+    "vllm",
+    "0.33.0",
+    "4b6bdec4ab269990bf70d45a3c1e94c3760a27064513760193b26d6f0da883aa",
+    (*VLLM_023.inside, "vllm/outputs", "vllm/platforms/"),
     (".py",),
 )
 
@@ -160,6 +167,11 @@ def vllm_ascend_entry_points() -> str:
 def vllm_023() -> Path:
     """The folder `vllm` with sources of the vLLM that vllm-ascend 0.23 goes with (100 MB to fetch)."""
     return unpacked(VLLM_023) / "vllm"
+
+
+def vllm_033() -> Path:
+    """The folder `vllm` with sources of the newest vLLM (336 MB to fetch)."""
+    return unpacked(VLLM_033) / "vllm"
 
 
 def compiler() -> list[str]:

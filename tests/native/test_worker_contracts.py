@@ -1,6 +1,6 @@
 """What our workers and platforms rely on of vLLM's, vllm-ascend's and torch's, held against their sources: on devices
 nothing of it has run. vLLM 0.32 is the installed one; the wheels of vllm-ascend 0.23 and torch-npu are unpacked, and,
-with the `system` tests, that of vLLM 0.23 too. None is imported."""
+with the `system` tests, those of vLLM 0.23 and 0.33 too. None is imported."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 
 from coordinator.supervise.engine_command import ASCEND_PLUGINS, VISIBLE
 from engine_patch import device_pools, live_blocks
-from tests.helpers.vendor_headers import ROOT, torch_npu, vllm_023, vllm_ascend, vllm_ascend_entry_points
+from tests.helpers.vendor_headers import ROOT, torch_npu, vllm_023, vllm_033, vllm_ascend, vllm_ascend_entry_points
 
 OURS = ROOT / "engine_patch"
+Fetch = Callable[[], Path]
 
 
 @cache
@@ -269,68 +270,103 @@ def test_a_snapshot_names_what_is_read_of_it() -> None:
         assert key in text
 
 
-# ---- vLLM 0.23, by 100 MB of wheel
+# ---- the vLLM that vllm-ascend goes with, and the newest one, by 100 and 336 MB of wheel
 
 
 @pytest.mark.system
-class TestVllm023:
-    def test_the_scheduler_pauses_keeping_what_runs(self) -> None:
-        core = methods(vllm_023() / "v1/engine/core.py", "EngineCore")
+@pytest.mark.parametrize("fetch", [vllm_023, vllm_033], ids=["0.23", "0.33"])
+class TestOtherVllm:
+    def test_the_scheduler_pauses_keeping_what_runs(self, fetch: Fetch) -> None:
+        core = methods(fetch() / "v1/engine/core.py", "EngineCore")
         assert core["pause_scheduler"] == ["mode", "clear_cache"]
         assert {"resume_scheduler", "is_scheduler_paused", "collective_rpc"} <= set(core)
-        client = methods(vllm_023() / "v1/engine/core_client.py", "AsyncMPClient")
+        client = methods(fetch() / "v1/engine/core_client.py", "AsyncMPClient")
         assert client["pause_scheduler_async"] == ["mode", "clear_cache"]
         assert {"resume_scheduler_async", "is_scheduler_paused_async", "call_utility_async"} <= set(client)
 
-    def test_a_pause_waits_for_the_batch_queue_and_outputs_are_fetched_once_each(self) -> None:
-        hold_steps_in_flight(vllm_023())
+    def test_a_pause_waits_for_the_batch_queue_and_outputs_are_fetched_once_each(self, fetch: Fetch) -> None:
+        hold_steps_in_flight(fetch())
 
-    def test_the_agent_meets_the_engine_client(self) -> None:
-        assert methods(vllm_023() / "v1/engine/async_llm.py", "AsyncLLM")["collective_rpc"][:3] == [
+    def test_the_agent_meets_the_engine_client(self, fetch: Fetch) -> None:
+        assert methods(fetch() / "v1/engine/async_llm.py", "AsyncLLM")["collective_rpc"][:3] == [
             "method",
             "timeout",
             "args",
         ]
-        assert "propagate_error" in methods(vllm_023() / "v1/engine/output_processor.py", "OutputProcessor")
+        assert "propagate_error" in methods(fetch() / "v1/engine/output_processor.py", "OutputProcessor")
         assert {"processes", "manager_stopped"} <= attributes(
-            class_of(vllm_023() / "v1/engine/utils.py", "CoreEngineProcManager")
+            class_of(fetch() / "v1/engine/utils.py", "CoreEngineProcManager")
         )
-        assert "state.engine_client = engine_client" in source(vllm_023() / "entrypoints/openai/api_server.py")
+        entry = {vllm_023: "openai/api_server.py", vllm_033: "launchers/api_server/app_state.py"}[fetch]
+        assert "state.engine_client = engine_client" in source(fetch() / "entrypoints" / entry)
 
-    def test_live_blocks_find_what_they_read(self) -> None:
-        pool = class_of(vllm_023() / "v1/core/block_pool.py", "BlockPool")
+    def test_live_blocks_find_what_they_read(self, fetch: Fetch) -> None:
+        pool = class_of(fetch() / "v1/core/block_pool.py", "BlockPool")
         assert {"blocks", "free_block_queue"} <= attributes(pool)
-        block = source(vllm_023() / "v1/core/kv_cache_utils.py")
+        block = source(fetch() / "v1/core/kv_cache_utils.py")
         assert "ref_cnt: int = 0" in block
         assert "is_null: bool = False" in block
         assert "def get_all_free_blocks(self)" in block
-        scheduler = methods(vllm_023() / "v1/core/sched/scheduler.py", "Scheduler")
+        scheduler = methods(fetch() / "v1/core/sched/scheduler.py", "Scheduler")
         assert scheduler["reset_prefix_cache"][0] == "reset_running_requests"
-        assert methods(vllm_023() / "v1/core/kv_cache_manager.py", "KVCacheManager")["evict_blocks"] == ["block_ids"]
-        assert live_blocks.METHOD not in methods(vllm_023() / "v1/engine/core.py", "EngineCore")
+        assert methods(fetch() / "v1/core/kv_cache_manager.py", "KVCacheManager")["evict_blocks"] == ["block_ids"]
+        assert live_blocks.METHOD not in methods(fetch() / "v1/engine/core.py", "EngineCore")
 
-    def test_kv_and_schedules_are_described_as_they_are_read(self) -> None:
-        config = source(vllm_023() / "v1/kv_cache_interface.py")
-        for field in ("num_blocks: int", "kv_cache_tensors: list[KVCacheTensor]", "size: int", "shared_by: list[str]"):
+    def test_kv_and_schedules_are_described_as_they_are_read(self, fetch: Fetch) -> None:
+        config = source(fetch() / "v1/kv_cache_interface.py")
+        strides = ("layers: list[str]", "layer_stride: int", "block_stride: int", "offset: int = 0")
+        placed = {vllm_023: ("shared_by: list[str]",), vllm_033: strides}[fetch]
+        for field in ("num_blocks: int", "kv_cache_tensors: list[KVCacheTensor]", "size: int", *placed):
             assert field in config
-        output = source(vllm_023() / "v1/core/sched/output.py")
+        output = source(fetch() / "v1/core/sched/output.py")
         assert "block_ids: tuple[list[int], ...]" in output
         assert "new_block_ids: list[tuple[list[int], ...] | None]" in output
 
-    def test_options_that_are_refused_have_their_names(self) -> None:
-        parallel, whole = source(vllm_023() / "config/parallel.py"), source(vllm_023() / "config/vllm.py")
+    def test_options_that_are_refused_have_their_names(self, fetch: Fetch) -> None:
+        parallel, whole = source(fetch() / "config/parallel.py"), source(fetch() / "config/vllm.py")
         for name in ("_api_process_count", "data_parallel_size", "distributed_executor_backend", "world_size"):
             assert f"{name}:" in parallel
         for name in ("lora_config", "weight_transfer_config", "kv_transfer_config"):
             assert f"{name}:" in whole
-        assert "kv_cache_memory_bytes:" in source(vllm_023() / "config/cache.py")
+        assert "kv_cache_memory_bytes:" in source(fetch() / "config/cache.py")
 
-    def test_loading_and_spinning_have_their_hooks(self) -> None:
-        loader = vllm_023() / "model_executor/model_loader"
+    def test_loading_and_spinning_have_their_hooks(self, fetch: Fetch) -> None:
+        loader = fetch() / "model_executor/model_loader"
         assert "process_weights_after_loading(model, model_config, target_device)" in source(loader / "base_loader.py")
-        spin = methods(vllm_023() / "distributed/device_communicators/shm_broadcast.py", "SpinCondition")
+        spin = methods(fetch() / "distributed/device_communicators/shm_broadcast.py", "SpinCondition")
         assert "busy_loop_s" in spin["__init__"]
-        stats = methods(vllm_023() / "v1/metrics/loggers.py", "StatLoggerBase")
+        stats = methods(fetch() / "v1/metrics/loggers.py", "StatLoggerBase")
         ours = methods(OURS / "load.py", "KvUse")
         assert ours["record"] == stats["record"]
         assert "log_engine_initialized" in stats
+
+
+@pytest.mark.system
+class TestVllm033:
+    """Not installed anywhere yet: whether what stands before its workers and platforms would still fit."""
+
+    def test_workers_have_what_is_called_above_them(self) -> None:
+        worker = vllm_033() / "v1/worker/gpu_worker.py"
+        above = methods(worker, "Worker")
+        assert above["init_device"] == []
+        assert above["initialize_from_config"] == ["kv_cache_config"]
+        assert above["execute_model"] == ["scheduler_output"]
+        assert above["sample_tokens"] == ["grammar_output"]
+        assert set(above["load_model"]) <= {"load_dummy_weights"}
+        cpu = class_of(vllm_033() / "v1/worker/cpu_worker.py", "CPUWorker")
+        assert [ast.unparse(base) for base in cpu.bases] == ["Worker"]
+        assert "if kv_cache_memory_bytes := self.cache_config.kv_cache_memory_bytes:" in source(worker)
+
+    def test_platforms_have_the_check_that_ours_wraps(self) -> None:
+        for file, name in (("cpu.py", "CpuPlatform"), ("cuda.py", "CudaPlatformBase")):
+            assert methods(vllm_033() / "platforms" / file, name)["check_and_update_config"] == ["vllm_config"]
+            assert re.search(r'parallel_config\.worker_cls == "auto"', source(vllm_033() / "platforms" / file))
+
+    def test_the_server_is_still_found_under_its_old_name(self) -> None:
+        """`vnpu engine` starts that module, and does so for every version."""
+        shim = source(vllm_033() / "entrypoints/openai/api_server.py")
+        assert "from vllm.entrypoints.launchers.api_server.entry import main main()" in shim
+
+    def test_a_pause_waits_for_the_device_too(self) -> None:
+        core = vllm_033() / "v1/engine/core.py"
+        assert "synchronize_device" in ast.unparse(method(core, "EngineCore", "_finish_pause"))
