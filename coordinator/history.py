@@ -44,6 +44,8 @@ PHASES = {
     "leave": "warmup",
 }
 """An engine's own steps of a restore, as parts of a wake; what else it reports is `other`."""
+OFFLOAD_STEPS = frozenset({"drain", "enter", "master", "still", "save_kv", "unmap", "leave"})
+"""An engine's own steps of an offload (docs/operations.md); what else it reports is `other`."""
 KINDS = Bytes.__struct_fields__
 
 
@@ -62,7 +64,8 @@ class Switch(msgspec.Struct, frozen=True):
 
     `path` of a restore: `cold` from a start, `warm` from the host's copy, `hot` from pages that still held it.
     `seconds`: from the transaction to the answer. `waited`: before it, since the first request or ask. `phases` of a
-    restore: queue, evict and decision before the transaction is answered, then the engine's own."""
+    restore: queue, evict and decision before the transaction is answered, then the engine's own; of an offload, the
+    engine's. `bytes` were copied back to the device, or out of it; of those that went out `kv` were saved KV."""
 
     at: float
     model: str
@@ -75,6 +78,7 @@ class Switch(msgspec.Struct, frozen=True):
     waited: float = 0.0
     phases: tuple[Step, ...] = ()
     error: str = ""
+    kv: int = 0
 
 
 class Ttft(msgspec.Struct, frozen=True):
@@ -249,8 +253,9 @@ class History:
             seconds=now - sent.granted,
             path=_path(before, residency) if restored else "",
             bytes=residency.restored if sent.order is Order.RESTORE else residency.kv_saved + residency.d2h,
+            kv=0 if sent.order is Order.RESTORE else residency.kv_saved,
             waited=waited,
-            phases=_phases(sent, residency) if restored else residency.steps,
+            phases=_phases(sent, residency) if restored else _steps(residency),
             error=residency.error,
         )
 
@@ -268,9 +273,18 @@ def _path(before: Phase | None, residency: Residency) -> str:
 
 def _phases(sent: _Sent, residency: Residency) -> tuple[Step, ...]:
     """The coordinator's part, then the engine's, by what it is for."""
-    sums: dict[str, float] = {}
-    for step in residency.steps:
-        name = PHASES.get(step.name, "other")
-        sums[name] = sums.get(name, 0.0) + step.seconds
-    own = tuple(Step(name, seconds) for name, seconds in sums.items())
+    own = _summed((PHASES.get(step.name, "other"), step.seconds) for step in residency.steps)
     return (*sent.before, Step("decision", sent.granted - sent.sent), *own)
+
+
+def _steps(residency: Residency) -> tuple[Step, ...]:
+    """Of an offload, or of what went wrong."""
+    named = ((step.name if step.name in OFFLOAD_STEPS else "other", step.seconds) for step in residency.steps)
+    return _summed(named)
+
+
+def _summed(steps: Iterable[tuple[str, float]]) -> tuple[Step, ...]:
+    sums: dict[str, float] = {}
+    for name, seconds in steps:
+        sums[name] = sums.get(name, 0.0) + seconds
+    return tuple(Step(name, seconds) for name, seconds in sums.items())

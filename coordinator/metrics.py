@@ -84,6 +84,19 @@ class Metrics:
 
     def _make_latencies(self) -> None:
         registry = self._registry
+        self._offload = Histogram(
+            "vnpu_offload_seconds",
+            "Parts of an engine's leaving",
+            ["model", "device", "step"],
+            buckets=STEP_BUCKETS,
+            registry=registry,
+        )
+        self._left = Counter(
+            "vnpu_offloaded_bytes",
+            "Bytes that were copied out as an engine left (kv: saved; weights: only where no host master was left)",
+            ["model", "device", "kind"],
+            registry=registry,
+        )
         self._restored = Counter(
             "vnpu_restored_bytes",
             "Bytes that wakes brought back; over the seconds of the phase `copy`: throughput",
@@ -180,11 +193,16 @@ class Metrics:
 
     def _switched(self, switch: Switch) -> None:
         self._switch.labels(switch.model, switch.order).observe(switch.seconds)
+        device = ",".join(switch.devices)
         if switch.path:
-            self._restored.labels(switch.model, ",".join(switch.devices), switch.path).inc(switch.bytes)
+            self._restored.labels(switch.model, device, switch.path).inc(switch.bytes)
             for step in switch.phases:
-                device = ",".join(switch.devices)
                 self._wake.labels(switch.model, device, switch.path, step.name).observe(step.seconds)
+        if switch.order is Order.OFFLOAD and not switch.error:
+            for kind, size in (("kv", switch.kv), ("weights", switch.bytes - switch.kv)):
+                self._left.labels(switch.model, device, kind).inc(size)
+            for step in switch.phases:
+                self._offload.labels(switch.model, device, step.name).observe(step.seconds)
 
 
 class _Gauges(Collector):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from coordinator.core.commands import Grant, SeatAt
 from coordinator.core.events import Changed, DeviceSeen, Granted, GrantRefused, Listed, ResidencySeen, SpecSeen
 from coordinator.core.model import (
@@ -89,6 +91,26 @@ def test_a_restore_is_timed_from_its_transaction_to_the_engines_answer_under_its
         f'vnpu_wake_seconds_sum{{device="local/0",model="m",path="warm",phase="{phase}"}}': seconds
         for phase, seconds in {"queue": 0.0, "evict": 0.0, "decision": 0.5, "copy": 0.2, "other": 0.1}.items()
     }
+
+
+def test_an_offload_is_told_by_its_steps_and_by_what_went_out() -> None:
+    scrape = Scrape()
+    for revision, error in ((7, ""), (8, "no host memory")):
+        scrape.order(Order.OFFLOAD, revision)
+        steps = (Step("drain", 0.1), Step("save_kv", 0.2), Step("made up", 0.3), Step("too", 0.4))
+        answer = Residency(
+            holder=A, phase=Phase.OFFLOADED, fence=Fence("x", revision), steps=steps, kv_saved=8, d2h=60, error=error
+        )
+        scrape.metrics.saw(Changed((ResidencySeen(EngineId("e"), answer, revision),), revision), 12.0)
+    assert scrape.lines("vnpu_offload_seconds_sum") == {
+        f'vnpu_offload_seconds_sum{{device="local/0",model="m",step="{step}"}}': pytest.approx(seconds)
+        for step, seconds in {"drain": 0.1, "save_kv": 0.2, "other": 0.7}.items()
+    }
+    assert scrape.lines("vnpu_offloaded_bytes_total") == {
+        f'vnpu_offloaded_bytes_total{{device="local/0",kind="{kind}",model="m"}}': size
+        for kind, size in {"kv": 8, "weights": 60}.items()
+    }
+    assert scrape.lines("vnpu_wake_seconds_sum") == {}
 
 
 def test_evictions_are_counted_by_why_and_only_when_granted() -> None:
