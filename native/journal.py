@@ -55,6 +55,10 @@ class Held(msgspec.Struct, frozen=True):
     def bytes(self) -> int:
         return sum(extent.bytes for extent in self.extents)
 
+    @property
+    def chunks(self) -> frozenset[int]:
+        return frozenset(chunk for extent in self.extents for chunk in range(extent.first, extent.first + extent.count))
+
 
 class KeptView(msgspec.Struct, frozen=True):
     """Chunks of `owner` that `holders` may have mapped read-only. Processes by number."""

@@ -268,6 +268,10 @@ class Pool:
         """What a process holds, as runs: what the journal keeps."""
         return tuple(_runs(sorted(self._held.get(owner, {}).items())))
 
+    def chunks_of(self, owner: Owner) -> frozenset[int]:
+        """What a process holds."""
+        return frozenset(self._held.get(owner, ()))
+
     def _hold(self, owner: Owner, chunk: int, held: _Held) -> None:
         self._held.setdefault(owner, {})[chunk] = held
         self._owner[chunk] = owner

@@ -76,7 +76,7 @@ class Clearing:
     async def _clear_after(self, member: Member) -> None:
         while True:
             try:
-                await self.clear(self._node.views.of(member.number))
+                await self.clear(self._node.viewed(member))
                 break
             except Stuck as error:
                 log.error("pages of %s do not come back: %s", member, error)

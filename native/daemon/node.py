@@ -40,7 +40,7 @@ from native.daemon.publisher import Publisher
 from native.daemon.session import EngineSession
 from native.daemon.shares import Shares
 from native.daemon.view import Engine, NodeView
-from native.daemon.views import Views
+from native.daemon.views import View, Views
 from native.fences import Holder, Open
 from native.journal import DeviceLedger, Journal, JournalError, Ledger
 from native.pool import Owner
@@ -157,9 +157,15 @@ class Node:
         self.shares.forget(member.number, {name: device.pool for name, device in self.devices.items()})
         self.take_pages(member)
 
+    def viewed(self, member: Member) -> tuple[View, ...]:
+        """Views of a process's pages: its own, and those that another gave of pages which it has inherited."""
+        pools = [(name, device.pool.chunks_of(member.owner)) for name, device in self.devices.items()]
+        found = {view for name, chunks in pools for view in self.views.touching(name, chunks)}
+        return (*found.union(self.views.of(member.number)),)
+
     def take_pages(self, member: Member) -> None:
         """The process is dead: its pages are back, but for those that others may still have mapped."""
-        keep = self.views.covered(member.number)
+        keep = frozenset(chunk for view in self.viewed(member) if view.holders for chunk in view.chunks)
         for name, device in self.devices.items():
             if back := device.release(member.owner, keep):
                 log.info("device %s: %d MiB of %s are back", name, back >> 20, member)
@@ -311,7 +317,8 @@ class Node:
                 self.views.recall(name, view, alive)
             self.shares.recall(name, kept.shares, alive)
             for held in kept.owners:
-                owner, covered = Owner(held.holder, held.process), self.views.covered(held.process)
+                owner = Owner(held.holder, held.process)
+                covered = held.chunks & self.views.viewers(name).keys()
                 if held.process in alive:
                     device.adopt(owner, held.extents)
                     log.info("device %s: %s still holds %d MiB", name, held.holder, held.bytes >> 20)

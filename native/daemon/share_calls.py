@@ -5,6 +5,7 @@ from __future__ import annotations
 from native import protocol
 from native.connections import Answer
 from native.daemon.calls import Calls, Denied
+from native.daemon.clearing import Stuck
 from native.daemon.device import Device
 from native.daemon.engines import Member
 from native.daemon.shares import NoShare
@@ -27,7 +28,7 @@ class ShareCalls(Calls):
             case protocol.OpenShare():
                 return await self._open(request, device, member)
             case protocol.CloseShare():
-                self._close(request, device, member)
+                await self._close(request, device, member)
         await self.settled()
         return Answer(protocol.Done())
 
@@ -71,7 +72,14 @@ class ShareCalls(Calls):
         reply = protocol.Viewed(device.option.id, chunks, device.pool.chunk, len(share.chunks))
         return Answer(reply, opened.descriptors, unsent=unsent, done=opened.close)
 
-    def _close(self, request: protocol.CloseShare, device: Device, member: Member) -> None:
+    async def _close(self, request: protocol.CloseShare, device: Device, member: Member) -> None:
+        """Who died may have given views of the pages that the caller inherited: as for `Unmap`, they end first."""
+        share = self.node.shares.get(device.option.id, request.digest)
+        if share is not None and share.owner == member.owner:
+            try:
+                await self.node.clearing.clear(self.node.views.touching(device.option.id, share.chunks))
+            except Stuck as error:
+                raise Denied(Code.TIMEOUT, str(error)) from error
         self._let_go(device, request.digest, member)
 
     def _let_go(self, device: Device, digest: str, member: Member) -> None:

@@ -85,10 +85,6 @@ class Views:
         wanted = set(chunks)
         return tuple(v for v in self._views.values() if v.device == device and not wanted.isdisjoint(v.chunks))
 
-    def covered(self, owner: int) -> frozenset[int]:
-        """Chunks of this owner that other processes may have mapped."""
-        return frozenset(chunk for view in self.of(owner) if view.holders for chunk in view.chunks)
-
     def viewers(self, device: str) -> dict[int, frozenset[int]]:
         """By chunk of the device: which processes may have it mapped."""
         found: dict[int, frozenset[int]] = {}

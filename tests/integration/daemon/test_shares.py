@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.core.model import Order, Shared
+from coordinator.core.model import Device, Order, Shared
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.leader import Leader
 from tests.helpers.puppet_engine import CHUNK, PuppetEngine, puppet_engine
@@ -48,13 +48,22 @@ async def gone(engine: PuppetEngine, weights: list[int]) -> None:
     await engine.leave(fence)
 
 
-async def charged(leader: Leader, device: str) -> dict[str, tuple[int, int]]:
+def held(state: Device) -> dict[str, tuple[int, int]]:
     """Chunks with weights and with KV by engine, of those that hold any."""
-    state = await leader.closed(device)
     assert state.charged <= state.capacity
     assert state.shared in ((), (Shared(DIGEST, WEIGHTS * CHUNK),))
     found = {o.holder.engine: (o.bytes.weights // CHUNK, o.bytes.kv // CHUNK) for o in state.owners}
-    return {engine: held for engine, held in found.items() if any(held)}
+    return {engine: chunks for engine, chunks in found.items() if any(chunks)}
+
+
+async def charged(leader: Leader, device: str) -> dict[str, tuple[int, int]]:
+    """`held`, as the last operation left it."""
+    return held(await leader.closed(device))
+
+
+async def settles(leader: Leader, device: str, wanted: dict[str, tuple[int, int]]) -> None:
+    """Until that is `held`: a death is published when it is found, not when it happens."""
+    await leader.until(device, lambda state: held(state) == wanted)
 
 
 def name(engine: PuppetEngine) -> str:
@@ -102,8 +111,7 @@ async def test_kill_9_of_the_owner(daemon: DaemonProcess, leader: Leader) -> Non
         weights = await first(a)
         await joined(b)
         a.worker.kill()
-        await leader.until(a.device, lambda state: len(state.owners) == 1)
-        assert await charged(leader, b.device) == {name(b): (WEIGHTS, KV)}
+        await settles(leader, b.device, {name(b): (WEIGHTS, KV)})
         fills = await b.worker.call("fills")
         assert {fills[str(chunk)] for chunk in weights} == {7}  # type: ignore[index]
         await gone(b, weights)
@@ -115,8 +123,7 @@ async def test_kill_9_of_a_sharer(daemon: DaemonProcess, leader: Leader) -> None
         weights = await first(a)
         await joined(b)
         b.worker.kill()
-        await leader.until(a.device, lambda state: len(state.owners) == 1)
-        assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV)}
+        await settles(leader, a.device, {name(a): (WEIGHTS, KV)})
         fence = await a.begin(Order.OFFLOAD, size=0)
         await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
         await a.leave(fence)
@@ -133,8 +140,7 @@ async def test_over_a_restart_of_the_daemon(own_daemon: DaemonProcess, leader: L
         await a.worker.ended()
         own_daemon.start()
         await own_daemon.ready(leader.store)
-        await leader.until(b.device, lambda state: bool(state.owners))
-        assert await charged(leader, b.device) == {name(b): (WEIGHTS, KV)}
+        await settles(leader, b.device, {name(b): (WEIGHTS, KV)})
         assert (await leader.closed(b.device)).shared == ()  # who could hand the pages back is dead: nobody can join
         fills = await b.worker.call("fills")
         assert {fills[str(chunk)] for chunk in weights} == {7}  # type: ignore[index]
@@ -158,9 +164,60 @@ async def test_over_a_restart_whoever_can_still_join(own_daemon: DaemonProcess, 
         assert await charged(leader, a.device) == {name(a): (WEIGHTS, KV), name(b): (0, KV)}
 
 
+async def viewed_by(viewer: PuppetEngine, owner: PuppetEngine, weights: list[int]) -> int:
+    """Two chunks of the owner's, by somebody who does not let go when asked."""
+    view = await owner.worker.call("offer_view", owner.device, weights[:2], "")
+    assert isinstance(view, int)
+    await viewer.worker.call("listen", False)
+    await viewer.worker.call("open_view", view)
+    return view
+
+
+@pytest.mark.parametrize("daemon_options", [{"more": ("--view-grace", "2")}])
+async def test_pages_that_were_inherited_are_free_when_nobody_views_them(
+    own_daemon: DaemonProcess, leader: Leader
+) -> None:
+    async with (
+        puppet_engine(own_daemon, leader, "a") as a,
+        puppet_engine(own_daemon, leader, "b") as b,
+        puppet_engine(own_daemon, leader, "c") as c,
+    ):
+        weights = await first(a)
+        await viewed_by(c, a, weights)
+        await joined(b)
+        a.worker.kill()
+        await settles(leader, b.device, {name(b): (WEIGHTS, KV)})
+        await gone(b, weights)  # waits
+        assert not c.worker.alive
+        await settles(leader, b.device, {})
+
+
+@pytest.mark.parametrize("daemon_options", [{"more": ("--view-grace", "60")}])
+async def test_kill_9_of_an_heir_whose_pages_are_viewed(own_daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "c") as c:
+        weights = await first(a)
+        view = await viewed_by(c, a, weights)
+        async with puppet_engine(own_daemon, leader, "b") as b:
+            await joined(b)
+            a.worker.kill()
+            await settles(leader, b.device, {name(b): (WEIGHTS, KV)})
+            b.worker.kill()
+            await b.agent.ended()
+        state = await leader.until(c.device, lambda state: state.charged == 2 * CHUNK)
+        assert [(owner.holder, owner.alive) for owner in state.owners] == [(b.spec.holder, False)]
+        assert set((await c.worker.call("seen", view)).values()) == {7}  # type: ignore[attr-defined]
+        await c.worker.call("close_view", view)
+        await leader.until(c.device, lambda state: not state.owners)
+        assert c.worker.alive
+
+
 @pytest.mark.parametrize("daemon_options", [{"more": ("--host-ram", "6MiB")}])
 async def test_who_has_joined_can_spare_its_master_as_the_owner_can(own_daemon: DaemonProcess, leader: Leader) -> None:
-    async with puppet_engine(own_daemon, leader, "a") as a, puppet_engine(own_daemon, leader, "b") as b:
+    async with (
+        puppet_engine(own_daemon, leader, "a") as a,
+        puppet_engine(own_daemon, leader, "b") as b,
+        puppet_engine(own_daemon, leader, "c") as c,
+    ):
         await first(a)
         await a.worker.call("create_master", 4 << 20)
         await a.worker.call("seal_master", DIGEST)
@@ -168,7 +225,7 @@ async def test_who_has_joined_can_spare_its_master_as_the_owner_can(own_daemon: 
         for engine in (a, b):
             await engine.worker.call("listen", True)
             await engine.worker.call("read_master", DIGEST, 1)
-        await a.worker.call("create_master", 4 << 20)
+        await c.worker.call("create_master", 4 << 20)
         assert [await engine.worker.call("heard") for engine in (a, b)] == [[DIGEST], [DIGEST]]
 
 
