@@ -29,8 +29,10 @@ OFFER_S = 2.0
 class CommonPages:
     """Of one engine's weights. Not thread-safe."""
 
-    def __init__(self, client: Client, bus: Bus, weights: Region) -> None:
+    def __init__(self, client: Client, bus: Bus, weights: Region, *, allowed: bool) -> None:
+        """Not `allowed`: the engine neither offers nor joins."""
         self._client, self._bus, self._weights = client, bus, weights
+        self._shares = allowed and bus.shares
         self._still: bool | None = None
         self._joined = ""
 
@@ -57,7 +59,7 @@ class CommonPages:
             DaemonRefused: no operation is open.
             DaemonUnavailable: the daemon is away or silent.
         """
-        if not self._bus.shares:
+        if not self._shares:
             return False
         self._joined = digest  # `part` tells the daemon, also where its answer is lost
         try:
@@ -93,7 +95,7 @@ class CommonPages:
             log.warning("the weights' pages are not offered to others: %s", error)
 
     def _wanted(self, digest: str) -> bool:
-        if not self._bus.shares:
+        if not self._shares:
             return False
         try:
             return self._client.share_wanted(self._weights.device, digest, OFFER_S)

@@ -50,12 +50,20 @@ class Hands:
     """See the module. Not thread-safe, but for `spare`: the worker's one thread calls it."""
 
     def __init__(
-        self, driver: _native.Driver, client: Client, device: str, chunk: int, bus: Bus, *, kv_keep: int | None = None
+        self,
+        driver: _native.Driver,
+        client: Client,
+        device: str,
+        chunk: int,
+        bus: Bus,
+        *,
+        kv_keep: int | None = None,
+        share: bool = True,
     ) -> None:
         """`device`: the daemon's name of it; `chunk`: its chunk size; `bus`: how its bytes are reached.
 
         `kv_keep`: bytes of KV that will be saved at most, as far as is known; None: all of it. More is saved all the
-        same, if it has to be and the node's budget allows it."""
+        same, if it has to be and the node's budget allows it. `share`: weights may lie in another engine's pages."""
         self.driver, self.client, self.bus = driver, client, bus
         self.weights = Region(driver, client, device, Kind.WEIGHTS, chunk, *bus.room(Kind.WEIGHTS))
         self.kv = Region(driver, client, device, Kind.KV, chunk, *bus.room(Kind.KV))
@@ -73,7 +81,7 @@ class Hands:
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
         self.partners: Partners = Apart()
-        self._common = CommonPages(client, bus, self.weights)
+        self._common = CommonPages(client, bus, self.weights, allowed=share)
         self.used = False
         """Set by whoever runs requests on the sealed weights."""
         self.borrower = Borrower(client)

@@ -19,7 +19,8 @@ _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds; `kv_keep`: bytes, None: no limit. `devices` are ids as in etcd, `<node>/<device>`, one for each
-    rank, all of `driver`. `streams`: of an Ascend device, that this engine may use; None: no limit."""
+    rank, all of `driver`. `streams`: of an Ascend device, that this engine may use; None: no limit. `share_weights`:
+    they may lie in the pages of another engine of the same content, where the device can."""
 
     endpoints: tuple[str, ...]
     node: str = "local"
@@ -33,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     kv_keep: int | None = None
     driver: str = "host"
     streams: int | None = None
+    share_weights: bool = True
 
     def device(self, rank: int) -> str:
         """The name the daemon knows the device of `rank` by."""
@@ -116,6 +118,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
         kv_keep=int(_number(environ, "VNPU_KV_KEEP", 0, 0, 2**50)) if environ.get("VNPU_KV_KEEP") else None,
         driver=driver(environ),
         streams=int(_number(environ, "VNPU_STREAMS", 0, 1, 65536)) if environ.get("VNPU_STREAMS") else None,
+        share_weights=_number(environ, "VNPU_SHARE_WEIGHTS", 1, 0, 1) != 0,
     )
 
 

@@ -110,7 +110,8 @@ class VnpuWorker:
         self._bus = self.vnpu_bus(driver, birth)
         connector = self.vllm_config.kv_transfer_config is not None  # it keeps the whole buffer, whatever the budget
         kv_keep = None if connector else found.kv_keep
-        self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep)
+        share = found.share_weights
+        self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep, share=share)
         self._desk, self._turn, self._flight = Desk(birth.desk), 0, Flight()
         self._start = Stopwatch()
         with self._start.step("map"):

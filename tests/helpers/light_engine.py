@@ -201,7 +201,7 @@ class Memory:
         driver = _native.open_driver(birth.drivers[0])
         need = Bytes(weights=birth.weights, kv=birth.kv)
         self._bus = bus_of(driver, birth.cpus, need)
-        self.hands = kind(driver, client, device, chunk, self._bus)
+        self.hands = kind(driver, client, device, chunk, self._bus, share=found.share_weights)
         self.hands.admit(need, PATIENCE_S)
         self.size = light["size"]
         self._scratch = Mapping(self.size)

@@ -172,6 +172,15 @@ async def test_an_engine_that_is_alone_pays_for_nothing(lab: LightLab) -> None:
         assert access(other) == set()
 
 
+async def test_engines_that_were_told_not_to_share(lab: LightLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VNPU_SHARE_WEIGHTS", "0")
+    async with two(lab) as (first, _):
+        back = await lab.order(first, Order.RESTORE)
+        assert back.restored == WEIGHTS + 4096
+        assert access(first) == {"rw-s"}
+        assert (await lab.leader.closed(lab.device)).shared == ()
+
+
 async def test_an_engine_that_writes_to_its_weights_offers_nothing(lab: LightLab) -> None:
     async with await asleep(lab), await lab.bring_up(size=WEIGHTS, content="same", fault="write") as engine:
         for _ in range(2):

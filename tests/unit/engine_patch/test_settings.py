@@ -43,6 +43,7 @@ def test_everything_is_read():
         "VNPU_KV_KEEP": "0",
         "VNPU_DRIVER": "ascend",
         "VNPU_STREAMS": "600",
+        "VNPU_SHARE_WEIGHTS": "0",
     }
     read = settings.read(environ)
     assert read == Settings(
@@ -58,6 +59,7 @@ def test_everything_is_read():
         kv_keep=0,
         driver="ascend",
         streams=600,
+        share_weights=False,
     )
     assert [read.device(rank) for rank in (0, 1)] == ["2", "3"]
 
@@ -70,6 +72,7 @@ def test_everything_is_read():
         ("VNPU_DEVICE", "0,,1"),
         ("VNPU_MAX_QUEUE", "many"),
         ("VNPU_KV_KEEP", "-1"),
+        ("VNPU_SHARE_WEIGHTS", "no"),
         ("VNPU_MAX_WAIT", "nan"),
         ("VNPU_MAX_WAIT", "-1"),
         ("VNPU_LEASE_TTL", "0"),
