@@ -7,7 +7,7 @@ ROUNDS := 20
 SEEDS := 500
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo test test-system campaign sim mutants lint type check bench verify-device docs lock clean
+.PHONY: help doctor setup demo test test-system campaign sim mutants sanitize lint type check bench verify-device docs lock clean
 
 help: ## this list
 	@echo "make TARGET:"
@@ -46,6 +46,9 @@ sim: setup ## SEEDS=10000 histories of the whole system in virtual time, on all 
 
 mutants: setup ## every planted bug is built in and looked for; the table of who was found, and by what
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+sanitize: setup ## the native module with AddressSanitizer and UndefinedBehaviorSanitizer, or KIND=thread, under its tests
+	$(BIN)/python -m tests.sanitize $(or $(KIND),address) $(ARGS)
 
 lint: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
