@@ -23,7 +23,7 @@ from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
 from engine_patch.region import Region
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
-from engine_patch.stages import Entry, Owners
+from engine_patch.stages import Entry, Owners, end_to_end
 from engine_patch.stopwatch import Stopwatch
 from native import _native
 from native.client import Client
@@ -239,7 +239,7 @@ class Hands:
         filled = new_master(self.client, size, FILL_S)
         try:
             self.bus.lock(filled)
-            self.bus.save([(to, at, length) for at, to, length in _paired(ranges, filled.address)])
+            self.bus.save([(to, at, length) for at, to, length in end_to_end(ranges, filled.address)])
         finally:
             self.bus.unlock(filled)
             filled.close()
@@ -372,7 +372,7 @@ class Hands:
     def _save(self, keep: Sequence[Range]) -> int:
         size = sum(length for _, length in keep)
         buffer = self._buffer.fit(size)
-        self._saved = [(at, to, length) for at, to, length in _paired(keep, buffer.address)]
+        self._saved = [(at, to, length) for at, to, length in end_to_end(keep, buffer.address)]
         self.bus.save([(to, at, length) for at, to, length in self._saved])
         return size
 
@@ -388,15 +388,6 @@ class Hands:
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""
         return self.bus.digest(self.weights.ranges(self._weight_chunks))
-
-
-def _paired(ranges: Sequence[Range], address: int) -> list[tuple[int, int, int]]:
-    """Each range, with the place it has when all are laid end to end from `address`: (range, place, length)."""
-    entries = []
-    for start, length in ranges:
-        entries.append((start, address, length))
-        address += length
-    return entries
 
 
 def denied(refused: DaemonRefused) -> bool:

@@ -53,3 +53,12 @@ def entries_of(units: Sequence[int], unit: int, base: int, source: Mapping[int, 
         else:
             entries.append((to, at, unit))
     return entries
+
+
+def end_to_end(ranges: Iterable[Range], address: int) -> list[Entry]:
+    """Each range, with the place it has when all are laid end to end from `address`: (range, place, length)."""
+    entries: list[Entry] = []
+    for start, length in ranges:
+        entries.append((start, address, length))
+        address += length
+    return entries
