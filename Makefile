@@ -47,8 +47,8 @@ sim: setup ## SEEDS=10000 histories of the whole system in virtual time, on all 
 mutants: setup ## every planted bug is built in and looked for; the table of who was found, and by what
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-sanitize: setup ## the native module with AddressSanitizer and UndefinedBehaviorSanitizer, or KIND=thread, under its tests
-	$(BIN)/python -m tests.sanitize $(or $(KIND),address) $(ARGS)
+sanitize: setup ## the native module with AddressSanitizer and UndefinedBehaviorSanitizer, under its tests
+	$(BIN)/python -m tests.sanitize $(ARGS)
 
 lint: setup ## formatting, lint and types
 	$(BIN)/ruff format --check .
