@@ -38,6 +38,7 @@ PHASES = {
     "device": "copy",
     "load": "copy",
     "kv": "copy",
+    "recall": "map",
     "check": "warmup",
     "resume": "warmup",
     "seal": "warmup",
@@ -268,7 +269,8 @@ def _quantiles(seen: list[float]) -> Ttft:
 def _path(before: Phase | None, residency: Residency) -> str:
     if before is Phase.STARTING:
         return "cold"
-    return "warm" if residency.restored and not residency.joined else "hot"
+    copied = residency.restored and residency.restored >= residency.held.weights
+    return "warm" if copied and not residency.joined else "hot"
 
 
 def _phases(sent: _Sent, residency: Residency) -> tuple[Step, ...]:

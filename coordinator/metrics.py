@@ -220,7 +220,7 @@ class _Gauges(Collector):
         yield self._host()
         yield self._drift()
         yield from self._seats(view)
-        yield self._capacity()
+        yield from self._capacity()
         yield self._phases(view)
         yield self._waiting(view)
         yield from self._work()
@@ -238,11 +238,13 @@ class _Gauges(Collector):
                 moved.add_metric((name, work.name), work.bytes)
         yield from (calls, seconds, moved)
 
-    def _capacity(self) -> GaugeMetricFamily:
+    def _capacity(self) -> Iterator[GaugeMetricFamily]:
         family = GaugeMetricFamily("vnpu_device_capacity_bytes", "What engines may hold together", labels=["device"])
+        cached = GaugeMetricFamily("vnpu_device_cached_bytes", "Free, and still holding weights", labels=["device"])
         for name, device in self._devices.items():
             family.add_metric((name,), device.capacity)
-        return family
+            cached.add_metric((name,), device.cached)
+        yield from (family, cached)
 
     def _phases(self, view: State) -> GaugeMetricFamily:
         labels = ["model", "engine", "phase"]

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from http import HTTPStatus
 from typing import Any, Protocol, TypeVar
 
-from engine_patch import live_blocks, report
+from engine_patch import core_calls, report
 from engine_patch.door import Door
 from engine_patch.kv_worth import KvWorth
 from engine_patch.postbox import Postbox
@@ -43,7 +43,9 @@ class Engine(Protocol):
     async def offload(self) -> tuple[Report, ...]: ...
 
     async def restore(self) -> tuple[Report, ...]:
-        """Reports that are `pending`: requests may run, the copy goes on behind them until `settle` returns."""
+        """Reports that are `pending`: requests may run, the copy goes on behind them until `settle` returns. Who waits
+        at the door may be let in from now on, and what is frozen may run on as soon as every rank has its memory; the
+        caller lets them by `resume`, or takes it back by `undo` where a rank was denied."""
         ...
 
     async def settle(self) -> tuple[Report, ...]:
@@ -126,9 +128,13 @@ class VllmEngine:
         self._kv_keep = kv_keep
         self._worth = worth
         self._pending: tuple[Report, ...] = ()
+        self._running = False
+        """EngineCore has let its scheduler run on by itself, after a restore."""
         self._workers: tuple[int, ...] = ()
 
     async def drain(self) -> None:
+        self._running = False
+
         async def there() -> None:
             self._door.shut()
             # `keep` alone does not keep: clear_cache=True, the default, preempts what runs and drops its KV.
@@ -138,8 +144,9 @@ class VllmEngine:
 
     async def resume(self) -> None:
         async def there() -> None:
-            self._door.open()  # who waited is tokenized meanwhile
-            await self._client.engine_core.resume_scheduler_async()
+            self._door.open()
+            if not self._running:
+                await self._client.engine_core.resume_scheduler_async()
 
         await self._hop(there())
 
@@ -149,7 +156,7 @@ class VllmEngine:
         return reports
 
     async def offload(self) -> tuple[Report, ...]:
-        offloading = self._client.engine_core.call_utility_async(live_blocks.METHOD, self._budget())
+        offloading = self._client.engine_core.call_utility_async(core_calls.OFFLOAD, self._budget())
         reports = report.decode(await self._hop(offloading))
         if self._worth is not None:
             for one in reports:
@@ -157,14 +164,25 @@ class VllmEngine:
         return reports
 
     async def restore(self) -> tuple[Report, ...]:
-        self._pending = await self._call("vnpu_restore")
+        async def there() -> list[str]:
+            restoring = asyncio.ensure_future(self._client.engine_core.call_utility_async(core_calls.RESTORE))
+            self._door.open()  # who waits is tokenized meanwhile, and vLLM queues it: its scheduler is paused
+            texts: list[str] = await restoring
+            return texts
+
+        self._pending = report.decode(await self._hop(there()))
+        self._running = core_calls.runs(self._pending)
         return self._restored(self._pending)
 
     async def settle(self) -> tuple[Report, ...]:
         return self._restored(await self._postbox.collect([one.rank for one in self._pending], self._pending[0].turn))
 
     async def undo(self) -> tuple[Report, ...]:
-        return await self._call("vnpu_undo")
+        async def there() -> list[str]:
+            self._door.shut()  # who came in meanwhile is frozen, as after a drain
+            return await self._client.collective_rpc("vnpu_undo")
+
+        return report.decode(await self._hop(there()))
 
     async def ping(self) -> None:
         await self._hop(self._client.engine_core.is_scheduler_paused_async())

@@ -1,4 +1,5 @@
-"""PURE: which bytes of the KV buffer must outlive a switch, and which must be zeroed before they are used again.
+"""PURE: which bytes of the KV buffer must outlive a switch. The others are zero when the memory comes back: the daemon
+gives only blank chunks for KV (garbage would be masked, but 0 * NaN is NaN).
 
 A block is written only after the scheduler has given it to a request, so the ids it ever gave out are a superset of
 what was written (facts: vLLM 0.32, `SchedulerOutput`); at a switch the scheduler says which of them are still needed
@@ -35,18 +36,14 @@ class KvBlocks:
         self._size = size
         self._everything = everything or not places
         self._written: set[int] = {0} if blocks else set()
-        self._foreign = False
 
     @property
     def written(self) -> frozenset[int]:
         return frozenset(self._written)
 
-    def use(self, ids: Iterable[int]) -> list[Range]:
-        """The scheduler gives `ids` to requests: the ranges to zero first, because they hold what another engine left
-        there. (Garbage would be masked, but 0 * NaN is NaN.)"""
-        new = [b for b in ids if b not in self._written]
-        self._written.update(new)
-        return self._ranges(new) if self._foreign and new else []
+    def use(self, ids: Iterable[int]) -> None:
+        """The scheduler gives `ids` to requests."""
+        self._written.update(ids)
 
     def forget_all_but(self, live: Iterable[int]) -> None:
         """Of what was written, only `live` is needed by anybody; the rest is as if it had never been written."""
@@ -55,10 +52,6 @@ class KvBlocks:
     def keep(self) -> list[Range]:
         """The ranges to save before the memory goes away and to bring back afterwards."""
         return [(0, self._size)] if self._everything else self._ranges(self._written)
-
-    def renewed(self) -> None:
-        """The memory came back with what `keep` named; everything else in it is foreign."""
-        self._foreign = not self._everything
 
     def _ranges(self, ids: Iterable[int]) -> list[Range]:
         runs = coalesce((b, 1) for b in sorted(ids))

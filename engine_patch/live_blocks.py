@@ -1,22 +1,17 @@
 """Which KV blocks must outlive a switch: vLLM's scheduler knows, in the EngineCore process.
 
-The agent offloads by a utility call, which finds any method of EngineCore by its name (vllm/v1/engine/core.py, 0.32.0);
-`install` adds one, which hands the blocks on to the workers. It reads the block pool (vllm/v1/core/block_pool.py):
-blocks that requests hold have `ref_cnt > 0`, the free queue has the rest in the order in which vLLM itself would evict
-them. Called while the scheduler is paused.
+It reads the block pool (vllm/v1/core/block_pool.py, 0.32.0): blocks that requests hold have `ref_cnt > 0`, the free
+queue has the rest in the order in which vLLM itself would evict them. Called while the scheduler is paused
+(`engine_patch.core_calls`).
 """
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 log = logging.getLogger("vllm.vnpu.live_blocks")
-
-METHOD = "vnpu_offload"
-"""Of EngineCore, and of its workers."""
 
 
 def choose(held: Sequence[int], cached: Sequence[int], room: int | None) -> tuple[list[int], list[int]] | None:
@@ -52,37 +47,9 @@ def live_blocks(core: Any, budget: int | None) -> list[int]:
     return kept
 
 
-def offload(core: Any, budget: int | None) -> list[str]:
-    """The workers' reports, one call of the agent instead of two.
-
-    Raises:
-        RuntimeError: the scheduler does not stand still, or a step is in flight; no worker was asked.
-    """
-    require_still(core)
-    reports: list[str] = core.collective_rpc(METHOD, args=(live_blocks(core, budget),))
-    return reports
-
-
-def require_still(core: Any) -> None:
-    """No step is in flight and none can begin (vllm/v1/engine/core.py, 0.32.0: the batch queue holds what was handed to
-    the workers and not taken back; there is none where steps are synchronous). Raises RuntimeError."""
-    state = core.scheduler.pause_state.name
-    if state != "PAUSED_ALL" or core.batch_queue:
-        raise RuntimeError(
-            f"a switch was ordered with {len(core.batch_queue or ())} steps in flight, scheduler {state}"
-        )
-
-
 def _room(config: Any, budget: int) -> int:
     sizes = [tensor.size for tensor in config.kv_cache_tensors]
     # Views of one buffer say where they lie in it (vLLM 0.32); before, each tensor had memory of its own.
     shared = any(hasattr(tensor, "offset") for tensor in config.kv_cache_tensors)
     size = max(sizes, default=0) if shared else sum(sizes)
     return budget * config.num_blocks // size if size else 0
-
-
-def install() -> None:
-    """In the EngineCore process, which has loaded its own module when plugins are called. Idempotent."""
-    module = sys.modules.get("vllm.v1.engine.core")
-    if module is not None:
-        setattr(module.EngineCore, METHOD, offload)

@@ -12,16 +12,17 @@ import hashlib
 import logging
 import threading
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 
 from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
 from engine_patch.common_pages import CommonPages
 from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
+from engine_patch.left_behind import LeftBehind
 from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
-from engine_patch.region import Region
+from engine_patch.region import Region, drop_both, map_both
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.stages import Entry, Owners, end_to_end
 from engine_patch.stopwatch import Stopwatch
@@ -70,6 +71,7 @@ class Hands:
         self._weight_chunks: tuple[int, ...] = ()
         self._kv_chunks: tuple[int, ...] = ()
         self._pieces = Pieces(bus, self.weights.base, chunk)
+        self._left = LeftBehind(self._pieces)
         self._restoring: Restoring | None = None
         self._master: Mapping | None = None
         self._buffer = SaveRoom(client.report_host, bus.lock, bus.unlock)
@@ -114,10 +116,6 @@ class Hands:
         """Tensors that live in `region`, as (offset, length), by offset."""
         starts = [(arena, arena.base - region.base) for arena in region.arenas]
         return [(low + at, size) for arena, low in starts for at, size in self.bus.live(region.kind, arena)]
-
-    def zero(self, ranges: Sequence[Range]) -> None:
-        """Zero these ranges of pages that are mapped, before what is given to the device from now on."""
-        self.bus.zero(ranges)
 
     def trim(self, region: Region) -> None:
         """Give back the chunks that no live block touches, and check that hardly anything was spilled.
@@ -292,7 +290,7 @@ class Hands:
                 saved = self._save(keep)
             with watch.step("unmap"):
                 self._read_from(pages=False)
-                self._drop()
+                self._drop(self._left.leave())
         return saved, tuple(watch.steps)
 
     def drop(self) -> None:
@@ -300,17 +298,17 @@ class Hands:
         if self._restoring is not None:
             self._restoring.cancel()  # so that nobody who has the turn waits for it
         with self._turn:
+            self._left.forget()
             self._drop()
 
-    def _drop(self) -> None:
+    def _drop(self, left: str = "") -> None:
         self.resident, self._view = False, 0
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None
         self.partners.part()
         self._common.part(CALL_S)
-        self.weights.drop(self.weights.indices, CALL_S)
-        self.kv.drop(self.kv.indices, CALL_S)
+        drop_both(self.weights, self.kv, CALL_S, left)
 
     def restore(self) -> tuple[int, tuple[Step, ...]]:
         """`begin` and `settle` in one. Returns bytes copied, and steps."""
@@ -328,12 +326,11 @@ class Hands:
         watch = Stopwatch()
         with self._turn, self.partners.meeting(watch):
             with watch.step("map"):
-                if not self.partners.alone or not self._common.join(self.digest, self._weight_chunks, CALL_S):
-                    # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
-                    self.weights.map(self._weight_chunks, CALL_S, overwritten=True)
-                self.kv.map(self._kv_chunks, CALL_S)
+                still = self._map()
+            with watch.step("recall"):
+                still = self._left.confirm(still)
             start = functools.partial(self.bus.start, beside=beside)
-            self._restoring = Restoring(start, self._entries(), self._pieces.check)
+            self._restoring = Restoring(start, self._entries(still), self._pieces.check)
             self.resident = True
         return tuple(watch.steps)
 
@@ -376,13 +373,21 @@ class Hands:
         self.bus.save([(to, at, length) for at, to, length in self._saved])
         return size
 
-    def _entries(self) -> list[list[Entry]]:
+    def _map(self) -> Set[int]:
+        """Weights and KV; returns indices of the chunks of weights that are said to hold what was left there."""
+        if self.partners.alone and self._common.join(self.digest, self._weight_chunks, CALL_S):
+            self.kv.map(self._kv_chunks, CALL_S)
+            return frozenset()
+        # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
+        return map_both(self.weights, self.kv, (self._weight_chunks, self._kv_chunks), CALL_S, self._left.name)
+
+    def _entries(self, still: Set[int]) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
         if self._common.joined:
             return [self._saved, *([] for _ in self._pieces.stages[1:])]
         if self._master is None:
             raise MemoryFault("there is no host master", remedy="report this")
-        first, *later = self._pieces.entries(self._master.address)
+        first, *later = self._pieces.entries(self._master.address, still)
         return [self._saved + first, *later]
 
     def content(self) -> str:

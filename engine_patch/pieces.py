@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from engine_patch.bus import Bus, Range
 from engine_patch.restoring import MemoryFault
@@ -32,10 +32,17 @@ class Pieces:
         self.stages = units_by_stage(self._all, self.unit, blocks, owners)
         self._samples = dict(zip(self._all, self._sample(self._all), strict=True))
 
-    def entries(self, image: int) -> list[list[Entry]]:
-        """Copies that bring each stage back from the address `image`, where all pieces lie end to end."""
+    def entries(self, image: int, still: Set[int] = frozenset()) -> list[list[Entry]]:
+        """Copies that bring each stage back from the address `image`, where all pieces lie end to end; none for chunks
+        that hold their pieces `still`."""
         source = {piece: image + place * self.unit for place, piece in enumerate(self._all)}
-        return [entries_of(stage, self.unit, self._base, source) for stage in self.stages]
+        missing = ([piece for piece in stage if piece // self._each not in still] for stage in self.stages)
+        return [entries_of(stage, self.unit, self._base, source) for stage in missing]
+
+    def same(self, chunks: Set[int]) -> bool:
+        """Whether the samples of all pieces in these chunks are as they were when it was sealed."""
+        pieces = [piece for piece in self._all if piece // self._each in chunks]
+        return self._sample(pieces) == [self._samples[piece] for piece in pieces]
 
     def check(self, stage: int) -> None:
         """The canary: samples of every piece against those taken when it was sealed. Raises `MemoryFault`."""

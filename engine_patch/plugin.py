@@ -10,7 +10,7 @@ import logging
 import os
 
 from coordinator.errors import ConfigError
-from engine_patch import family, live_blocks, settings, spin, versions
+from engine_patch import core_calls, family, settings, spin, versions
 from engine_patch.settings import endpoints
 
 PLATFORMS = {
@@ -53,4 +53,4 @@ def register() -> None:
         raise ConfigError("VLLM_TARGET_DEVICE=cpu makes vLLM ignore platform plugins, vNPU's too", remedy="unset it")
     family.die_with_parent()
     spin.spin_briefly()
-    live_blocks.install()
+    core_calls.install()

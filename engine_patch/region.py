@@ -104,18 +104,30 @@ class Region:
             DaemonUnavailable: the daemon is away or silent.
             DriverError: the driver could not map.
         """
+        self._place(indices, self._ask(len(indices), timeout_s, overwritten), timeout_s)
+
+    def _ask(
+        self, count: int, timeout_s: float, overwritten: bool, kv: int = 0, content: str = ""
+    ) -> tuple[Chunk, ...]:
         share_id = self._driver.share_id() if self._driver.sharing == "handle" else 0
-        chunks = self._client.map(
-            self.device, self.kind, len(indices), timeout_s, share_id=share_id, overwritten=overwritten
+        return self._client.map(
+            self.device,
+            self.kind,
+            count,
+            timeout_s,
+            share_id=share_id,
+            overwritten=overwritten,
+            kv=kv,
+            content=content,
         )
+
+    def _place(self, indices: Sequence[int], chunks: Sequence[Chunk], timeout_s: float) -> None:
         handles: list[int] = []
         try:
             handles.extend(self._driver.import_handle(chunk.shareable, chunk.size) for chunk in chunks)
             self._driver.map_many([(self._address(i), h) for i, h in zip(indices, handles, strict=True)])
         except DriverError:
-            for chunk in chunks:
-                chunk.close()
-            self._give_back(chunks, handles, timeout_s)
+            self._return(chunks, handles, timeout_s)
             raise
         for chunk in chunks:
             if chunk.fd >= 0:
@@ -153,11 +165,13 @@ class Region:
         Raises:
             DaemonUnavailable: the daemon is away or silent: unmapped here, and told to the daemon by the next `drop`.
         """
-        going = [i for i in indices if i in self._mapped]
-        self._owed += self._unmap(going)
+        self._retire(indices)
+        _give_back((self,), timeout_s)
+
+    def _retire(self, indices: Iterable[int]) -> None:
+        """Unmap them here; `_give_back` tells the daemon."""
+        self._owed += self._unmap([i for i in indices if i in self._mapped])
         self._client.kept.drop_chunks(self.device, self._owed)
-        self._client.unmap(self.device, self._owed, timeout_s)
-        self._owed.clear()
 
     def _unmap(self, indices: Sequence[int]) -> list[int]:
         """Their ids."""
@@ -203,9 +217,45 @@ class Region:
     def _address(self, index: int) -> int:
         return self.base + index * self.chunk
 
-    def _give_back(self, chunks: Sequence[Chunk], handles: Sequence[int], timeout_s: float) -> None:
+    def _return(self, chunks: Sequence[Chunk], handles: Sequence[int], timeout_s: float) -> None:
+        """What came and could not be placed."""
+        for chunk in chunks:
+            chunk.close()
         for handle in handles:
             self._driver.destroy(handle)
         self._owed += [chunk.id for chunk in chunks]
-        self._client.unmap(self.device, self._owed, timeout_s)
-        self._owed.clear()
+        _give_back((self,), timeout_s)
+
+
+def map_both(
+    weights: Region, kv: Region, at: tuple[Sequence[int], Sequence[int]], timeout_s: float, left: str = ""
+) -> frozenset[int]:
+    """For a restore: a chunk for each index of `at` in the two regions of one device, in one call of the daemon as far
+    as they fit into it. Weights are overwritten whole, KV is zero. Returns the indices of weights that still hold what
+    `drop_both` left there by that name. Raises as `Region.map`; some may be mapped then."""
+    count = len(at[0])
+    chunks = weights._ask(count, timeout_s, True, len(at[1]), left)
+    try:
+        weights._place(at[0], chunks[:count], timeout_s)
+    except DriverError:
+        kv._return(chunks[count:], (), timeout_s)
+        raise
+    kv._place(at[1], chunks[count:], timeout_s)
+    return frozenset(i for i, chunk in zip(at[0], chunks[:count], strict=True) if chunk.still)
+
+
+def drop_both(weights: Region, kv: Region, timeout_s: float, left: str = "") -> None:
+    """Everything of two regions of one device, in one call of the daemon; `left`: a name that nobody else can guess, by
+    which `map_both` finds the weights, all of them, while nobody needs their chunks. Raises as `Region.drop`."""
+    holding = len(weights.indices) if not weights._owed else 0
+    for region in (weights, kv):
+        region._retire(region.indices)
+    _give_back((weights, kv), timeout_s, left, holding)
+
+
+def _give_back(regions: Sequence[Region], timeout_s: float, left: str = "", holding: int = 0) -> None:
+    first = regions[0]
+    owed = [chunk for region in regions for chunk in region._owed]
+    first._client.unmap(first.device, owed, timeout_s, content=left, holding=holding)
+    for region in regions:
+        region._owed.clear()

@@ -182,9 +182,7 @@ class VnpuWorker:
         self._hands.used = True
         if self._gates is not None:
             self._gates.pass_first(self._hands.settled)
-        fresh = self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
-        if fresh:
-            self._hands.zero([(self._kv_at + offset, length) for offset, length in fresh])
+        self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
         with self._exchange.stepping() if self._exchange is not None else nullcontext():
             return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
 
@@ -225,7 +223,6 @@ class VnpuWorker:
         def work() -> dict[str, Any]:
             self._turn += 1
             steps = self._hands.begin(beside=self._gates is not None)
-            self._books.renewed()
             if self._gates is None:
                 moved, settled = self._hands.settle()
                 self._sharing.ready()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -24,12 +24,14 @@ KILL_S = 10.0
 class Chunk(msgspec.Struct, frozen=True):
     """A chunk of device memory that was mapped to this process: `fd` (the caller's to close) and `size` in bytes.
 
-    Where the driver shares by handle, `fd` is -1 and `handle` the 64-bit number."""
+    Where the driver shares by handle, `fd` is -1 and `handle` the 64-bit number. `still`: it holds its part of the
+    content that was asked for."""
 
     id: int
     fd: int
     size: int
     handle: int = 0
+    still: bool = False
 
     @property
     def shareable(self) -> int:
@@ -48,6 +50,24 @@ class View(msgspec.Struct, frozen=True):
 
     id: int
     chunks: tuple[Chunk, ...]
+
+
+class Portion(msgspec.Struct, frozen=True):
+    """What one `Map` asks for."""
+
+    kind: Kind
+    count: int
+    kv: int = 0
+
+
+def portions(kind: Kind, count: int, kv: int) -> Iterator[Portion]:
+    """PURE. `count` chunks of `kind` and so many of KV behind them, in as few calls as may be."""
+    while count or kv:
+        some = min(MAX_FDS, count)
+        count -= some
+        more = min(MAX_FDS - some, kv) if not count else 0
+        kv -= more
+        yield Portion(kind, some, more) if some else Portion(Kind.KV, more)
 
 
 class Client(Link):
@@ -95,10 +115,14 @@ class Client(Link):
         *,
         share_id: int = 0,
         overwritten: bool = False,
+        kv: int = 0,
+        content: str = "",
     ) -> tuple[Chunk, ...]:
         """PROTOCOL rule 7: `count` chunks with a descriptor each, all or none. Import and close each. `share_id` is the
         driver's, where it shares by handle. They are zero, unless they are `overwritten` whole before anything reads
-        them (weights of a restore): then they may hold what another owner left.
+        them (weights of a restore): then they may hold what another owner left, and some may hold what the caller left
+        (`unmap`) as `content`. With weights, so many more for `kv` behind them, which are zero: in the same call as far
+        as they fit into it.
 
         Raises:
             DaemonRefused: NOT_OPEN, NO_SPACE (grant or capacity), TIMEOUT (still being populated or wiped).
@@ -107,9 +131,12 @@ class Client(Link):
         deadline = self._deadline(timeout_s) + ANSWER_MARGIN
         chunks: list[Chunk] = []
         try:
-            while len(chunks) < count:
-                some = min(MAX_FDS, count - len(chunks))
-                chunks += self._map_some(device, kind, some, share_id, overwritten, deadline)
+            for some in portions(kind, count, kv):
+                ticket = secrets.randbits(62) + 1
+                request = protocol.Map(device, some.kind, some.count, ticket, 0.0, share_id, kv=some.kv)
+                if overwritten and some.kind is kind:
+                    request = msgspec.structs.replace(request, overwritten=True, content=content, first=len(chunks))
+                chunks += self._map_some(request, deadline)
         except DaemonError:
             for chunk in chunks:
                 chunk.close()
@@ -118,8 +145,18 @@ class Client(Link):
             raise
         return tuple(chunks)
 
-    def unmap(self, device: str, chunks: Iterable[int], timeout_s: float | None = None) -> None:
+    def unmap(
+        self,
+        device: str,
+        chunks: Iterable[int],
+        timeout_s: float | None = None,
+        *,
+        content: str = "",
+        holding: int = 0,
+    ) -> None:
         """These chunks are unmapped here and their descriptors closed; the daemon may give them to others. Idempotent.
+        `content`: a name that nobody can guess, of what the first `holding` of them hold in this order; by it `map`
+        finds them while nobody else needs them.
 
         Raises:
             DaemonRefused: NOT_OPEN, or BAD_REQUEST: one belongs to another process.
@@ -127,7 +164,7 @@ class Client(Link):
         """
         ids = tuple(chunks)
         if ids:
-            self._ask(protocol.Unmap(device=device, chunks=ids), protocol.Done, timeout_s)
+            self._ask(protocol.Unmap(device, ids, content, holding), protocol.Done, timeout_s)
 
     def create_master(self, size: int, timeout_s: float = 120.0) -> tuple[int, int]:
         """A new host master: writable descriptor (the caller's to close) and its size in bytes, `size` rounded up.
@@ -283,22 +320,20 @@ class Client(Link):
         """What the daemon knows, as JSON text, for people and tests."""
         return self._ask(protocol.Stats(), protocol.Facts, timeout_s).json
 
-    def _map_some(
-        self, device: str, kind: Kind, count: int, share_id: int, overwritten: bool, deadline: float
-    ) -> list[Chunk]:
-        ticket = secrets.randbits(62) + 1
-
+    def _map_some(self, wanted: protocol.Map, deadline: float) -> list[Chunk]:
         def ask(left: float) -> protocol.Request:
-            return protocol.Map(device, kind, count, ticket, left, share_id, overwritten)
+            return msgspec.structs.replace(wanted, timeout_s=left)
 
         reply, descriptors = self._call(ask, protocol.Mapped, deadline)
         if sorted((len(descriptors), len(reply.handles))) != [0, len(reply.chunks)]:
             close_all(descriptors)
             came = f"{len(descriptors)} descriptors and {len(reply.handles)} handles"
             raise DaemonError(f"{len(reply.chunks)} chunks came with {came}")
-        if reply.handles:
-            return [Chunk(id, -1, reply.chunk, handle) for id, handle in zip(reply.chunks, reply.handles, strict=True)]
-        return [Chunk(*pair, reply.chunk) for pair in zip(reply.chunks, descriptors, strict=True)]
+        beside = descriptors or [-1] * len(reply.chunks)
+        handles = reply.handles or (0,) * len(reply.chunks)
+        still = frozenset(reply.still)
+        given = enumerate(zip(reply.chunks, beside, handles, strict=True))
+        return [Chunk(id, fd, reply.chunk, handle, place in still) for place, (id, fd, handle) in given]
 
     def _read_only(
         self, ask: Callable[[int], protocol.Request], close: Callable[[], None], deadline: float

@@ -1,15 +1,19 @@
 """What the daemon must remember over its own death: epoch, closed, open and owners of each device, and its processes.
 
-PROTOCOL rule 11. One file for each boot of the machine, replaced whole: written beside, then renamed. Its first line is
-a header with a SHA-256 of the rest, so that a torn or edited file is refused and never half believed.
+PROTOCOL rule 11. One file for each boot of the machine, replaced whole: written beside, then renamed to a name with the
+next number; the highest number counts. Its first line is a header with a SHA-256 of the rest, so that a torn or edited
+file is refused and never half believed.
 
 Nothing is fsynced, because enter and leave wait for the journal on every switch: a file outlives the daemon's death
-without it, and pages and processes do not outlive the machine's. A power cut can tear only the file of a boot that is
+without it, and pages and processes do not outlive the machine's. For the same reason a name is never used twice, and a
+file is overwritten in its own space: ext4 sends one that was renamed over another, or cut to nothing, to the disk at
+once, and that takes longer than all the rest. A power cut can tear only the file of a boot that is
 over, and that file is believed only as far as it is whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -121,7 +125,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Journal:
-    """The file `ledger-BOOT` in a directory that one daemon owns (it holds a lock on it while open)."""
+    """The file `ledger-BOOT.N` in a directory that one daemon owns (it holds a lock on it while open)."""
 
     def __init__(self, directory: Path, boot: str) -> None:
         """Create the directory (0700) where needed and lock it. `boot` is the machine's boot id.
@@ -132,7 +136,7 @@ class Journal:
         """
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._directory = directory
-        self.path = directory / f"ledger-{boot}"
+        self._name = f"ledger-{boot}"
         self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -141,6 +145,13 @@ class Journal:
             raise JournalError(
                 f"{directory} belongs to a running daemon: stop it or give another --state-dir"
             ) from error
+        self._number = max(map(_number, self._of_this_boot()), default=0)
+        self._others_gone = False
+
+    @property
+    def path(self) -> Path:
+        """The newest file of this boot; before the first write it is not there."""
+        return self._directory / (f"{self._name}.{self._number}" if self._number else self._name)
 
     def load(self) -> Ledger | None:
         """The last ledger written, of this boot or else of one before; None where there is none.
@@ -165,18 +176,29 @@ class Journal:
         """
         body = _encode(ledger)
         header = f"{_MAGIC} {_VERSION} {hashlib.sha256(body).hexdigest()}\n".encode("ascii")
-        beside = self._directory / "new"
-        file = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(file, "wb") as out:
-            out.write(header + body)
-        beside.replace(self.path)
-        for path in self._of_other_boots():
-            path.unlink(missing_ok=True)
+        beside, last = self._directory / "new", self.path
+        _overwrite(beside, header + body)
+        beside.rename(self._directory / f"{self._name}.{self._number + 1}")
+        self._number += 1
+        with contextlib.suppress(OSError):  # the newest counts, whatever else lies there
+            self._clean()
+            last.rename(beside)
+
+    def _clean(self) -> None:
+        """Once: nobody asks any more for what stood here at the start."""
+        if not self._others_gone:
+            for path in (*self._of_this_boot(), *self._of_other_boots()):
+                if path != self.path:
+                    path.unlink(missing_ok=True)
+            self._others_gone = True
+
+    def _of_this_boot(self) -> list[Path]:
+        return [path for path in self._directory.glob("ledger-*") if _boot(path) == self._name]
 
     def _of_other_boots(self) -> list[Path]:
         """Newest first."""
-        others = [path for path in self._directory.glob("ledger-*") if path != self.path]
-        return sorted(others, key=lambda path: path.stat().st_mtime, reverse=True)
+        others = [path for path in self._directory.glob("ledger-*") if _boot(path) != self._name]
+        return sorted(others, key=lambda path: (path.stat().st_mtime, _number(path)), reverse=True)
 
     def close(self) -> None:
         """Release the lock; idempotent."""
@@ -201,3 +223,23 @@ class Journal:
             f"{self.path} is damaged: {why}. It says who holds device pages, so nothing is guessed: "
             "stop every engine of this node, delete the file, start the daemon again"
         )
+
+
+def _boot(path: Path) -> str:
+    """`ledger-BOOT`; a boot id has no dot."""
+    return path.name.partition(".")[0]
+
+
+def _number(path: Path) -> int:
+    """0 for a file without a number, as this daemon's predecessors wrote it."""
+    number = path.name.partition(".")[2]
+    return int(number) if number.isdecimal() else 0
+
+
+def _overwrite(path: Path, data: bytes) -> None:
+    """In the space that the file has. Never truncated to nothing, see the module."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "wb") as out:
+        out.write(data)
+        if os.fstat(file).st_size > len(data):
+            out.truncate()

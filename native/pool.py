@@ -2,7 +2,8 @@
 
 A chunk is one physical piece of device memory, the unit of mapping and of sharing. The pool creates all its chunks at
 start and never frees one on the wake path: they only change hands. A free chunk is *blank* (zero), *soiled* (it holds
-what its last owner left) or being wiped; who takes chunks gets blank ones, unless it overwrites them whole.
+what its last owner left), being wiped, or *remains* of a content that has a name (`native.remains`). Who takes chunks
+gets blank ones, unless it overwrites them whole, or comes back for what they hold.
 
 Invariant (I4): chunks that are free, held, or held since before a restart of the daemon ("foreign": their pages live on
 in their holder, the pool has no handle of them) never exceed `capacity` bytes together. What is missing to capacity is
@@ -12,12 +13,13 @@ in their holder, the pool has no handle of them) never exceed `capacity` bytes t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import msgspec
 
 from native.fences import Holder
 from native.protocol import Kind
+from native.remains import NOTHING, Found, Remains
 
 GENERATION_BITS = 24
 """Chunks a generation can number: 2^24 of 2 MiB are 32 TiB."""
@@ -77,6 +79,7 @@ class Pool:
         self._blank: list[int] = []
         self._soiled: list[int] = []
         self._wiping: set[int] = set()
+        self._remains = Remains()
         self._most_kv = 0
         self._held: dict[Owner, dict[int, _Held]] = {}
         self._owner: dict[int, Owner] = {}
@@ -108,13 +111,29 @@ class Pool:
         return len(self._soiled)
 
     @property
+    def cached(self) -> int:
+        """Free bytes that hold a content somebody may come back for."""
+        return len(self._remains) * self.chunk
+
+    def find(self, content: str, first: int, count: int) -> Found:
+        """Free chunks that hold the places `first … first + count - 1` of `content`."""
+        return self._remains.find(content, first, count)
+
+    @property
+    def to_wipe(self) -> int:
+        """Free chunks that are to be blank before anybody asks: the soiled ones, and of the remains as many as the
+        next KV cache needs."""
+        ready = len(self._blank) + len(self._wiping) + len(self._soiled)
+        return len(self._soiled) + min(len(self._remains), max(0, self._most_kv - ready))
+
+    @property
     def most_kv(self) -> int:
         """Chunks with KV that one process held at most: as many blank ones the next may ask for."""
         return self._most_kv
 
     @property
     def _free(self) -> int:
-        return len(self._blank) + len(self._soiled) + len(self._wiping)
+        return len(self._blank) + len(self._soiled) + len(self._wiping) + len(self._remains)
 
     @property
     def owners(self) -> tuple[Owner, ...]:
@@ -162,10 +181,20 @@ class Pool:
         return sum(self._held[self._owner[chunk]][chunk].chunk for chunk in self._foreign)
 
     def take(
-        self, owner: Owner, kind: Kind, count: int, ticket: int, grant: int, *, overwritten: bool = False
+        self,
+        owner: Owner,
+        kind: Kind,
+        count: int,
+        ticket: int,
+        grant: int,
+        *,
+        overwritten: bool = False,
+        kv: int = 0,
+        found: Found = NOTHING,
     ) -> tuple[int, ...]:
         """`count` free chunks for `owner`, whose engine may hold `grant` bytes here afterwards (PROTOCOL rule 7): blank
-        ones, or soiled ones first where they are `overwritten` whole before anything reads them.
+        ones, or soiled ones first where they are `overwritten` whole before anything reads them; what was just `found`
+        at its places. Behind them so many for its `kv`, which are blank. All or none.
 
         The same `ticket` again means that the first answer was lost: what it gave is taken back first.
 
@@ -176,31 +205,49 @@ class Pool:
         """
         lost = [chunk for chunk, held in self._held.get(owner, {}).items() if held.ticket == ticket]
         self._drop(owner, lost)
-        wanted = count * self.chunk
+        wanted = (count + kv) * self.chunk
         held = self.held_by(owner.holder)
         if held + wanted > grant:
             raise Shortage(f"{owner.holder} holds {held} B, wants {wanted} B more, was granted {grant} B")
         room = self.capacity - self.charged
         if wanted > room:
             raise Shortage(f"{owner.holder} wants {wanted} B, {room} B of {self.capacity} B are left")
-        if count > self._free:
-            raise Pending(f"{count - self._free} chunks are not populated yet")
-        chunks = self._choose(count, overwritten)
-        for chunk in chunks:
-            self._hold(owner, chunk, _Held(kind, ticket, self.chunk))
+        if count + kv > self._free:
+            raise Pending(f"{count + kv - self._free} chunks are not populated yet")
+        self._remains.take(found)
+        others = iter(self._choose(count - len(found.chunks), overwritten, kv, found))
+        chunks = tuple(found.chunks[place] if place in found.chunks else next(others) for place in range(count + kv))
+        for place, chunk in enumerate(chunks):
+            self._hold(owner, chunk, _Held(kind if place < count else Kind.KV, ticket, self.chunk))
         self._most_kv = max(self._most_kv, self.bytes_of(owner)[Kind.KV] // self.chunk)
         return chunks
 
-    def _choose(self, count: int, overwritten: bool) -> tuple[int, ...]:
-        sources = (self._soiled, self._blank) if overwritten else (self._blank,)
-        if (missing := count - sum(map(len, sources))) > 0:
+    def _choose(self, count: int, overwritten: bool, kv: int, found: Found) -> tuple[int, ...]:
+        """Beside what was found. Blank chunks that the next KV cache will want are overwritten last: after remains."""
+        if overwritten:
+            self._soil(count - len(self._soiled) - max(0, len(self._blank) - (kv or self._most_kv)))
+        soiled = min(count, len(self._soiled)) if overwritten else 0
+        blank = count - soiled + kv
+        if (missing := blank - len(self._blank)) > 0:
+            self._soil_these(found.chunks.values())
+            self._soil(missing - len(self._soiled) - len(self._wiping))
             raise Soiled(f"{missing} chunks are not wiped yet")
-        return tuple(heapq.heappop(next(filter(None, sources))) for _ in range(count))
+        sources = [self._soiled] * soiled + [self._blank] * blank
+        return tuple(heapq.heappop(source) for source in sources)
+
+    def _soil(self, count: int) -> None:
+        """At most `count` remains become chunks that anybody may have."""
+        self._soil_these(self._remains.give_up(count))
+
+    def _soil_these(self, chunks: Iterable[int]) -> None:
+        for chunk in chunks:
+            heapq.heappush(self._soiled, chunk)
 
     # ---- wiping
 
     def begin_wiping(self, count: int) -> tuple[int, ...]:
-        """At most `count` soiled chunks, which nobody gets until `end_wiping`."""
+        """At most `count` of the chunks `to_wipe`, which nobody gets until `end_wiping`."""
+        self._soil(min(count, self.to_wipe) - len(self._soiled))
         chunks = tuple(heapq.heappop(self._soiled) for _ in range(min(count, len(self._soiled))))
         self._wiping.update(chunks)
         return chunks
@@ -211,18 +258,20 @@ class Pool:
             self._wiping.remove(chunk)
             heapq.heappush(self._blank if blank else self._soiled, chunk)
 
-    def give_back(self, owner: Owner, chunks: Iterable[int]) -> int:
+    def give_back(self, owner: Owner, chunks: Sequence[int], content: str = "", holding: int = 0) -> int:
         """These chunks are unmapped; returns how many bytes came back. What nobody holds is passed over: a repeated
-        call whose first answer was lost must not fail.
+        call whose first answer was lost must not fail. The first `holding` of them hold `content`, in this order.
 
         Raises:
             NotYours: one belongs to another process; nothing was given back.
         """
-        named = set(chunks)
-        for chunk in named:
+        for chunk in chunks:
             if self._owner.get(chunk, owner) != owner:
                 raise NotYours(f"chunk {chunk} is not held by the caller")
-        return self._drop(owner, [chunk for chunk in named if chunk in self._owner])
+        kept = chunks[:holding]
+        whole = len(set(kept)) == len(kept) and self.holds(owner, kept) and self._foreign.isdisjoint(kept)
+        noted = set(kept) if whole and content and self._remains.leave(content, kept) else set()
+        return self._drop(owner, dict.fromkeys(chunk for chunk in chunks if chunk in self._owner), noted)
 
     def bequeath(self, owner: Owner, heir: Owner, chunks: Iterable[int]) -> None:
         """These chunks of `owner` are charged to `heir` from now on, who has them mapped already.
@@ -276,18 +325,16 @@ class Pool:
         self._held.setdefault(owner, {})[chunk] = held
         self._owner[chunk] = owner
 
-    def _drop(self, owner: Owner, chunks: list[int]) -> int:
-        back = 0
+    def _drop(self, owner: Owner, chunks: Collection[int], noted: Collection[int] = ()) -> int:
+        """They are free; those `noted` remain, the others are soiled."""
         mine = self._held.get(owner, {})
+        back = sum(mine.pop(chunk).chunk for chunk in chunks)
         for chunk in chunks:
-            back += mine.pop(chunk).chunk
             del self._owner[chunk]
-            if chunk in self._foreign:
-                self._foreign.discard(chunk)
-            else:
-                heapq.heappush(self._soiled, chunk)
         if not mine:
             self._held.pop(owner, None)
+        self._soil_these(chunk for chunk in chunks if chunk not in noted and chunk not in self._foreign)
+        self._foreign.difference_update(chunks)
         return back
 
 

@@ -17,6 +17,7 @@ MAX_FDS = 128
 """Descriptors beside one frame at most (the kernel's SCM_MAX_FD is 253); more come in further calls."""
 
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Content = Annotated[str, msgspec.Meta(max_length=256)]
 DeviceName = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Revision = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 Timeout = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -75,7 +76,9 @@ class Map(msgspec.Struct, frozen=True, tag=True):
     that answer held. Waits at most `timeout_s` for chunks that are still being populated or wiped.
 
     `overwritten` (weights only): the caller overwrites each of them whole before anything reads it, as a restore does.
-    Else they are zero."""
+    Else they are zero. `content` (with `overwritten`): the name that an `Unmap` gave to what the caller will write; the
+    chunks are those from `first` on of it, and some may hold it still (`Mapped.still`). `kv` (with weights only): so
+    many chunks of KV behind them, zero; MAX_FDS at most together."""
 
     device: DeviceName
     kind: Kind
@@ -84,14 +87,20 @@ class Map(msgspec.Struct, frozen=True, tag=True):
     timeout_s: Timeout
     share_id: ShareId = 0
     overwritten: bool = False
+    kv: Annotated[int, msgspec.Meta(ge=0, lt=MAX_FDS)] = 0
+    content: Content = ""
+    first: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
 
 
 class Unmap(msgspec.Struct, frozen=True, tag=True):
     """These chunks are unmapped and their descriptors closed in the caller: the daemon may give them to others.
-    Idempotent: chunks that nobody holds any more are passed over."""
+    Idempotent: chunks that nobody holds any more are passed over. `content` names what the first `holding` of them
+    hold, for whoever maps it again before somebody else needs the chunks; only who knows the name gets to see it."""
 
     device: DeviceName
     chunks: Annotated[tuple[ChunkId, ...], msgspec.Meta(min_length=1, max_length=65536)]
+    content: Content = ""
+    holding: Annotated[int, msgspec.Meta(ge=0, le=65536)] = 0
 
 
 class CreateMaster(msgspec.Struct, frozen=True, tag=True):
@@ -275,11 +284,12 @@ class Opened(msgspec.Struct, frozen=True, tag=True):
 
 class Mapped(msgspec.Struct, frozen=True, tag=True):
     """Answer to `Map`: ids of the chunks, in the order of the descriptors beside the frame or, where none are there, of
-    `handles`; `chunk` bytes each."""
+    `handles`; `chunk` bytes each. Those at the places `still` hold the content that was asked for."""
 
     chunks: tuple[int, ...]
     chunk: int
     handles: tuple[int, ...] = ()
+    still: tuple[int, ...] = ()
 
 
 class Master(msgspec.Struct, frozen=True, tag=True):

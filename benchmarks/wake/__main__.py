@@ -31,6 +31,7 @@ def result(samples: Samples) -> Result:
     worse = max(samples.free, samples.full, key=lambda pairs: figures.ratio(pairs).median)
     named = {
         "added_ttft_over_memcpy": worse,
+        "added_ttft_hot_over_memcpy": samples.hot,
         "added_ttft_free_over_memcpy": samples.free,
         "added_ttft_full_over_memcpy": samples.full,
         "cold_over_wake": samples.cold_over_wake,

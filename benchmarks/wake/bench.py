@@ -1,4 +1,5 @@
-"""The pairs of `wake`: asleep and awake, into free memory and after a victim, idle and busy, and one cold start."""
+"""The pairs of `wake`: asleep and awake, from pages that nobody needed, into free memory and after a victim, idle and
+busy, and one cold start."""
 
 from __future__ import annotations
 
@@ -31,6 +32,7 @@ SETTLE_S = 0.5
 class Samples(msgspec.Struct):
     """Everything measured, as paired ratios."""
 
+    hot: list[float] = []
     free: list[float] = []
     full: list[float] = []
     cold_over_wake: list[float] = []
@@ -70,24 +72,43 @@ class Bench:
         return self._samples
 
     async def _pair(self) -> None:
-        """Into free memory, then after an idle victim, then after a busy one; dropped if memcpy drifts meanwhile."""
+        """From pages that nobody needed, into free memory, after an idle victim, then after a busy one; dropped if
+        memcpy drifts meanwhile."""
         before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        hot = await self._hot()
         alone, free = await self._free()
+        self._share("copied_share_free")
         idle, full = await self._after_victim(busy=False)
+        self._share("copied_share_full")
         busy, _ = await self._after_victim(busy=True)
         after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
         if not figures.steady(before, after):
             self._samples.dropped += 1
             return
-        yardstick = (before + after) / 2 * self._restored
+        yardstick = (before + after) / 2 * self._weights
+        self._samples.hot.append(hot / yardstick)
         self._samples.free.append(free / yardstick)
         self._samples.full.append(full / yardstick)
         self._samples.switch.append(idle / alone)
         self._samples.switch_busy.append(busy / alone)
 
-    async def _free(self) -> tuple[float, float]:
-        """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device."""
+    def _share(self, name: str) -> None:
+        """Of the weights, how much the last wake copied: the rest lay in pages that nobody had needed."""
+        self._samples.values[name] = round(self._restored / self._weights, 2)
+
+    async def _hot(self) -> float:
+        """Added TTFT when nobody has needed the subject's pages since it left."""
+        await self._asleep(OTHER)
+        await self._ask(SUBJECT)
         await self._asleep(SUBJECT)
+        _, added = await self._wake()
+        return added
+
+    async def _free(self) -> tuple[float, float]:
+        """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device; the other
+        has been there meanwhile."""
+        await self._asleep(SUBJECT)
+        await self._ask(OTHER)
         await self._asleep(OTHER)
         measured = await self._wake()
         self._wakes.append(self._last_wake)

@@ -310,6 +310,8 @@ class Device(Value, frozen=True, kw_only=True):
     """As of the last change of anything else here: for metrics, nothing is decided by it."""
     host_ram: HostRam = HostRam()
     free_measured: ByteCount = 0
+    cached: ByteCount = 0
+    """Of the free bytes, those whose last content somebody may come back to without a copy."""
     drift: ByteCount = 0
     """Bytes that were configured and that somebody else takes, as measured for more than 5 s: overhead that `capacity`
     does not hold any more."""

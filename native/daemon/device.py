@@ -160,9 +160,9 @@ class Device:
         self.wiper.look()
         return back
 
-    def give_back(self, owner: Owner, chunks: tuple[int, ...]) -> int:
+    def give_back(self, owner: Owner, chunks: tuple[int, ...], content: str = "", holding: int = 0) -> int:
         """As `Pool.give_back`."""
-        back = self.pool.give_back(owner, chunks)
+        back = self.pool.give_back(owner, chunks, content, holding)
         self.short.set()
         self.wiper.look()
         return back

@@ -288,6 +288,7 @@ class Node:
             ),
             host_ram=self.host_ram(),
             free_measured=device.measured_free(),
+            cached=device.pool.cached,
         )
 
     def _draw(self, name: str, device: Device) -> model.Device:

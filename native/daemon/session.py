@@ -26,7 +26,7 @@ from native.daemon.view_calls import ViewCalls
 from native.fences import Accept, Holder, Open, Refuse
 from native.pool import NotYours, Pending, Shortage, Soiled
 from native.processes import Process
-from native.protocol import Code, Kind, Refused
+from native.protocol import MAX_FDS, Code, Kind, Refused
 
 if TYPE_CHECKING:
     from native.daemon.node import Node
@@ -176,19 +176,31 @@ class EngineSession(Calls):
         owner, device = self._caller("worker").owner, self.device(request.device)
         if request.overwritten and request.kind is not Kind.WEIGHTS:
             raise Denied(Code.BAD_REQUEST, "only weights are overwritten whole: leave `overwritten` away")
+        if request.kv and (request.kind is not Kind.WEIGHTS or request.count + request.kv > MAX_FDS):
+            raise Denied(Code.BAD_REQUEST, f"`kv` goes with weights, at most {MAX_FDS} chunks in all")
+        if request.content and not request.overwritten:
+            raise Denied(Code.BAD_REQUEST, "what remains of a content is given to who overwrites the rest: say so")
         deadline = self.node.now() + request.timeout_s
         while True:
             grant = self._open(device).bytes
             try:
+                found = device.pool.find(request.content, request.first, request.count)
                 chunks = device.pool.take(
-                    owner, request.kind, request.count, request.ticket, grant, overwritten=request.overwritten
+                    owner,
+                    request.kind,
+                    request.count,
+                    request.ticket,
+                    grant,
+                    overwritten=request.overwritten,
+                    kv=request.kv,
+                    found=found,
                 )
                 break
             except Shortage as error:
                 raise Denied(Code.NO_SPACE, str(error)) from error
             except Pending as error:
-                if isinstance(error, Soiled) and not request.overwritten:
-                    device.wiper.ask(request.count)
+                if isinstance(error, Soiled):
+                    device.wiper.ask(request.kv if request.overwritten else request.count + request.kv)
                 if not await self.ring_before(deadline):
                     raise Denied(Code.TIMEOUT, str(error)) from error
 
@@ -208,7 +220,7 @@ class EngineSession(Calls):
         except BaseException:
             undo()
             raise
-        mapped = protocol.Mapped(chunks, device.pool.chunk, handles)
+        mapped = protocol.Mapped(chunks, device.pool.chunk, handles, tuple(sorted(found.chunks)))
         return Answer(mapped, () if handles else device.descriptors(chunks), unsent=undo)
 
     async def _unmap(self, request: protocol.Unmap) -> Answer:
@@ -220,7 +232,8 @@ class EngineSession(Calls):
             await self.node.clearing.clear(self.node.views.touching(device.option.id, mine))
             self._open(device)
             rest = self.node.shares.unmapped(device.option.id, device.pool, owner, request.chunks)
-            device.give_back(owner, rest)
+            holding = request.holding if rest[: request.holding] == request.chunks[: request.holding] else 0
+            device.give_back(owner, rest, request.content, holding)
         except Stuck as error:
             raise Denied(Code.TIMEOUT, str(error)) from error
         except (NotYours, OnlyPart) as error:
@@ -265,7 +278,7 @@ class EngineSession(Calls):
 def _chunks(request: protocol.Enter | protocol.Leave | protocol.Map | protocol.Unmap) -> int:
     match request:
         case protocol.Map():
-            return request.count
+            return request.count + request.kv
         case protocol.Unmap():
             return len(request.chunks)
         case _:

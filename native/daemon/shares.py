@@ -84,13 +84,14 @@ class Shares:
         return mine
 
     def unmapped(self, device: str, pool: Pool, owner: Owner, chunks: Iterable[int]) -> tuple[int, ...]:
-        """The owner has unmapped these chunks: what others share goes to one of them. Returns the others, which are
-        to be given back.
+        """The owner has unmapped these chunks: what others share goes to one of them. Returns the others, in their
+        order, which are to be given back.
 
         Raises:
             OnlyPart: some chunks of a share, and not all; nothing has changed.
         """
-        rest = set(chunks)
+        named = tuple(chunks)
+        rest = set(named)
         mine = self.whole(device, owner, rest)
         for share in self.on(device):
             if owner.process in share.former:
@@ -98,7 +99,7 @@ class Shares:
         for share in mine:
             if self._pass_on(share, pool):
                 rest -= set(share.chunks)
-        return tuple(sorted(rest))
+        return tuple(chunk for chunk in named if chunk in rest)
 
     def forget(self, process: int, pools: Mapping[str, Pool]) -> None:
         """The process is dead: it has nothing mapped, and what it owned goes to who shares it."""

@@ -2,7 +2,8 @@
 
 Who maps gets blank chunks. Weights that a restore overwrites whole need none (`Map.overwritten`), so a switch leaves
 the chunks of the engine that went to the weights of the one that comes, and wipes what is left when the device is
-quiet. Only as many chunks as one process ever had for its KV are wiped at once: the next one will want as many.
+quiet. Only as many chunks as one process ever had for its KV are wiped at once: the next one will want as many. What
+remains of a content that has a name is left alone beyond that: somebody may come back for it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Wiper:
 
     async def _wake(self) -> bool:
         """False: nothing changes, and there is something to wipe."""
-        idle = self._pool.soiled > 0 and not self._restoring()
+        idle = self._pool.to_wipe > 0 and not self._restoring()
         try:
             async with asyncio.timeout(QUIET_S if idle else None):
                 await self._turn.wait()

@@ -23,7 +23,7 @@ with warnings.catch_warnings():
     from vllm.v1.core.sched.interface import PauseState
     from vllm.v1.engine.core import EngineCore, EngineCoreProc, EngineShutdownState
 
-from engine_patch import live_blocks
+from engine_patch import core_calls
 from engine_patch.flight import Flight
 
 pytestmark = pytest.mark.engine
@@ -104,7 +104,7 @@ class Executor:
     def collective_rpc(self, method: str, timeout: Any = None, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         while self.worker.progress():
             pass
-        return [self.worker.offload()] if method == live_blocks.METHOD else ["done"]
+        return [self.worker.offload()] if method == core_calls.OFFLOAD else ["done"]
 
 
 class Scheduler:
@@ -222,7 +222,7 @@ class Run:
         if paused is not None:
             paused.result(0)
         assert self.worker.flight.steps == 0, "the pause was over with a step in flight"
-        assert live_blocks.offload(self.core, None) == ["report"]
+        assert core_calls.offload(self.core, None) == ["report"]
         self.switches += 1
         self.ask()
         self.core.turn()
@@ -270,15 +270,16 @@ def test_a_switch_without_a_drain_is_refused_before_any_worker_is_asked(paused: 
     if paused:
         run.core.scheduler.set_pause_state(PauseState.PAUSED_ALL)
     with pytest.raises(RuntimeError, match="a switch was ordered with 1 steps in flight"):
-        live_blocks.offload(run.core, None)
+        core_calls.offload(run.core, None)
     assert not run.worker.away
 
 
 def test_an_engine_that_is_not_paused_is_refused() -> None:
     with pytest.raises(RuntimeError, match="scheduler UNPAUSED"):
-        live_blocks.offload(Run(2, structured=False).core, None)
+        core_calls.offload(Run(2, structured=False).core, None)
 
 
-def test_the_engine_core_has_our_offload_by_the_name_the_agent_calls() -> None:
-    live_blocks.install()
-    assert getattr(EngineCore, live_blocks.METHOD) is live_blocks.offload
+def test_the_engine_core_has_our_calls_by_the_names_the_agent_calls() -> None:
+    core_calls.install()
+    assert getattr(EngineCore, core_calls.OFFLOAD) is core_calls.offload
+    assert getattr(EngineCore, core_calls.RESTORE) is core_calls.restore

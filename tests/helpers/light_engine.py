@@ -18,7 +18,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Set
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
@@ -187,8 +187,8 @@ class Memory:
         class Forgetful(Hands):
             """Leaves the last chunk out of a restore."""
 
-            def _entries(self) -> list[list[tuple[int, int, int]]]:
-                *others, last = super()._entries()
+            def _entries(self, still: Set[int]) -> list[list[tuple[int, int, int]]]:
+                *others, last = super()._entries(still)
                 to, at, length = last[-1]
                 return [*others, [*last[:-1], (to, at, length - (2 << 20))]]
 

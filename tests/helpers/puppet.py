@@ -115,9 +115,12 @@ class Puppet:
     async def leave(self, device: str, epoch: str, revision: int) -> object:
         return await self.call("leave", device, epoch, revision)
 
-    async def map(self, device: str, count: int, fill: int, kind: str = "weights") -> list[int]:
-        """Map chunks, fill each with the byte `fill`; ids."""
-        ids = await self.call("map", device, kind, count, fill)
+    async def map(
+        self, device: str, count: int, fill: int, kind: str = "weights", over: bool = False, kv: int = 0
+    ) -> list[int]:
+        """Map chunks, those for `kv` behind, fill each with the byte `fill`; ids. All but those that come to be written
+        `over` must be zero."""
+        ids = await self.call("map", device, kind, count, fill, over, kv)
         assert isinstance(ids, list)
         return ids
 
@@ -203,14 +206,14 @@ class _Hands:
     def await_open(self, device: str, timeout_s: float) -> int:
         return self.client.await_open(device, timeout_s).revision
 
-    def map(self, device: str, kind: str, count: int, fill: int) -> list[int]:
+    def map(self, device: str, kind: str, count: int, fill: int, over: bool = False, kv: int = 0) -> list[int]:
         from native.protocol import Kind
 
-        chunks = self.client.map(device, Kind(kind), count)
-        for chunk in chunks:
+        chunks = self.client.map(device, Kind(kind), count, overwritten=over, kv=kv)
+        for place, chunk in enumerate(chunks):
             self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size)
             self.client.kept.put_chunk(device, chunk.id, chunk.fd)
-            if _fill(self.mapped[chunk.id]) != 0:
+            if not (over and place < count) and _fill(self.mapped[chunk.id]) != 0:
                 raise RuntimeError(f"chunk {chunk.id} shows what another owner left")
             self.mapped[chunk.id][:] = bytes([fill]) * chunk.size
         return [chunk.id for chunk in chunks]

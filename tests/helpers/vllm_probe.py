@@ -83,9 +83,9 @@ class Probe:
         hands, layer = self._hands, self.model_runner.model.model.layers[-1]
         whole, spoilt = hands._entries, Event()
 
-        def forgetful() -> list[list[tuple[int, int, int]]]:
+        def forgetful(still: frozenset[int]) -> list[list[tuple[int, int, int]]]:
             spoilt.set()
-            stages = whole()
+            stages = whole(still)
             last = [stage for stage in stages[:-1] if stage][-1]
             to, at, length = last[-1]
             last[-1] = (to, at, length - hands._pieces.unit)

@@ -44,18 +44,18 @@ async def lab(
 
 
 async def test_two_engines_take_turns_on_a_device_and_the_killed_ones_pages_go_on(lab: LightLab) -> None:
-    async with await lab.bring_up() as first:
+    async with await lab.bring_up(size=14 * MIB) as first:
         before = await first.ask("prompt")
         assert before[0] == 200
         offloaded = await lab.order(first, Order.OFFLOAD)
         assert (offloaded.held.total, offloaded.d2h, offloaded.kv_saved) == (0, 0, 4096)
-        async with await lab.bring_up() as second:
+        async with await lab.bring_up(size=14 * MIB) as second:
             others = await second.ask("prompt")
             assert others[1] != before[1]
             await lab.order(second, Order.OFFLOAD)
             restored = await lab.order(first, Order.RESTORE)
             assert restored.phase is Phase.RESIDENT
-            assert restored.restored >= 6 * MIB
+            assert restored.restored > 4096  # what the other needed of its pages
             assert {"map", "copy", "check"} <= {step.name for step in restored.steps}
             assert await first.ask("prompt") == before
             assert "not locked" not in first.log.read_text()

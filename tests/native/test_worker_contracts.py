@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.supervise.engine_command import ASCEND_PLUGINS, VISIBLE
-from engine_patch import device_pools, live_blocks
+from engine_patch import core_calls, device_pools
 from tests.helpers.vendor_headers import ROOT, torch_npu, vllm_023, vllm_033, vllm_ascend, vllm_ascend_entry_points
 
 OURS = ROOT / "engine_patch"
@@ -141,7 +141,7 @@ def test_the_kv_caches_of_vllm_ascend_are_tensors_or_tuples_of_them() -> None:
 
 
 def hold_steps_in_flight(vllm: Path) -> None:
-    """What `engine_patch.flight` and `live_blocks.require_still` rely on."""
+    """What `engine_patch.flight` and `core_calls.require_still` rely on."""
     core = vllm / "v1/engine/core.py"
     assert "batch_queue" in attributes(class_of(core, "EngineCore"))
     assert "or bool(self.batch_queue)" in ast.unparse(method(core, "EngineCoreProc", "has_work"))
@@ -310,7 +310,8 @@ class TestOtherVllm:
         scheduler = methods(fetch() / "v1/core/sched/scheduler.py", "Scheduler")
         assert scheduler["reset_prefix_cache"][0] == "reset_running_requests"
         assert methods(fetch() / "v1/core/kv_cache_manager.py", "KVCacheManager")["evict_blocks"] == ["block_ids"]
-        assert live_blocks.METHOD not in methods(fetch() / "v1/engine/core.py", "EngineCore")
+        core = methods(fetch() / "v1/engine/core.py", "EngineCore")
+        assert not {core_calls.OFFLOAD, core_calls.RESTORE} & set(core)
 
     def test_kv_and_schedules_are_described_as_they_are_read(self, fetch: Fetch) -> None:
         config = source(fetch() / "v1/kv_cache_interface.py")

@@ -109,13 +109,15 @@ def test_a_wake_is_told_from_the_first_request_to_the_answer_part_by_part() -> N
         (Phase.STARTING, 60, "cold"),
         (Phase.OFFLOADED, 60, "warm"),
         (Phase.OFFLOADED, 0, "hot"),
+        (Phase.OFFLOADED, 59, "hot"),  # a part was still there
     ],
 )
 def test_the_path_says_where_the_weights_came_from(before: Phase, restored: int, path: str) -> None:
     story = Story()
     story.says("b", before, 1, 0.0)
     story.order(Order.RESTORE, "b", 1.0, 1.0, 6)
-    [came] = story.says("b", Phase.RESIDENT, 6, 2.0, restored=restored)
+    held = Bytes(weights=60)
+    [came] = story.says("b", Phase.RESIDENT, 6, 2.0, restored=restored, held=held)
     assert isinstance(came, Switch)
     assert came.path == path
 

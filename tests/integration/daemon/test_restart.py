@@ -160,7 +160,7 @@ async def refuses_to_start(daemon: DaemonProcess) -> str:
 @pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "of another node"])
 async def test_a_damaged_ledger_is_refused(own_daemon: DaemonProcess, leader: Leader, damage: str) -> None:
     await own_daemon.stop()
-    ledger = own_daemon.state_dir / f"ledger-{boot_id()}"
+    (ledger,) = own_daemon.state_dir.glob(f"ledger-{boot_id()}.*")
     whole = ledger.read_bytes()
     harmed = {
         "cut": whole[:-10],

@@ -46,6 +46,26 @@ async def test_kinds_are_told_apart(daemon: DaemonProcess, leader: Leader) -> No
         assert (owner.bytes.weights, owner.bytes.kv, owner.pid) == (3 * CHUNK, 2 * CHUNK, a.worker.pid)
 
 
+async def test_weights_and_kv_of_a_restore_come_in_one_call(daemon: DaemonProcess, leader: Leader) -> None:
+    """Weights on what others left, KV on zeros, though others had all of the device; all or none."""
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        await a.restore(ALL, 0xFF)
+        await a.offload()
+        fence = await b.begin(size=8 * CHUNK)
+        with refused("no_space"):
+            await b.worker.map(b.device, 5, 1, "weights", True, 4)
+        with refused("bad_request"):
+            await b.worker.map(b.device, 1, 1, "kv", False, 1)
+        ids = await b.worker.map(b.device, 5, 1, "weights", True, 3)
+        await b.leave(fence)
+        (owner,) = (await leader.closed(b.device)).owners
+        assert (owner.bytes.weights, owner.bytes.kv) == (5 * CHUNK, 3 * CHUNK)
+        fence = await b.begin(Order.OFFLOAD, size=0)
+        await b.worker.unmap(b.device, ids)
+        await b.leave(fence)
+        assert (await leader.closed(b.device)).charged == 0
+
+
 async def test_an_old_fence_is_refused(daemon: DaemonProcess, leader: Leader) -> None:
     async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
         old = await a.restore(1, 1)

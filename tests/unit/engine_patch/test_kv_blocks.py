@@ -1,4 +1,4 @@
-"""Which KV bytes are saved, and which are zeroed: layouts by example, books by property."""
+"""Which KV bytes are saved: layouts by example, books by property."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZE = 3 * BLOCKS * PAGE
 
 def test_only_written_blocks_are_kept_in_every_layer():
     kv = KvBlocks([LAYERWISE], BLOCKS, SIZE)
-    assert kv.use([4, 5]) == []
+    kv.use([4, 5])
     layer = BLOCKS * PAGE
     assert kv.keep() == [(at + layer * n, size) for n in range(3) for at, size in ((0, PAGE), (4 * PAGE, 2 * PAGE))]
 
@@ -31,34 +31,16 @@ def test_neighbouring_blocks_of_all_layers_are_one_range_where_blocks_are_outerm
     assert kv.keep() == [(0, 3 * 3 * PAGE)]
 
 
-def test_a_fresh_block_is_zeroed_once_after_the_memory_came_back():
-    kv = KvBlocks([BLOCKWISE], BLOCKS, SIZE)
-    kv.use([1])
-    kv.renewed()
-    assert kv.use([1]) == []
-    assert kv.use([1, 7]) == [(7 * 3 * PAGE, 3 * PAGE)]
-    assert kv.use([7]) == []
-
-
-def test_what_nobody_needs_any_more_is_not_kept_and_is_foreign_afterwards():
+def test_what_nobody_needs_any_more_is_not_kept():
     kv = KvBlocks([BLOCKWISE], BLOCKS, SIZE)
     kv.use([1, 2, 3])
     kv.forget_all_but([2, 9])
     assert kv.written == {0, 2}
-    kv.renewed()
-    assert kv.use([2]) == []
-    assert kv.use([3]) == [(3 * 3 * PAGE, 3 * PAGE)]
+    assert kv.keep() == [(0, 3 * PAGE), (2 * 3 * PAGE, 3 * PAGE)]
 
 
-def test_before_the_first_switch_nothing_is_zeroed():
-    assert KvBlocks([LAYERWISE], BLOCKS, SIZE).use(range(BLOCKS)) == []
-
-
-def test_where_others_write_blocks_too_everything_is_kept_and_nothing_zeroed():
-    kv = KvBlocks([LAYERWISE], BLOCKS, SIZE, everything=True)
-    kv.renewed()
-    assert kv.keep() == [(0, SIZE)]
-    assert kv.use([3]) == []
+def test_where_others_write_blocks_too_everything_is_kept():
+    assert KvBlocks([LAYERWISE], BLOCKS, SIZE, everything=True).keep() == [(0, SIZE)]
 
 
 @given(
@@ -66,8 +48,8 @@ def test_where_others_write_blocks_too_everything_is_kept_and_nothing_zeroed():
     st.sampled_from([LAYERWISE, BLOCKWISE, SCATTERED]),
 )
 def test_a_block_never_shows_what_another_engine_left(story: list[object], place: Place):
-    """Memory by bytes: 1 is ours, 0 is zeroed, 9 is foreign. A block that is used is never foreign, one that was
-    written is ours again after every switch."""
+    """Memory by bytes: 1 is ours, 0 is blank, as chunks for KV come (`native.pool`). A block that is used is never
+    another's, one that was written is ours again after every switch."""
     kv = KvBlocks([place], BLOCKS, SIZE)
     memory = bytearray(SIZE)
 
@@ -83,14 +65,12 @@ def test_a_block_never_shows_what_another_engine_left(story: list[object], place
     for step in story:
         if step == "switch":
             saved = [(at, memory[at : at + size]) for at, size in kv.keep()]
-            memory[:] = b"\x09" * SIZE
+            memory[:] = bytes(SIZE)
             for at, content in saved:
                 memory[at : at + len(content)] = content
-            kv.renewed()
             continue
         assert isinstance(step, set)
-        for at, size in kv.use(step):
-            memory[at : at + size] = bytes(size)
+        kv.use(step)
         for block in step:
             assert {memory[i] for i in bytes_of(block)} <= ({1} if block in written else {0})
             for i in bytes_of(block):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from coordinator.core.model import Step
-from engine_patch import live_blocks, report
+from engine_patch import core_calls, report
 from engine_patch.door import Door
 from engine_patch.engine import VllmEngine
 from engine_patch.kv_worth import KvWorth
@@ -30,10 +30,10 @@ class Client:
         self.budgets: list[int | None] = []
         self.engine_core = self
 
-    async def call_utility_async(self, method: str, budget: int | None) -> list[str]:
-        assert method == live_blocks.METHOD
-        self.budgets.append(budget)
-        return await self.collective_rpc("vnpu_offload")
+    async def call_utility_async(self, method: str, *budget: int | None) -> list[str]:
+        if method == core_calls.OFFLOAD:
+            self.budgets.extend(budget)
+        return await self.collective_rpc(method)
 
     async def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[str]:
         name, size = ("save_kv", "kv_saved") if method == "vnpu_offload" else ("copy", "restored")

@@ -12,12 +12,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given
 
 from native import protocol
-from native.client import Client
+from native.client import Client, portions
 from native.link import DaemonError, DaemonRefused, DaemonUnavailable
-from native.protocol import MAX_FRAME, Code, Done, Facts, Hello, Kind, Map, Mapped, Refused, Stats, Unmap, Welcome
+from native.protocol import (
+    MAX_FDS,
+    MAX_FRAME,
+    Code,
+    Done,
+    Facts,
+    Hello,
+    Kind,
+    Map,
+    Mapped,
+    Refused,
+    Stats,
+    Unmap,
+    Welcome,
+)
 
 LENGTH = struct.Struct(">I")
 WELCOME = Welcome("test", {"0": 10})
@@ -132,6 +148,16 @@ def test_a_repeated_map_keeps_its_ticket_and_a_new_one_has_another(tmp_path: Pat
             (chunk,) = client.map("0", Kind.KV, 1)
             os.close(chunk.fd)
     assert tickets[0] == tickets[1] != tickets[2]
+
+
+@given(st.integers(0, 3 * MAX_FDS), st.integers(0, 3 * MAX_FDS))
+def test_chunks_are_asked_for_in_as_few_calls_as_may_be(count: int, kv: int) -> None:
+    """Weights first, KV behind them, never more than go beside one answer."""
+    found = list(portions(Kind.WEIGHTS, count, kv))
+    asked = [kind for one in found for kind in [one.kind] * one.count + [Kind.KV] * one.kv]
+    assert asked == [Kind.WEIGHTS] * count + [Kind.KV] * kv
+    assert all(one.count > 0 and one.count + one.kv <= MAX_FDS for one in found)
+    assert len(found) == -(-(count + kv) // MAX_FDS)
 
 
 def test_all_chunks_or_none(tmp_path: Path, client: Client) -> None:

@@ -71,12 +71,64 @@ def test_a_write_that_fails_leaves_the_last_one(journal: Journal, monkeypatch: p
 
     journal.write(LEDGER)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "replace", fail)
+        patch.setattr(Path, "rename", fail)
         with pytest.raises(OSError, match="No space"):
             journal.write(Ledger("other"))
     assert journal.load() == LEDGER
     journal.write(Ledger("other"))
     assert journal.load() == Ledger("other")
+
+
+def again(journal: Journal) -> Journal:
+    """The daemon is started again."""
+    journal.close()
+    return Journal(journal.path.parent, "now")
+
+
+def test_a_shorter_ledger_leaves_nothing_of_a_longer_one(journal: Journal) -> None:
+    for ledger in (LEDGER, LEDGER, Ledger("local"), Ledger("x"), LEDGER, Ledger("local")):
+        journal.write(ledger)
+        assert journal.load() == ledger
+    names = {path.name for path in journal.path.parent.iterdir()}
+    assert names == {"ledger-now.6", "lock", "new"}
+
+
+def test_the_newest_counts_wherever_the_daemon_was_killed(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the new name it is the last ledger, after it the new one, though the last still lies there."""
+    renames: list[Path] = []
+    rename = Path.rename
+
+    def counted(path: Path, target: Path) -> Path:
+        renames.append(path)
+        if len(renames) > allowed:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    for allowed, found in ((0, LEDGER), (1, Ledger("other")), (2, Ledger("other"))):
+        journal.write(LEDGER)
+        renames.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "rename", counted)
+            try:
+                journal.write(Ledger("other"))
+            except KeyboardInterrupt:
+                assert allowed < 2
+        journal = again(journal)
+        assert journal.load() == found
+        journal.write(Ledger("next"))
+        assert journal.load() == Ledger("next")
+        assert len(list(journal.path.parent.glob("ledger-*"))) == 1
+    journal.close()
+
+
+def test_a_ledger_without_a_number_is_the_first(journal: Journal) -> None:
+    journal.write(LEDGER)
+    journal.path.rename(journal.path.parent / "ledger-now")
+    journal = again(journal)
+    assert journal.load() == LEDGER
+    journal.write(Ledger("next"))
+    assert [path.name for path in journal.path.parent.glob("ledger-*")] == ["ledger-now.1"]
+    journal.close()
 
 
 @pytest.fixture

@@ -128,6 +128,24 @@ def test_who_maps_gets_blank_chunks_and_who_overwrites_them_the_soiled_ones_firs
     assert pool.take(B, Kind.KV, 1, 4, PLENTY) == left[5:]
 
 
+def test_weights_and_kv_in_one_call_all_or_none() -> None:
+    pool = full()
+    left = pool.take(A, Kind.WEIGHTS, 7, 1, PLENTY)
+    pool.give_back(A, left)
+    for grant, error in ((50, Shortage), (PLENTY, Soiled)):
+        with pytest.raises(error):
+            pool.take(B, Kind.WEIGHTS, 2, 2, grant, overwritten=True, kv=4)
+        assert pool.charged == 0
+    chunks = pool.take(B, Kind.WEIGHTS, 2, 3, PLENTY, overwritten=True, kv=3)
+    assert set(chunks[:2]) <= set(left)
+    assert not set(chunks[2:]) & set(left)
+    assert pool.bytes_of(B) == {Kind.WEIGHTS: 20, Kind.KV: 30}
+    assert pool.most_kv == 3
+    again = pool.take(B, Kind.WEIGHTS, 2, 3, PLENTY, overwritten=True)  # the answer was lost
+    assert pool.bytes_of(B) == {Kind.WEIGHTS: 20, Kind.KV: 0}
+    assert len(again) == 2
+
+
 def test_a_chunk_that_is_being_wiped_is_nobodys_until_it_is_blank() -> None:
     pool = full(capacity=20)
     pool.give_back(A, pool.take(A, Kind.KV, 2, 1, PLENTY))
@@ -140,20 +158,39 @@ def test_a_chunk_that_is_being_wiped_is_nobodys_until_it_is_blank() -> None:
     assert one in pool.take(B, Kind.WEIGHTS, 2, 1, PLENTY, overwritten=True)
 
 
-@given(st.lists(st.tuples(st.sampled_from(["take", "write over", "give", "die", "wipe", "fail"]), st.integers(0, 5))))
+STEPS = ("take", "write over", "come back", "give", "leave", "die", "wipe", "fail")
+
+
+@given(st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 5))))
 def test_nobody_ever_gets_what_another_left(story: list[tuple[str, int]]) -> None:
     """Contents by chunk: 0 is blank, else the number of who wrote last. And everything can be had in the end."""
     pool, owners = full(capacity=50), (A, B)
     content: dict[int, int] = {}
     held: dict[Owner, list[int]] = {A: [], B: []}
+    named: dict[str, list[int]] = {}
     for ticket, (step, count) in enumerate(story, 1):
         owner = owners[count % 2]
         if step in ("take", "write over"):
             with contextlib.suppress(Shortage, Pending):
-                got = pool.take(owner, Kind.WEIGHTS, count, ticket, PLENTY, overwritten=step == "write over")
-                assert step == "write over" or not any(content.get(chunk) for chunk in got)
+                over, kv = step == "write over", ticket % 3
+                got = pool.take(owner, Kind.WEIGHTS, count, ticket, PLENTY, overwritten=over, kv=kv)
+                assert not any(content.get(chunk) for chunk in (got[count:] if over else got))
+                assert len(got) == count + kv
                 content.update(dict.fromkeys(got, owner.process))
                 held[owner] += got
+        elif step == "come back" and named:
+            name = sorted(named)[count % len(named)]
+            found = pool.find(name, 0, len(named[name]))
+            assert all(content[chunk] == named[name][place] for place, chunk in found.chunks.items())
+            with contextlib.suppress(Shortage, Pending):
+                got = pool.take(owner, Kind.WEIGHTS, 5, ticket, PLENTY, overwritten=True, found=found)
+                assert all(got[place] == chunk for place, chunk in found.chunks.items())
+                content.update(dict.fromkeys(got, ticket + 10))
+                held[owner] += got
+        elif step == "leave":
+            pool.give_back(owner, held[owner], f"{ticket}", len(held[owner]))
+            named[f"{ticket}"] = [content[chunk] for chunk in held[owner]]
+            held[owner].clear()
         elif step == "give":
             pool.give_back(owner, [held[owner].pop() for _ in range(min(count, len(held[owner])))])
         elif step == "die":
@@ -166,8 +203,55 @@ def test_nobody_ever_gets_what_another_left(story: list[tuple[str, int]]) -> Non
         assert pool.free + pool.charged == pool.capacity
     for owner in owners:
         pool.release(owner)
+    with contextlib.suppress(Soiled):
+        pool.take(A, Kind.KV, 5, PLENTY, PLENTY)
+        pool.release(A)
     wipe(pool)
     assert len(pool.take(A, Kind.KV, 5, PLENTY, PLENTY)) == 5
+
+
+def test_what_was_left_is_there_again_until_somebody_needs_the_chunks() -> None:
+    pool = full()
+    left = pool.take(A, Kind.WEIGHTS, 6, 1, PLENTY, overwritten=True)
+    pool.give_back(A, tuple(reversed(left)), "mine", 6)
+    assert (pool.blank, pool.soiled, pool.cached, pool.free) == (4, 0, 60, 100)
+    assert pool.begin_wiping(PLENTY) == ()
+    pool.take(B, Kind.WEIGHTS, 5, 1, PLENTY, overwritten=True)  # all that is blank, and one of what was left
+    found = pool.find("mine", 1, 5)
+    assert found.chunks == {0: left[4], 1: left[3], 2: left[2], 3: left[1]}
+    back = pool.take(A, Kind.WEIGHTS, 4, 2, PLENTY, overwritten=True, found=pool.find("mine", 1, 4))
+    assert back == (left[4], left[3], left[2], left[1])
+    assert pool.find("mine", 0, 6).chunks == {0: left[5]}
+    assert (pool.cached, pool.free) == (10, 10)
+
+
+def test_what_is_left_never_keeps_the_next_kv_waiting() -> None:
+    """As many chunks as a KV cache ever had are to be blank, even where contents are forgotten for it."""
+    pool = full()
+    pool.give_back(A, pool.take(A, Kind.KV, 3, 1, PLENTY))
+    wipe(pool)
+    weights = pool.take(A, Kind.WEIGHTS, 10, 2, PLENTY, overwritten=True)
+    pool.give_back(A, weights, "mine", 10)
+    assert (pool.blank, pool.cached, pool.to_wipe) == (0, 100, 3)
+    wipe(pool)
+    assert (pool.blank, pool.cached, pool.to_wipe) == (3, 70, 0)
+    with pytest.raises(Soiled):
+        pool.take(B, Kind.KV, 5, 1, PLENTY)
+    assert (pool.soiled, pool.cached) == (2, 50)
+
+
+def test_a_content_is_noted_only_where_all_of_it_is_given_back_by_its_owner() -> None:
+    pool = full()
+    chunks = pool.take(A, Kind.WEIGHTS, 4, 1, PLENTY, overwritten=True)
+    pool.give_back(A, chunks[:1])
+    pool.give_back(A, chunks, "mine", 4)
+    assert pool.cached == 0
+    more = pool.take(A, Kind.WEIGHTS, 4, 2, PLENTY, overwritten=True)
+    pool.give_back(A, more, "mine", 4)
+    others = pool.take(B, Kind.WEIGHTS, 4, 1, PLENTY)
+    pool.give_back(B, others, "mine", 4)  # the first stands
+    assert pool.find("mine", 0, 4).chunks == dict(enumerate(more))
+    assert pool.cached == 40
 
 
 def test_ids_are_never_used_twice_over_restarts() -> None:
