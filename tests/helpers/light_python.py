@@ -22,7 +22,7 @@ def main() -> None:
     if words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]:
         size = int(os.environ.get("LIGHT_SIZE", str(6 << 20)))
         light = {"port": int(option("--port")), "model": option("--served-model-name"), "size": size}
-        light |= {"hold": [], "fault": "", "join": 60.0}
+        light |= {"content": os.environ.get("VNPU_ENGINE_ID", ""), "hold": [], "fault": "", "join": 60.0}
         os.environ["LIGHT_ENGINE"] = json.dumps(light)
         os.environ["VNPU_LEASE_TTL"] = "2"
         words = [str(HERE / "light_engine.py")]
