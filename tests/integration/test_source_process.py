@@ -90,6 +90,6 @@ def test_nobody_is_left(monkeypatch: pytest.MonkeyPatch):
         assert child.stdout is not None
         assert child.stdout.readline() == "there\n"
         child.kill()
-        with pytest.raises(StreamFailed, match="pair of processes is broken"):
+        with pytest.raises(StreamFailed, match=r"A: \S+"):  # that it broke, or that it cannot be reached any more
             fetching()
     assert not any(thread.name == "vnpu-pull" for thread in threading.enumerate())
