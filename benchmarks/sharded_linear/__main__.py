@@ -12,22 +12,22 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import figures
-from benchmarks.figures import Result
+from benchmarks.figures import Ratio, Result
 from benchmarks.sharded_linear import broadcast, engines, overlap
 from benchmarks.sharded_linear.goals import GOALS
 from coordinator.demo import memcpy
 
 
 def result(found: engines.Found, carried: dict[float, list[float]], unsteady: int, gloo: list[float]) -> Result:
-    loads = {f"mapped_over_replicated_{count}": figures.ratio(pairs) for count, pairs in found.ratios.items()}
-    shares = {f"overlap_over_ideal_{share:g}": figures.ratio(pairs) for share, pairs in carried.items()}
+    loads = _ratios({f"mapped_over_replicated_{count}": pairs for count, pairs in found.ratios.items()})
+    shares = _ratios({f"overlap_over_ideal_{share:g}": pairs for share, pairs in carried.items()})
     return Result(
         benchmark="sharded_linear",
         version=figures.version(),
         machine=figures.machine(memcpy.seconds_per_byte(engines.SAMPLE)),
         ratios={
-            "mapped_over_replicated": max(loads.values(), key=lambda one: one.median),
-            "overlap_over_ideal": max(shares.values(), key=lambda one: one.median),
+            **_worst("mapped_over_replicated", loads),
+            **_worst("overlap_over_ideal", shares),
             "broadcast_over_sum": figures.ratio(gloo),
             "bytes_over_predicted": figures.ratio([found.own / found.predicted]),
             **loads,
@@ -36,6 +36,15 @@ def result(found: engines.Found, carried: dict[float, list[float]], unsteady: in
         values={"replicated_bytes": found.replicated, "own_bytes": found.own},
         notes=[f"dropped: {found.dropped} pairs of engines (memcpy drifted), {unsteady} passes (computing drifted)"],
     )
+
+
+def _ratios(found: dict[str, list[float]]) -> dict[str, Ratio]:
+    """Without those of which no pair was left; the notes count what was dropped."""
+    return {name: figures.ratio(pairs) for name, pairs in found.items() if pairs}
+
+
+def _worst(name: str, of: dict[str, Ratio]) -> dict[str, Ratio]:
+    return {name: max(of.values(), key=lambda one: one.median)} if of else {}
 
 
 def main() -> None:
@@ -52,7 +61,7 @@ def main() -> None:
         progress.advance(task)
         gloo = broadcast.measure(5 if arguments.quick else 40)
         progress.advance(task)
-        found = asyncio.run(engines.measure(1 if arguments.quick else 12, model, progress))
+        found = asyncio.run(engines.measure(2 if arguments.quick else 12, model, progress))
     measured = result(found, carried, unsteady, gloo)
     figures.show(console, measured, GOALS)
     if arguments.json:

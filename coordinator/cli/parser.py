@@ -8,7 +8,7 @@ from typing import Any
 
 SIZES = ("tiny", "small", "medium", "large")
 SHELLS = ("bash", "zsh", "fish")
-ARCHITECTURES = ("qwen3", "llama", "qwen2", "mistral")
+ARCHITECTURES = ("qwen3", "llama", "qwen2", "mistral", "deepseek")
 
 _ABOUT = """\
 Many vLLM engines share one accelerator: idle models leave device memory, and a request brings them back at the speed

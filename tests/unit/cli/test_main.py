@@ -13,6 +13,7 @@ import pytest
 
 from coordinator.cli import main as cli
 from coordinator.cli import parser
+from coordinator.cli.make_model import CLASSES, SHAPES
 from coordinator.supervise.layout import RunDir, RunFile
 from tests.helpers.model_folder import model_folder
 
@@ -51,6 +52,11 @@ def test_every_help_teaches_by_example(capsys, command):
     assert f"vnpu {command}".strip() in text.split("usage:")[1]
     assert text.count("vnpu ") > 2
     assert max(map(len, text.splitlines())) <= 120
+
+
+def test_every_model_that_can_be_made_can_be_asked_for():
+    assert set(parser.ARCHITECTURES) == set(CLASSES)
+    assert set(parser.SIZES) == set(SHAPES)
 
 
 def test_the_table_of_commands_and_the_parser_agree():
