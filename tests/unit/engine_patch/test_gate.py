@@ -70,6 +70,19 @@ async def test_an_open_gate_is_transparent_and_counts():
     assert keeper.loads == [Load(running=1), Load()]
 
 
+@pytest.mark.parametrize(("status", "told"), [(200, 1), (400, 0), (503, 0)])
+async def test_a_good_answer_in_parts_is_told_once_and_a_bad_one_never(status: int, told: int):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        for part in (b"", b"one", b"two"):
+            await send({"type": "http.response.body", "body": part, "more_body": part != b"two"})
+
+    keeper = Keeper()
+    keeper.door().open()
+    assert (await Exchange(Gate(app, keeper)).end()).body == b"onetwo"
+    assert len(keeper.answers) == told
+
+
 async def test_a_full_queue_answers_at_once_in_openai_shape():
     keeper = Keeper(max_queue=1)
     gate = Gate(echo, keeper)
