@@ -17,9 +17,12 @@ class Clockwork:
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._seq = 0
 
-    def after(self, seconds: float, action: Callable[[], None]) -> None:
+    def at(self, when: float, action: Callable[[], None]) -> None:
         self._seq += 1
-        heapq.heappush(self._heap, (self.now + seconds, self._seq, action))
+        heapq.heappush(self._heap, (when, self._seq, action))
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.at(self.now + seconds, action)
 
     def run(self, until: float, check: Callable[[], None]) -> None:
         """Everything up to `until`, with `check` after every action."""

@@ -48,7 +48,8 @@ class Watch:
         clockwork = self._etcd.clockwork
         at = max(self._free_at, clockwork.now + self._delay() + extra)
         self._free_at = at
-        clockwork.after(at - clockwork.now, lambda: None if self.closed else self._deliver(event))
+        # Not `after` what is left until then: rounding would let one event overtake another of the same time.
+        clockwork.at(at, lambda: None if self.closed else self._deliver(event))
 
     def relist(self, *, extra: float = 0.0) -> None:
         self.send(self._etcd.listing(), extra=extra)

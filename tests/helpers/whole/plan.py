@@ -15,6 +15,8 @@ from tests.helpers.whole.world import SETTINGS, World
 
 LIVE_S = 6.0
 SETTLE_S = 120.0
+HEARD_S = 1.0
+"""After that everybody has heard what operators have taken back: a request that comes before may still be refused."""
 PROBE_S = 60.0
 HOT_S = 0.4
 
@@ -106,6 +108,7 @@ def history(plan: Plan) -> World:
                 await asyncio.sleep(max(0.0, act.at - world.loop.time()))
                 perform(world, act)
             heal(world)
+            await asyncio.sleep(HEARD_S)
             await settled(world)
             await probe(world)
 

@@ -18,6 +18,8 @@ from coordinator.cli.status import judge
 from coordinator.supervise.layout import Process, RunDir, RunFile
 from tests.helpers.model_folder import model_folder
 
+# Whoever runs these tests may have been told to survive a hang-up (nohup), which children inherit.
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_DFL)"
 HOLD = """
 import sys, time
 from pathlib import Path
@@ -118,7 +120,7 @@ def test_down_ends_who_holds_the_folder_and_says_so(
 def test_who_does_not_end_by_itself_is_ended_by_the_second_signal(
     here: RunDir, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
-    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)" + HOLD
+    deaf = DEAF + HOLD
     with subprocess.Popen(
         [sys.executable, "-c", deaf, str(here.root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as holder:
