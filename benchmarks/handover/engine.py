@@ -65,7 +65,7 @@ class Stamps:
 
 async def start(folder: Path, etcd: str, name: str, *, size: int, ttl: int) -> tuple[LightEngine, Stamps]:
     """On node `bench`, device 0. `size`: bytes of weights."""
-    light = {"port": free_port(), "size": size, "hold": [], "fault": "", "join": LIMIT_S}
+    light = {"port": free_port(), "size": size, "content": name, "hold": [], "fault": "", "join": LIMIT_S}
     told = {
         "VNPU_ETCD_ENDPOINTS": etcd,
         "VNPU_NODE": "bench",
