@@ -21,9 +21,10 @@ class LeftBehind:
         self.name = ""
         """By which the daemon finds the chunks; empty: they hold nothing that could be used."""
 
-    def leave(self) -> str:
-        """The weights leave whole: their new name, which nobody else can guess."""
-        self.name = secrets.token_hex(16) if self._constant else ""
+    def leave(self, *, whole: bool) -> str:
+        """The weights leave: their new name, which nobody else can guess; none where they are not `whole`, because
+        their restore had not ended."""
+        self.name = secrets.token_hex(16) if self._constant and whole else ""
         return self.name
 
     def forget(self) -> None:

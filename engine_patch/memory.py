@@ -290,7 +290,7 @@ class Hands:
                 saved = self._save(keep)
             with watch.step("unmap"):
                 self._read_from(pages=False)
-                self._drop(self._left.leave())
+                self._drop(self._left.leave(whole=self.settled))
         return saved, tuple(watch.steps)
 
     def drop(self) -> None:
