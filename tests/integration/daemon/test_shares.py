@@ -226,7 +226,8 @@ async def test_who_has_joined_can_spare_its_master_as_the_owner_can(own_daemon: 
             await engine.worker.call("listen", True)
             await engine.worker.call("read_master", DIGEST, 1)
         await c.worker.call("create_master", 4 << 20)
-        assert [await engine.worker.call("heard") for engine in (a, b)] == [[DIGEST], [DIGEST]]
+        for engine in (a, b):  # each time there is not enough room yet, they are asked again
+            assert set(await engine.worker.call("heard")) == {DIGEST}  # type: ignore[call-overload]
 
 
 async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: Leader) -> None:
