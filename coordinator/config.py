@@ -136,7 +136,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model, served by one engine on `devices` (several: a tensor-parallel group, ranks in this order), or with
     `device: any` by one on each device that can hold it. `kv_keep` None: all KV that is needed is kept across a switch.
     `streams` None: an even share of an Ascend device's. `start: lazy`: its process runs only when it is needed, and
-    `stop_after` so long without work it ends."""
+    `stop_after` so long without work it ends. `async_runner` None: as is best where it was measured."""
 
     path: str
     kv_cache: Size
@@ -153,6 +153,7 @@ class Model(Defaults, frozen=True, forbid_unknown_fields=True, kw_only=True):
     roles: dict[str, dict[str, Any]] = {}
     replicas: list[dict[str, Any]] = []
     sharded_linear: ShardedLinear | list[str] | None = None
+    async_runner: bool | None = None
 
     @property
     def sharing(self) -> ShardedLinear | None:
@@ -215,7 +216,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 REPLICAS_OWN = ("device", "kv_cache", "kv_keep", "streams", "engine_args", "port", "load_from")
 """What one engine of a model may have that the others have not."""
-_VERSION = "a later version of vNPU brings it; remove the key"
 LATER: Mapping[str, Mapping[str, str]] = {
     "": {},
     "policy": {},
@@ -224,9 +224,7 @@ LATER: Mapping[str, Mapping[str, str]] = {
     "admin": {},
     "log": {},
     "defaults": {},
-    "models": {
-        "async_runner": _VERSION,
-    },
+    "models": {},
 }
 """Keys whose names are settled and whose meaning is not there yet, by section."""
 

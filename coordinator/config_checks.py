@@ -37,6 +37,7 @@ OURS = {
     "served_model_name": "the model's name",
     "middleware": "nothing: vNPU's gate is the middleware",
     "worker_cls": "nothing: vNPU's platform chooses the worker",
+    "async_scheduling": "async_runner",
     "enable_sleep_mode": "nothing: vNPU moves the memory",
 }
 """vLLM's flags that vNPU sets itself, and the key that says it here."""
@@ -59,6 +60,7 @@ def looks(root: Document, config: Config) -> Iterator[Look]:
         if is_replicated(name, config.models):
             yield partial(_replica, section, model)
         yield partial(_placement, section, config, model)
+        yield partial(_runner, section, config, name)
         yield partial(_fits, section, config, model)
     for name, prefill in pairs(config.models).items():
         section = root.child("models").child(name)
@@ -172,6 +174,19 @@ def _engine_args(section: Document, model: Model) -> None:
         plain = key.lstrip("-").replace("-", "_")
         if plain in OURS:
             raise section.error("is set by vNPU itself", f"use {OURS[plain]} instead", f"engine_args.{key}")
+
+
+def _runner(section: Document, config: Config, name: str) -> None:
+    """What asynchronous steps on the host do not serve (engine_patch/runner.py, which refuses it again)."""
+    model = config.models[name]
+    drivers = {device.driver for device in config.devices if model.anywhere or device.name in model.devices}
+    if not model.async_runner or "host" not in drivers:
+        return
+    wrong = "models with roles" if is_paired(name, config.models) else ""
+    if any(key.lstrip("-").replace("-", "_") == "speculative_config" for key in model.engine_args):
+        wrong = "speculative decoding"
+    if wrong:
+        raise section.error(f"on the host asynchronous steps do not serve {wrong}", "leave it out", "async_runner")
 
 
 def _placement(section: Document, config: Config, model: Model) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from vllm.v1.worker.cpu_worker import CPUWorker
 
+from engine_patch import runner
 from engine_patch.bus import Bus
 from engine_patch.host_bus import HostBus
 from engine_patch.kv_connector import kv_pulls, pulled_blocks
@@ -15,9 +17,18 @@ from engine_patch.settings import Birth
 from engine_patch.worker import Pulls, VnpuWorker
 from native._native import Driver
 
+log = logging.getLogger("vllm.vnpu.worker")
+
 
 class VnpuCPUWorker(VnpuWorker, CPUWorker):  # type: ignore[misc]  # vLLM is not followed
     """See `engine_patch.worker`."""
+
+    def init_device(self) -> None:
+        """The model runner is made in here."""
+        if self.vllm_config.scheduler_config.async_scheduling:
+            runner.stand_in()
+            log.info("steps are asynchronous")
+        super().init_device()
 
     def vnpu_bus(self, driver: Driver, birth: Birth) -> Bus:
         return HostBus(birth.cpus)

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from engine_patch.restoring import MemoryFault
 
-REMEDY = "report this with the engine's log; engine_args: {async_scheduling: false} goes round it"
+REMEDY = "report this with the engine's log; `async_runner: false` goes round it"
 
 
 class Flight:

@@ -20,7 +20,8 @@ _DEVICE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds; `kv_keep`: bytes, None: no limit. `devices` are ids as in etcd, `<node>/<device>`, one for each
     rank, all of `driver`. `streams`: of an Ascend device, that this engine may use; None: no limit. `share_weights`:
-    they may lie in the pages of another engine of the same content, where the device can."""
+    they may lie in the pages of another engine of the same content, where the device can. `async_runner`: asynchronous
+    steps on the host."""
 
     endpoints: tuple[str, ...]
     node: str = "local"
@@ -35,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = "host"
     streams: int | None = None
     share_weights: bool = True
+    async_runner: bool = False
 
     def device(self, rank: int) -> str:
         """The name the daemon knows the device of `rank` by."""
@@ -119,6 +121,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
         driver=driver(environ),
         streams=int(_number(environ, "VNPU_STREAMS", 0, 1, 65536)) if environ.get("VNPU_STREAMS") else None,
         share_weights=_number(environ, "VNPU_SHARE_WEIGHTS", 1, 0, 1) != 0,
+        async_runner=bool(_number(environ, "VNPU_ASYNC_RUNNER", 0, 0, 1)),
     )
 
 

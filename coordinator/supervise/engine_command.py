@@ -55,7 +55,7 @@ def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bi
     engine = engines(config)[name]
     paired = is_paired(engine.name, config.models)
     flags = _flags(engine, port) + (["--kv-transfer-config", TRANSFER] if paired else [])
-    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_sharing(engine.model))]
+    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_runner(engine.model))]
     return Command(tuple(argv), _environment(config, name, engine, etcd, bind))
 
 
@@ -88,6 +88,12 @@ def _with_sharing(model: Model) -> dict[str, object]:
         "deadline_s": float(sharing.deadline),
     }
     return {**model.engine_args, "additional_config": {**(given or {}), "sharded_linear": keys}}
+
+
+def _with_runner(model: Model) -> dict[str, object]:
+    """`async_runner` is vLLM's flag; None leaves the choice to vLLM's platform."""
+    given = _with_sharing(model)
+    return given if model.async_runner is None else {**given, "async_scheduling": model.async_runner}
 
 
 def _engine_args(given: Mapping[str, object]) -> list[str]:
@@ -134,7 +140,7 @@ def _of_driver(config: Config, engine: Engine, bind: str) -> dict[str, str]:
     """What differs with the driver of the engine's devices."""
     driver = config.device(engine.devices[0]).driver
     if driver == "host":
-        return {THREADS: bind}
+        return {THREADS: bind} | ({"VNPU_ASYNC_RUNNER": "1"} if engine.model.async_runner else {})
     found = {"VNPU_DRIVER": driver, VISIBLE[driver]: ",".join(engine.devices)}
     if driver == "ascend":
         found["VLLM_PLUGINS"] = ",".join(("vnpu", *ASCEND_PLUGINS))

@@ -195,9 +195,18 @@ def test_vllm_ascend_takes_upstreams_asynchronous_output() -> None:
 
 
 def test_on_the_host_vllm_forces_it_off_in_the_check_that_ours_wraps() -> None:
-    """The one place that `async_runner` has to undo there."""
+    """The one place that `async_runner` undoes there (engine_patch/platform.py)."""
     check = method(installed("vllm") / "platforms/cpu.py", "CpuPlatform", "check_and_update_config")
     assert "scheduler_config.async_scheduling = False" in ast.unparse(check)
+
+
+def test_the_host_has_all_that_asynchronous_steps_ask_of_cuda() -> None:
+    runner = installed("vllm") / "v1/worker/gpu_model_runner.py"
+    output = ast.unparse(class_of(runner, "AsyncGPUModelRunnerOutput"))
+    assert set(re.findall(r"torch\.cuda\.(\w+)", output)) == {"Event", "Stream", "current_stream", "stream"}
+    names = r"(?:async_copy_ready_event|async_output_copy_stream|prepare_inputs_event)\.(\w+)\("
+    asked = set(re.findall(names, source(runner)))
+    assert {"record", "synchronize", "wait_stream"} <= asked <= set(methods(OURS / "runner.py", "Past"))
 
 
 # ---- platforms

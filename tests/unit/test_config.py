@@ -128,6 +128,15 @@ def test_the_gateways_key_may_come_from_the_environment_and_is_kept_as_its_hash(
         (GOOD.replace("64MiB", "64MiB, sharded_linear: []"), ["models.a.sharded_linear", "names no layers"]),
         (GOOD.replace("64MiB", "64MiB, sharded_linear: [o_proj]"), ["models.a.sharded_linear", "device: [0, 1]"]),
         (GOOD.replace("64MiB", "64MiB, sharded_linear: {layers: [a], prefetch: 17}"), ["sharded_linear.prefetch"]),
+        (GOOD.replace("64MiB", "64MiB, async_runner: 2"), ["models.a.async_runner", "bool"]),
+        (
+            GOOD.replace("64MiB", "64MiB, async_runner: true, engine_args: {speculative_config: {method: ngram}}"),
+            ["models.a.async_runner", "speculative decoding", "leave it out"],
+        ),
+        (
+            GOOD.replace("64MiB", "64MiB, engine_args: {async-scheduling: true}"),
+            ["models.a.engine_args.async-scheduling", "async_runner"],
+        ),
         (GOOD.replace("64MiB", "64MiB, kv_cahe: 1"), ["models.a.kv_cahe", "did you mean `kv_cache`"]),
         (GOOD.replace("64MiB", "64 bananas"), ["models.a.kv_cache", "64 bananas", "write bytes or a unit"]),
         (GOOD.replace("64MiB", "-1"), ["models.a.kv_cache", "-1", "64MiB"]),

@@ -115,6 +115,18 @@ def test_shared_layers_go_beside_what_the_user_has_in_additional_config():
     assert argv[argv.index("--seed") + 1] == "7"
 
 
+@pytest.mark.parametrize(
+    ("asked", "flags"), [(None, []), (True, ["--async-scheduling"]), (False, ["--no-async-scheduling"])]
+)
+def test_asynchronous_steps_are_vllms_flag_and_on_the_host_our_platforms_word(asked: bool | None, flags: list[str]):
+    got = command(async_runner=asked)
+    assert [word for word in got.argv if "async" in word] == flags
+    assert got.env.get("VNPU_ASYNC_RUNNER") == ("1" if asked else None)
+    on_cuda = engine_command(on("cuda", async_runner=asked), "a", ["http://e1:1"], 9001, "0", "/py")
+    assert [word for word in on_cuda.argv if "async" in word] == flags
+    assert "VNPU_ASYNC_RUNNER" not in on_cuda.env
+
+
 def test_what_may_be_kept_is_handed_on():
     assert command(kv_keep=Size(0)).env["VNPU_KV_KEEP"] == "0"
 
