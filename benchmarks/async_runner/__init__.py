@@ -1,0 +1,1 @@
+"""`async_runner`: what do asynchronous steps give on a host without accelerator?"""

@@ -1,0 +1,91 @@
+"""Nodes of one engine each: both engines of a pair compute on the same core, as one under vNPU alone would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+from benchmarks.async_runner.designs import Side
+from benchmarks.async_runner.stream import plugged
+from coordinator.demo.node import running_node
+
+MODELS = {"5mb": "tiny", "200mb": "small"}
+"""Sizes of `vnpu make-model`: 3.7 MB and 168 MB of bfloat16 weights."""
+CAPACITY, KV = "512MiB", "64MiB"
+
+
+class Load(msgspec.Struct, frozen=True):
+    """So many requests at once, for `tokens` tokens each."""
+
+    name: str
+    model: str
+    requests: int
+    tokens: int
+
+
+LOADS = (
+    Load("tpot_5mb_c1", "5mb", 1, 256),
+    Load("tpot_5mb_c16", "5mb", 16, 128),
+    Load("tpot_200mb_c4", "200mb", 4, 48),
+)
+
+
+def made(models: Path, model: str) -> Path:
+    folder = models / f"qwen3-{MODELS[model]}"
+    make = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(folder), "--size", MODELS[model]]
+    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def engine(side: Side, model: Path, folder: Path) -> AsyncIterator[str]:
+    """URL of the engine's own port, not the gateway's."""
+    one = {"path": str(model), "kv_cache": KV, "engine_args": side.engine_args, "async_runner": side.async_runner}
+    tree = {
+        "etcd": "embedded",
+        "node": "bench",
+        "devices": [{"id": 0, "driver": "host", "capacity": CAPACITY}],
+        "gateway": {"listen": "127.0.0.1:0"},
+        "admin": {"listen": "127.0.0.1:0"},
+        "defaults": {"pin": True},
+        "models": {"model": one},
+    }
+    config = _written(folder, tree)
+    with _python_path(plugged(folder / "plugin") if side.thread else None):
+        starting = running_node(config, folder / "run")
+        node = await starting.__aenter__()
+    try:
+        found = await node.wait_ready()
+        yield next(process.url for process in found.processes if process.kind == "engine")
+    finally:
+        await starting.__aexit__(None, None, None)
+
+
+def _written(folder: Path, tree: dict[str, Any]) -> Path:
+    folder.mkdir(parents=True)
+    config = folder / "vnpu.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    return config
+
+
+@contextlib.contextmanager
+def _python_path(first: str | None) -> Iterator[None]:
+    """For processes that are started meanwhile."""
+    before = os.environ.get("PYTHONPATH")
+    if first is not None:
+        os.environ["PYTHONPATH"] = os.pathsep.join([first, *([before] if before else [])])
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop("PYTHONPATH", None)
+        else:
+            os.environ["PYTHONPATH"] = before
