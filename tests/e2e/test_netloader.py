@@ -1,71 +1,133 @@
-"""`vnpu up` with a tensor-parallel engine, and a second one of the same checkpoint that is started later and finds its
-weights by itself: two ranks to two ranks; and a third whose kernels lay them out differently, which gets the checkpoint
-from them. Three engine starts."""
+"""`vnpu up` with a tensor-parallel engine, and others of the same checkpoint that start later and find its weights
+by themselves: on the same node, two ranks to two ranks; one whose kernels lay them out differently, which gets the
+checkpoint from them; and, over TCP and while the first one serves requests, one on another node with its own daemon.
+One node for the whole file: four engine starts."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 import pytest
 import yaml
 
 from coordinator.cli.make_model import Recipe, make_model
-from coordinator.core.model import Residency, Seed
-from coordinator.demo.node import own_environment, start
+from coordinator.core.model import Daemon, Residency, Seed
+from coordinator.demo.node import Node, own_environment, start
 from coordinator.picture import Mirror
 from coordinator.store import connect
 from coordinator.supervise.layout import RunFile
+from tests.helpers.eventually import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(1800)]
 
 PATIENCE_S = 600.0
-FIRST, SECOND, THIRD = "first", "second", "third"
+STOP_S = 90.0
+FIRST, SECOND, THIRD, FAR = "first", "second", "third", "far"
+RATE = 8_000_000
+"""Bytes a second that each rank of the first engine serves while it has requests: ten seconds for its 80 MB."""
 PROMPT = "the harbour at night"
 ENGINE_ARGS = {"dtype": "bfloat16", "max_model_len": 512, "max_num_seqs": 4, "block_size": 32, "enforce_eager": True}
 VNPU = [sys.executable, "-m", "coordinator.cli.main"]
 
 
-def configuration(folder: Path) -> dict[str, Any]:
-    model = {"path": str(folder / "model"), "kv_cache": "32MiB", "device": [0, 1], "engine_args": dict(ENGINE_ARGS)}
-    # Another type of numbers and another parallel size: nothing of the others' memory is of use to it.
-    wider = {**ENGINE_ARGS, "dtype": "float32"}
-    other = {**model, "device": 2, "engine_args": wider, "load_from": "peers"}
+def model(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"path": str(folder / "model"), "kv_cache": "32MiB", "device": [0, 1], "engine_args": ENGINE_ARGS, **more}
+
+
+def node_of(name: str, capacities: tuple[str, ...], models: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {
-        "node": "e2e",
-        "devices": [
-            {"id": device, "capacity": capacity} for device, capacity in enumerate(("384MiB",) * 2 + ("1GiB",))
-        ],
+        "node": name,
+        "devices": [{"id": device, "capacity": capacity} for device, capacity in enumerate(capacities)],
         "gateway": {"listen": "127.0.0.1:0"},
         "admin": {"listen": "127.0.0.1:0"},
-        "models": {FIRST: model, SECOND: {**model, "load_from": "peers"}, THIRD: other},
+        "models": models,
+        **more,
     }
 
 
+def configuration(folder: Path) -> dict[str, Any]:
+    limited = {"load_format": "vnpu_netloader", "model_loader_extra_config": {"LOAD_FROM": "disk", "RATE_LIMIT": RATE}}
+    # Another type of numbers and another parallel size: nothing of the others' memory is of use to the third.
+    wider = {**ENGINE_ARGS, "dtype": "float32"}
+    models = {
+        FIRST: model(folder, engine_args={**ENGINE_ARGS, **limited}),
+        SECOND: model(folder, load_from="peers"),
+        THIRD: model(folder, load_from="peers", device=2, engine_args=wider),
+    }
+    return node_of("here", ("384MiB", "384MiB", "1GiB"), models)
+
+
+class Running(NamedTuple):
+    """The first node, and what its engine answers."""
+
+    folder: Path
+    config: Path
+    node: Node
+    found: RunFile
+    tokens: list[int]
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("netloader")
+    config = folder / "vnpu.yaml"
+    config.write_text(yaml.safe_dump(configuration(folder)))
+    make_model(folder / "model", Recipe(arch="qwen3", size="small"), as_json=True)
+    node = start(config, folder / "run", "--without", SECOND, "--without", THIRD)
+    try:
+        found = asyncio.run(node.wait_ready())
+        tokens = asyncio.run(complete(found, FIRST))
+        assert len(set(tokens)) > 2
+        yield Running(folder, config, node, found, tokens)
+    finally:
+        asyncio.run(node.stop())
+
+
 @asynccontextmanager
-async def by_hand(name: str, config: Path, run_dir: Path) -> AsyncIterator[Path]:
-    """An engine from the line that is printed for it; its log."""
-    show = [*VNPU, "engine", name, "--config", str(config), "--run-dir", str(run_dir), "--print"]
+async def watching(found: RunFile) -> AsyncIterator[Mirror]:
+    store = connect(found.etcd, environ={})
+    mirror = Mirror(store)
+    following = asyncio.create_task(mirror.run())
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            yield mirror
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await store.close()
+
+
+@asynccontextmanager
+async def by_hand(config: Path, run_dir: Path, *words: str) -> AsyncIterator[Path]:
+    """A process from the line that `vnpu` prints for it; its log."""
+    show = [*VNPU, *words, "--config", str(config), "--run-dir", str(run_dir), "--print"]
     line = (await asyncio.to_thread(subprocess.run, show, check=True, capture_output=True, text=True)).stdout
-    log = run_dir / f"{name}.by-hand.log"
+    log = run_dir / f"{words[-1]}.by-hand.log"
     with log.open("wb") as file:
-        engine = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             "bash", "-c", f"exec {line}", env=own_environment(os.environ), stdout=file, stderr=file
         )
     try:
         yield log
     finally:
-        if engine.returncode is None:
-            engine.terminate()
-            await engine.wait()
+        if process.returncode is None:
+            process.terminate()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_S)
+        except TimeoutError:  # where the test has failed in mid-start
+            process.kill()
+            await process.wait()
 
 
 async def complete(found: RunFile, model: str) -> list[int]:
@@ -82,36 +144,82 @@ async def complete(found: RunFile, model: str) -> list[int]:
     return ids
 
 
-async def test_two_ranks_stream_to_two_ranks(tmp_path: Path):
-    config = tmp_path / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(configuration(tmp_path)))
-    await asyncio.to_thread(make_model, tmp_path / "model", Recipe(arch="qwen3", size="small"), as_json=True)
-    node = start(config, tmp_path / "run", "--without", SECOND, "--without", THIRD)
+async def test_two_ranks_stream_to_two_ranks(running: Running):
+    found, run = running.found, running.folder / "run"
+    async with watching(found) as mirror, by_hand(running.config, run, "engine", SECOND) as log:
+        await mirror.until(lambda picture: SECOND in picture.of(Residency))
+        assert await complete(found, SECOND) == running.tokens
+        assert log.read_text().count("bytes streamed in") == 2
+        # On one node the weights are mapped, by each rank its own.
+        assert len(re.findall("memory of first at .* is mapped", log.read_text())) == 2
+        assert await complete(found, FIRST) == running.tokens
+        # Both ranks of both engines serve; rank n of one is rank n of the other.
+        seeds = mirror.picture.of(Seed)
+        ranks = {name.rpartition("/")[2]: seed.rank for name, seed in seeds.items() if seed.whole}
+        assert sorted(ranks.values()) == [0, 1]
+        assert len(seeds) == 4
+        async with by_hand(running.config, run, "engine", THIRD) as log:
+            await mirror.until(lambda picture: THIRD in picture.of(Residency))
+            assert len(set(await complete(found, THIRD))) > 2
+            assert "bytes of checkpoint streamed in" in log.read_text()
+
+
+# ---- another node
+
+
+@asynccontextmanager
+async def vnpu_watch(found: RunFile) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+    """What `vnpu-watch` shows of the stream to the other node, as it changes."""
+    command = [sys.executable, "-m", "coordinator.cli.watch", "--json", "--etcd", ",".join(found.etcd)]
+    shown: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    pipe = asyncio.subprocess.PIPE
+    watch = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 22)
+
+    async def read() -> None:
+        assert watch.stdout is not None
+        async for line in watch.stdout:
+            for row in json.loads(line)["models"]:
+                if row["model"] == FAR and row["stream"] is not None:
+                    shown.put_nowait(row["stream"])
+
+    reading = asyncio.create_task(read())
     try:
-        found = await node.wait_ready()
-        tokens = await complete(found, FIRST)
-        assert len(set(tokens)) > 2
-        store = connect(found.etcd, environ={})
-        mirror = Mirror(store)
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(mirror.run())
-            async with asyncio.timeout(PATIENCE_S), by_hand(SECOND, config, tmp_path / "run") as log:
-                await mirror.until(lambda picture: SECOND in picture.of(Residency))
-                assert await complete(found, SECOND) == tokens
-                assert log.read_text().count("bytes streamed in") == 2
-                # On one node the weights are mapped, by each rank its own.
-                assert len(re.findall("memory of first at .* is mapped", log.read_text())) == 2
-                assert await complete(found, FIRST) == tokens
-                # Both ranks of both engines serve; rank n of one is rank n of the other.
-                seeds = mirror.picture.of(Seed)
-                ranks = {name.rpartition("/")[2]: seed.rank for name, seed in seeds.items() if seed.whole}
-                assert sorted(ranks.values()) == [0, 1]
-                assert len(seeds) == 4
-                async with by_hand(THIRD, config, tmp_path / "run") as log:
-                    await mirror.until(lambda picture: THIRD in picture.of(Residency))
-                    assert len(set(await complete(found, THIRD))) > 2
-                    assert "bytes of checkpoint streamed in" in log.read_text()
-            watching.cancel()
-        await store.close()
+        yield shown
     finally:
-        await node.stop()
+        watch.kill()
+        await watch.wait()
+        await reading
+
+
+async def keep_asking(running: Running) -> None:
+    """One request after the other, while its weights are streamed: each answered as before."""
+    while True:
+        assert await complete(running.found, FIRST) == running.tokens
+
+
+async def test_another_node_takes_its_weights_over_tcp(running: Running):
+    """Two daemons, one etcd, and nothing but the key was copied."""
+    there, found = running.folder / "there", running.found
+    (there / "daemon").mkdir(mode=0o700, parents=True)
+    shutil.copy(running.folder / "run/transfer.key", there)  # with its mode
+    config = running.folder / "there.yaml"
+    far = model(running.folder, load_from="peers")
+    config.write_text(yaml.safe_dump(node_of("there", ("384MiB",) * 2, {FAR: far}, etcd=list(found.etcd))))
+    async with watching(found) as mirror, by_hand(config, there, "daemon"), vnpu_watch(found) as shown:
+        await mirror.until(lambda picture: "there" in picture.of(Daemon))
+        async with by_hand(config, there, "engine", FAR) as log:
+            # Its workers are about to load: earlier, requests would only hold up its start.
+            await eventually(lambda: "Registered model loader" in log.read_text(), patience_s=PATIENCE_S)
+            asking = [asyncio.create_task(keep_asking(running)) for _ in range(2)]
+            while not 0 < (seen := await shown.get())["have"] < seen["total"]:
+                pass
+            await mirror.until(lambda picture: FAR in picture.of(Residency))
+            for one in asking:
+                one.cancel()
+            await asyncio.wait(asking)
+            assert all(one.cancelled() for one in asking)
+            assert seen["source"].startswith(FIRST)
+            assert await complete(found, FAR) == running.tokens
+            text = log.read_text()
+            assert text.count("bytes streamed in") == 2
+            assert "mapped" not in text

@@ -8,9 +8,9 @@ from collections.abc import Callable
 PATIENCE_S = 60.0
 
 
-async def eventually(holds: Callable[[], bool], what: str = "it") -> None:
+async def eventually(holds: Callable[[], bool], what: str = "it", patience_s: float = PATIENCE_S) -> None:
     """Returns as soon as `holds()`; fails after a generous time."""
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(patience_s):
         while True:
             if holds():
                 return
