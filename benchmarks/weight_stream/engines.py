@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import msgspec
@@ -48,17 +49,29 @@ class Found(msgspec.Struct):
     slow: int = 0
 
 
+class Start(NamedTuple):
+    """How an engine gets its weights: its name, and whether the page cache has forgotten its files."""
+
+    kind: str
+    name: str
+    cold: bool = False
+
+
+STARTS = (Start("stream", STREAMED), Start("warm", DISK), Start("cold", DISK, cold=True))
+
+
 class Sizes(msgspec.Struct, frozen=True):
-    """`pairs` of decoding with and without a stream, of `tokens` each; `starts` of each kind."""
+    """`pairs` of decoding with and without a stream, of `tokens` each; `rounds` of `starts`."""
 
     model: str
     pairs: int
     tokens: int
-    starts: int
+    rounds: int
+    starts: tuple[Start, ...] = STARTS
 
 
 FULL = Sizes("large", 20, 96, 5)
-QUICK = Sizes("small", 2, 48, 1)
+QUICK = Sizes("small", 2, 48, 1, STARTS[:1])  # two engines in all: more would take minutes
 
 
 def make_model(folder: Path, size: str) -> Path:
@@ -151,23 +164,25 @@ class Bench:
 
     # ---- how soon an engine is ready
 
-    async def ready(self, rounds: int, progress: Progress) -> None:
-        """Fills `warm`, `cold` and `ready`."""
-        task = progress.add_task("engines by stream and from disk", total=3 * rounds)
+    async def ready(self, rounds: int, starts: tuple[Start, ...], progress: Progress) -> None:
+        """Fills `ready`, and `warm` and `cold` where both sides are among `starts`."""
+        task = progress.add_task("engines by stream and from disk", total=len(starts) * rounds)
         for _ in range(rounds):
             took = {}
-            for kind, name, cold in (("stream", STREAMED, False), ("warm", DISK, False), ("cold", DISK, True)):
-                took[kind] = await self._start(name, cold=cold)
-                self.found.ready.setdefault(kind, []).append(took[kind])
+            for start in starts:
+                took[start.kind] = await self._start(start)
+                self.found.ready.setdefault(start.kind, []).append(took[start.kind])
                 progress.advance(task)
-            self.found.warm.append(took["stream"] / took["warm"])
-            self.found.cold.append(took["stream"] / took["cold"])
+            for kind, ratios in (("warm", self.found.warm), ("cold", self.found.cold)):
+                if {"stream", kind} <= took.keys():
+                    ratios.append(took["stream"] / took[kind])
 
-    async def _start(self, name: str, *, cold: bool) -> float:
+    async def _start(self, start: Start) -> float:
         """Seconds from the start of its process until it is resident; it is gone afterwards."""
+        name = start.name
         words = ["engine", name, "--config", str(self._config), "--run-dir", str(self._run_dir), "--print"]
         line = await asyncio.to_thread(subprocess.check_output, [*VNPU, *words], text=True)
-        await asyncio.to_thread(_evict if cold else _warm, self._model)
+        await asyncio.to_thread(_evict if start.cold else _warm, self._model)
         begun = time.perf_counter()
         with (self._run_dir / f"{name}.log").open("wb") as log:
             child = await asyncio.create_subprocess_exec(
@@ -222,7 +237,7 @@ async def measure(sizes: Sizes, models: Path, progress: Progress) -> Found:
                     await mirror.until(lambda picture: any(seed.whole for seed in picture.of(Seed).values()))
                 bench = Bench(model, config, run_dir, found, mirror)
                 await bench.inflation(sizes.pairs, sizes.tokens, progress)
-                await bench.ready(sizes.starts, progress)
+                await bench.ready(sizes.rounds, sizes.starts, progress)
                 return bench.found
 
 
