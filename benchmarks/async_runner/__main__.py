@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-import aiohttp
 import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import figures
+from benchmarks.async_runner.asking import SAMPLE, Asking, calibrated
 from benchmarks.async_runner.designs import DESIGNS, Design
+from benchmarks.async_runner.emulated import Emulated
 from benchmarks.async_runner.goals import GOALS
 from benchmarks.async_runner.setting import LOADS, Load, engine, made
 from benchmarks.figures import Result
 from coordinator.demo import memcpy
 
-QUIET_S = 0.3
-SAMPLE = 256 << 20
-LIMIT_S = 300.0
+EMULATED = "emulated"
 PAIRS, QUICK = 20, 2
 WARM = 2
 """Pairs that are not counted: the first steps of an engine allocate."""
@@ -37,12 +34,12 @@ class Bench:
         self.ratios: dict[str, list[float]] = {}
         self.absolute: dict[str, list[float]] = {}
         self.dropped = 0
-        self._asked = 0
+        self._asking = Asking()
 
     async def pair(self, design: Design, load: Load, urls: tuple[str, str], *, counted: bool) -> None:
-        before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
-        ours, theirs = [await self._tpot(url, load) for url in urls]
-        after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        before = await calibrated()
+        ours, theirs = [await self._asking.tpot(url, load) for url in urls]
+        after = await calibrated()
         if not counted:
             return
         if not figures.steady(before, after):
@@ -51,34 +48,6 @@ class Bench:
         name = load.name if design.name == "default" else f"{design.name}_{load.name}"
         self.ratios.setdefault(name, []).append(ours / theirs)
         self.absolute.setdefault(name, []).append(theirs)
-
-    async def _tpot(self, url: str, load: Load) -> float:
-        """Seconds per output token after the first, the mean over the requests."""
-        await asyncio.sleep(QUIET_S)
-        timeout = aiohttp.ClientTimeout(total=LIMIT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as tasks:
-            asked = [tasks.create_task(self._ask(http, url, load)) for _ in range(load.requests)]
-        return sum(task.result() for task in asked) / len(asked)
-
-    async def _ask(self, http: aiohttp.ClientSession, url: str, load: Load) -> float:
-        self._asked += 1
-        body = {"model": "model", "prompt": f"{self._asked} {time.time_ns()} says", "max_tokens": load.tokens}
-        body |= {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
-        first, last, tokens = 0.0, 0.0, 0
-        async with http.post(f"{url}/v1/completions", json=body) as reply:
-            if reply.status != 200:
-                raise RuntimeError(f"{url} answered {reply.status}: {await reply.text()}")
-            async for line in reply.content:
-                if not line.startswith(b"data: {"):
-                    continue
-                event = json.loads(line[6:])
-                if event["choices"]:
-                    last = time.perf_counter()
-                    first = first or last
-                tokens = (event.get("usage") or {}).get("completion_tokens", tokens)
-        if tokens != load.tokens:
-            raise RuntimeError(f"{tokens} tokens of {load.tokens}")
-        return (last - first) / (tokens - 1)
 
 
 async def measure(designs: list[Design], models: Path, pairs: int, progress: Progress) -> Bench:
@@ -117,37 +86,47 @@ async def _compare(
             progress.advance(task, number >= WARM)
 
 
-def result(bench: Bench) -> Result:
+def result(bench: Bench, emulated: Emulated) -> Result:
+    ratios = {name: figures.ratio(pairs) for name, pairs in bench.ratios.items()}
+    values = {f"sync_ms_{name}": 1e3 * sorted(of)[len(of) // 2] for name, of in bench.absolute.items()}
     return Result(
         benchmark="async_runner",
         version=figures.version(),
         machine=figures.machine(memcpy.seconds_per_byte(SAMPLE)),
-        ratios={name: figures.ratio(pairs) for name, pairs in bench.ratios.items()},
-        values={f"sync_ms_{name}": 1e3 * sorted(of)[len(of) // 2] for name, of in bench.absolute.items()},
-        notes=[f"{bench.dropped} pairs dropped because memcpy drifted"],
+        ratios={**ratios, **emulated.ratios()},
+        values={**values, **emulated.values()},
+        notes=[f"{bench.dropped + emulated.dropped} pairs dropped because memcpy drifted"],
     )
 
 
 def main() -> None:
+    every = [one.name for one in DESIGNS] + [EMULATED]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.async_runner", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
     parser.add_argument("--quick", action="store_true", help="two engines, few pairs: its figures are not judged")
-    parser.add_argument("--design", action="append", choices=[one.name for one in DESIGNS], help="only these")
+    parser.add_argument("--design", action="append", choices=every, help="only these")
     parser.add_argument("--pairs", type=int, default=None, help=f"default: {PAIRS}")
     parser.add_argument("--models", type=Path, default=Path(".vnpu/bench/models"), help="where models are kept")
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json)
-    names = arguments.design or (["scheduling"] if arguments.quick else [one.name for one in DESIGNS])
+    names = arguments.design or ([EMULATED] if arguments.quick else every)
     chosen = [one for one in DESIGNS if one.name in names]
-    if arguments.quick:
-        chosen = [msgspec.structs.replace(one, models=one.models[:1]) for one in chosen]
     pairs = arguments.pairs or (QUICK if arguments.quick else PAIRS)
+    models = arguments.models.absolute()
+    emulated = Emulated()
     with Progress(console=console) as progress:
-        bench = asyncio.run(measure(chosen, arguments.models.absolute(), pairs, progress))
-    measured = result(bench)
+        bench = asyncio.run(measure(chosen, models, pairs, progress))
+        if EMULATED in names:
+            asyncio.run(_emulate(emulated, models, pairs, progress))
+    measured = result(bench, emulated)
     figures.show(console, measured, GOALS)
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(measured).decode() + "\n")
+
+
+async def _emulate(emulated: Emulated, models: Path, pairs: int, progress: Progress) -> None:
+    with tempfile.TemporaryDirectory(prefix="vnpu-async-") as folder:
+        await emulated.measure(await asyncio.to_thread(made, models, "5mb"), Path(folder), pairs, progress)
 
 
 if __name__ == "__main__":

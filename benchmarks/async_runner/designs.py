@@ -12,12 +12,12 @@ COMPILED: dict[str, Any] = {**ARGS, "enforce_eager": False}
 
 
 class Side(msgspec.Struct, frozen=True):
-    """One engine: `async_runner` and `engine_args` of vnpu.yaml. `thread`: its steps run in a thread
-    (`benchmarks.async_runner.stream`)."""
+    """One engine: `async_runner` and `engine_args` of vnpu.yaml. `plugin`: the module of this package that its
+    processes load: `stream` runs its steps in a thread, `device` replaces its forward pass."""
 
     async_runner: bool | None
     engine_args: dict[str, Any]
-    thread: bool = False
+    plugin: str | None = None
 
 
 class Design(msgspec.Struct, frozen=True):
@@ -31,14 +31,16 @@ class Design(msgspec.Struct, frozen=True):
 
 SYNC = Side(False, EAGER)
 BOTH = ("5mb", "200mb")
+EMULATED = Side(True, EAGER, plugin="device"), Side(False, EAGER, plugin="device")
 DESIGNS = (
     Design("default", Side(None, EAGER), SYNC, BOTH),
     Design("scheduling", Side(True, EAGER), SYNC, BOTH),
-    Design("thread", Side(True, EAGER, thread=True), SYNC, ("5mb",)),
+    Design("thread", Side(True, EAGER, plugin="stream"), SYNC, ("5mb",)),
     Design("compiled_scheduling", Side(True, COMPILED), Side(False, COMPILED), ("5mb",)),
     Design("compiled", Side(False, COMPILED), SYNC, ("5mb",)),
 )
 """`default`: what is on where the configuration says nothing. `scheduling`: vLLM's own asynchronous scheduling, as
 `async_runner: true` switches it on. `thread`: beside it, forward pass and sampling in a thread of the worker.
 `compiled_scheduling`: `scheduling` with a compiled forward pass on both sides. `compiled`: a compiled forward pass
-alone, which is no runner: how much of a step was Python's dispatch."""
+alone, which is no runner: how much of a step was Python's dispatch.
+`EMULATED` is not among them: what it answers means nothing (`emulated.py`)."""

@@ -13,13 +13,16 @@ from typing import Any
 import msgspec
 import yaml
 
+from benchmarks.async_runner import device
 from benchmarks.async_runner.designs import Side
-from benchmarks.async_runner.stream import plugged
+from benchmarks.async_runner.plugin import plugged
 from coordinator.demo.node import running_node
 
 MODELS = {"5mb": "tiny", "200mb": "small"}
 """Sizes of `vnpu make-model`: 3.7 MB and 168 MB of bfloat16 weights."""
 CAPACITY, KV = "512MiB", "64MiB"
+BOARD = "board"
+SEARCH = "PYTHONPATH"
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -59,7 +62,7 @@ async def engine(side: Side, model: Path, folder: Path) -> AsyncIterator[str]:
         "models": {"model": one},
     }
     config = _written(folder, tree)
-    with _python_path(plugged(folder / "plugin") if side.thread else None):
+    with _environment(_plugged(side, folder)):
         starting = running_node(config, folder / "run")
         node = await starting.__aenter__()
     try:
@@ -77,15 +80,20 @@ def _written(folder: Path, tree: dict[str, Any]) -> Path:
 
 
 @contextlib.contextmanager
-def _python_path(first: str | None) -> Iterator[None]:
-    """For processes that are started meanwhile."""
-    before = os.environ.get("PYTHONPATH")
-    if first is not None:
-        os.environ["PYTHONPATH"] = os.pathsep.join([first, *([before] if before else [])])
+def _environment(more: dict[str, str]) -> Iterator[None]:
+    """For processes that are started meanwhile; a search path is put before what there is."""
+    before = {name: os.environ.get(name) for name in more}
+    for name, value in more.items():
+        path = [value, *([before[name]] if name == SEARCH and before[name] else [])]
+        os.environ[name] = os.pathsep.join(str(part) for part in path)
     try:
         yield
     finally:
-        if before is None:
-            os.environ.pop("PYTHONPATH", None)
-        else:
-            os.environ["PYTHONPATH"] = before
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _plugged(side: Side, folder: Path) -> dict[str, str]:
+    if side.plugin is None:
+        return {}
+    return {SEARCH: plugged(folder / "plugin", side.plugin), device.BOARD: str(folder / BOARD)}

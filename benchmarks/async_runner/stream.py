@@ -1,6 +1,6 @@
 """A runner whose steps are computed by a thread of the worker, in order: as little as a stream can be.
 
-vLLM loads it as a general plugin from a distribution that `plugged` writes: nothing of it is in the product. The
+vLLM loads it as a general plugin from a distribution that `plugin.plugged` writes: nothing of it is in the product. The
 worker's main thread gives a step to the thread and takes the next message; outputs are waited for where vLLM waits for
 asynchronous ones. A step that may not be deferred does not exist here: all of a step runs in the thread, after the one
 before, so that no buffer is written while it is read.
@@ -10,20 +10,7 @@ from __future__ import annotations
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
-
-ENTRY = "[vllm.general_plugins]\nvnpu_bench_stream = benchmarks.async_runner.stream:install\n"
-META = "Metadata-Version: 2.1\nName: vnpu-bench-stream\nVersion: 0\n"
-
-
-def plugged(folder: Path) -> str:
-    """A folder for PYTHONPATH that makes every vLLM process which sees it call `install`."""
-    info = folder / "vnpu_bench_stream-0.dist-info"
-    info.mkdir(parents=True, exist_ok=True)
-    (info / "METADATA").write_text(META)
-    (info / "entry_points.txt").write_text(ENTRY)
-    return str(folder)
 
 
 class Stream:
