@@ -39,7 +39,7 @@ def main() -> None:
     rounds, sizes = (5, [20 * MIB]) if arguments.quick else (24, [20 * MIB, 200 * MIB])
     with Progress(console=console) as progress:
         samples = Bench(rounds, sizes, progress).run()
-        inflated = asyncio.run(tpot.measure(rounds, progress))
+        inflated = asyncio.run(tpot.measure(tpot.QUICK if arguments.quick else tpot.FULL, progress))
     samples.pairs["decode_tpot_inflation"] = inflated.ratios
     samples.notes.append(f"{inflated.dropped} pairs of answers dropped because memcpy drifted")
     measured = result(samples)

@@ -31,14 +31,25 @@ from coordinator.supervise.layout import RunFile
 MODEL = "chat"
 CAPACITY, KV = "2GiB", "192MiB"
 ARGS = {"max_model_len": 1024, "max_num_seqs": 8, "block_size": 32, "enforce_eager": True}
-PROMPT, AT_ONCE, TOKENS = 900, 4, 96
-"""Tokens of a prompt that is pulled; prompts during one answer; tokens of that answer."""
 SAMPLE = 256 << 20
 LIMIT_S = 600.0
 PAUSE_S = 0.3
 VOCABULARY = range(100, 1000)
 
 Prompt = list[int]
+
+
+class Sizes(msgspec.Struct, frozen=True):
+    """`pairs` of answers of `tokens` tokens each; `prompts` of so many `length` tokens are pulled during one."""
+
+    pairs: int
+    prompts: int
+    length: int
+    tokens: int
+
+
+FULL = Sizes(24, 4, 900, 96)
+QUICK = Sizes(2, 2, 256, 32)
 
 
 class Found(msgspec.Struct):
@@ -74,9 +85,9 @@ class Engines:
                 raise RuntimeError(f"{name} answered {reply.status}: {await reply.text()}")
             return await reply.json()
 
-    async def tpot(self, beside: Callable[[], Awaitable[None]]) -> float:
+    async def tpot(self, tokens: int, beside: Callable[[], Awaitable[None]]) -> float:
         """Seconds a token of a streamed answer; `beside` begins with its first token."""
-        body = {"model": MODEL, "prompt": fresh(64), "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
+        body = {"model": MODEL, "prompt": fresh(64), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
         times: list[float] = []
         async with asyncio.TaskGroup() as tasks:
             url = f"{self._urls[MODEL]}/v1/completions"
@@ -89,26 +100,26 @@ class Engines:
         return (times[-1] - times[0]) / (len(times) - 1)
 
 
-async def measure(pairs: int, progress: Progress) -> Found:
+async def measure(sizes: Sizes, progress: Progress) -> Found:
     found = Found([])
     with tempfile.TemporaryDirectory(prefix="vnpu-pull-") as name:
         starting = progress.add_task("starting a prefill and a decode engine", total=None)
         async with _node(Path(name)) as run, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT_S)) as http:
             progress.remove_task(starting)
-            task = progress.add_task("pairs of answers", total=pairs)
+            task = progress.add_task("pairs of answers", total=sizes.pairs)
             engines = Engines(run, http)
-            known = [fresh(PROMPT) for _ in range(AT_ONCE)]
-            for pair in range(pairs + 1):
-                await _pair(engines, known, found, warm=pair > 0)
+            known = [fresh(sizes.length) for _ in range(sizes.prompts)]
+            for pair in range(sizes.pairs + 1):
+                await _pair(engines, sizes, known, found, warm=pair > 0)
                 progress.advance(task, pair > 0)
     return found
 
 
-async def _pair(engines: Engines, known: list[Prompt], found: Found, *, warm: bool) -> None:
+async def _pair(engines: Engines, sizes: Sizes, known: list[Prompt], found: Found, *, warm: bool) -> None:
     before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
     for prompt in known:
         await engines.once(prompt)  # in the decode engine's prefix cache from now on
-    new = [fresh(PROMPT) for _ in range(AT_ONCE)]
+    new = [fresh(sizes.length) for _ in known]
     tickets = [await engines.offer(prompt) for prompt in new]
 
     async def cached() -> None:
@@ -120,7 +131,7 @@ async def _pair(engines: Engines, known: list[Prompt], found: Found, *, warm: bo
             await engines.once(prompt, ticket)
 
     await asyncio.sleep(PAUSE_S)  # the prefill engine's workers spin a little after their last step
-    without, during = await engines.tpot(cached), await engines.tpot(pulled)
+    without, during = await engines.tpot(sizes.tokens, cached), await engines.tpot(sizes.tokens, pulled)
     if not figures.steady(before, await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)):
         found.dropped += 1
     elif warm:
