@@ -141,5 +141,7 @@ async def test_switches_in_mid_request_change_no_token(pair: Pair) -> None:
 
 
 @pytest.mark.campaign
-async def test_a_thousand_mixes_are_answered_alike(pair: Pair) -> None:
-    await pair.same(range(MIXES, MIXES + 1000))
+@pytest.mark.parametrize("hundred", range(10))
+async def test_a_thousand_mixes_are_answered_alike(pair: Pair, hundred: int) -> None:
+    first = MIXES + 100 * hundred
+    await pair.same(range(first, first + 100))

@@ -46,6 +46,14 @@ def test_outputs_are_identical_and_each_rank_keeps_what_was_predicted(tmp_path: 
         assert "tensor parallelism has spread it" in refused["spread"]
 
 
+def test_many_passes_and_sleeps_leave_nothing_behind(tmp_path: Path) -> None:
+    """A layer that stayed behind in each cycle would be 39 layers; one in each pass, three times that."""
+    for found in run(tmp_path, 2, "long"):
+        first, last = found["kept"]
+        assert last.pop("heap") - first.pop("heap") < found["series"] // 2
+        assert last == first
+
+
 def test_a_rank_that_stays_away_is_named_with_the_layer_within_the_deadline(tmp_path: Path) -> None:
     first, _ = run(tmp_path, 2, "apart")
     assert "rank 0 waited 2 s at layers." in first["error"]

@@ -28,10 +28,14 @@ from vllm.model_executor.models.deepseek_v2 import DeepSeekV2FusedQkvAProjLinear
 from engine_patch.sharded_linear import layers
 from engine_patch.sharded_linear.carriers import Broadcasting
 from engine_patch.sharded_linear.group import Group, OutOfStep
+from engine_patch.sharded_linear.rolling import total
 from engine_patch.sharded_linear.series import plan
 
 WIDTH, DEPTH, START = 96, 7, 31
 PASSES, DEADLINE_S = 3, 60.0
+CYCLES = 80
+"""Of filling and emptying the windows, in the case `long`; in half of them torch's recorder of the last 2,000
+collectives (TORCH_FR_BUFFER_SIZE) is full."""
 
 
 class Plain:
@@ -131,7 +135,7 @@ def main(rank: int, ranks: int, folder: Path, case: str) -> dict[str, Any]:
             module.quant_method.process_weights_after_loading(module)
         expected = whole(x)
 
-        group = Group(get_tp_group().ranks, rank, DEADLINE_S if case == "whole" else 2.0)
+        group = Group(get_tp_group().ranks, rank, 2.0 if case == "apart" else DEADLINE_S)
         model = built()
         found, modules = layers.candidates(model)
         planned = plan(found, ["fused_qkv_a_proj", "o_proj", "packed"], ranks, 1)
@@ -142,7 +146,31 @@ def main(rank: int, ranks: int, folder: Path, case: str) -> dict[str, Any]:
                 with carrier.placing(one, name, modules[name]):
                     modules[name].quant_method.process_weights_after_loading(modules[name])
         carrier.loaded()
+        if case == "long":
+            return lasting(model, carrier, x, expected)
         return divergent(model, carrier, x, rank) if case == "apart" else same(model, carrier, planned, x, expected)
+
+
+def lasting(model: Stage, carrier: Broadcasting, x: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+    """What this process keeps after half of many passes, and after the last."""
+    kept = []
+    for cycle in range(CYCLES):
+        assert carrier.meet(True)
+        carrier.ready()
+        for _ in range(PASSES):
+            assert torch.equal(model(x), expected)
+        carrier.part()
+        if cycle in (CYCLES // 2, CYCLES - 1):
+            rollup = Path("/proc/self/smaps_rollup").read_text().split()
+            heap = int(rollup[rollup.index("Anonymous:") + 1]) << 10
+            kept.append(
+                {
+                    "heap": heap,
+                    "bytes": total(list(carrier._rolling.values())),
+                    "files": len(list(Path("/proc/self/fd").iterdir())),
+                }
+            )
+    return {"kept": kept, "series": sum(len(one.layers) * roll.layer_bytes for one, roll in carrier._rolling.items())}
 
 
 def same(model: Stage, carrier: Broadcasting, planned: Any, x: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:

@@ -143,12 +143,33 @@ class VllmEngine:
             lines = (await response.text()).splitlines()
         return next(float(line.rsplit(maxsplit=1)[1]) for line in lines if line.startswith(name))
 
+    async def together(self, prompts: Sequence[str], tokens: int, *, salt: str) -> list[list[int]]:
+        """Greedy token ids of requests that all wait before the first of them is scheduled, so that every run has the
+        same batches. Through `ProbeGate`."""
+        await self.probe("pause")
+        body = {**self._body("", tokens), "prompt": list(prompts), "cache_salt": salt}
+        async with self._session() as session, asyncio.timeout(PATIENCE_S):
+            asked = asyncio.create_task(session.post(self._url("completions"), json=body))
+            while await self.probe("given") < len(prompts):
+                assert not asked.done(), await (await asked).text()
+                await asyncio.sleep(0.05)
+            await self.probe("resume")
+            async with await asked as response:
+                assert response.status == 200, await response.text()
+                choices = (await response.json())["choices"]
+        return [choice["token_ids"] for choice in sorted(choices, key=lambda choice: int(choice["index"]))]
+
     async def probe(self, method: str) -> Any:
         """What rank 0's `probe_<method>` answers."""
+        return (await self.probes(method))[0]
+
+    async def probes(self, method: str) -> list[Any]:
+        """What each rank's `probe_<method>` answers."""
         url = f"http://127.0.0.1:{self.port}/probe/{method}"
         async with self._session() as session, session.post(url) as response:
             assert response.status == 200, await response.text()
-            return (await response.json())[0]
+            answers: list[Any] = await response.json()
+        return answers
 
     def _session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=PATIENCE_S))

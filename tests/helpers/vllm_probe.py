@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from threading import Event
 from typing import Any
 
 import msgspec
+import psutil
 
 from engine_patch.gate import Gate
 
@@ -27,12 +29,24 @@ class ProbeGate(Gate):
         if scope["type"] != "http" or not scope["path"].startswith(PREFIX):
             await super().__call__(scope, receive, send)
             return
-        client = scope["app"].state.engine_client
-        answers = await client.collective_rpc(f"probe_{scope['path'].removeprefix(PREFIX)}")
+        client, method = scope["app"].state.engine_client, scope["path"].removeprefix(PREFIX)
+        own = getattr(self, f"probe_{method}", None)
+        answers = await client.collective_rpc(f"probe_{method}") if own is None else [await own(client)]
         body = json.dumps(answers).encode()
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": body})
+
+    async def probe_pause(self, client: Any) -> None:
+        """Nothing is scheduled until `probe_resume`; the prefix cache stays."""
+        await client.engine_core.pause_scheduler_async("keep", False)
+
+    async def probe_given(self, client: Any) -> int:
+        """Requests that EngineCore was given and has not ended. It reads them before a later `probe_resume`."""
+        return int(client.output_processor.get_num_unfinished_requests())
+
+    async def probe_resume(self, client: Any) -> None:
+        await client.engine_core.resume_scheduler_async()
 
 
 class Probe:
@@ -77,6 +91,18 @@ class Probe:
         """Names of the shared layers, and bytes of this rank's weights, those of layers that it owns included."""
         series = getattr(self._sharing, "_series", {})
         return {"layers": sorted(series), "live": self._hands.weights.live_bytes, "windows": self._sharing.bytes}
+
+    def probe_kept(self) -> dict[str, int]:
+        """What must not grow on this rank: bytes of its weights, of the pages they lie in, of windows, of the process's
+        own heap; open files."""
+        rollup = Path("/proc/self/smaps_rollup").read_text().split()
+        return {
+            "live": self._hands.weights.live_bytes,
+            "pages": self._hands.weights.bytes,
+            "windows": self._sharing.bytes,
+            "files": psutil.Process().num_fds(),
+            "heap": int(rollup[rollup.index("Anonymous:") + 1]) << 10,
+        }
 
     def probe_skip(self) -> None:
         """From now on a restore leaves out a piece of the last decoder layer, and says when that layer ran."""

@@ -9,11 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from engine_patch.sharded_linear import image
 from engine_patch.sharded_linear.group import OutOfStep
 from engine_patch.sharded_linear.rolling import Rolling
 from engine_patch.sharded_linear.series import Candidate, Series, Unshareable, plan
+from engine_patch.sharded_linear.window import Window
 
 PATIENCE_S = 30.0
 
@@ -116,6 +119,33 @@ def test_all_ranks_compute_what_one_would_over_passes_and_sleeps(length: int, gr
         window = rank.rolling.series.window
         assert rank.rolling.bytes == window.resident(me) * rank.rolling.layer_bytes
         assert all(module.weight.numel() == 0 for module in rank.modules)
+
+
+@st.composite
+def stages(draw: st.DrawFn) -> Series:
+    """A series of a pipeline stage that starts anywhere, after other series have taken their share of ranks."""
+    length, group, start = draw(st.integers(1, 9)), draw(st.integers(2, 5)), draw(st.integers(0, 90))
+    window = Window(length, group, draw(st.integers(0, 10)), draw(st.integers(0, group - 1)))
+    return Series("layers.*.o_proj", tuple(f"layers.{start + n}.o_proj" for n in range(length)), window)
+
+
+@settings(max_examples=60)
+@given(stages(), st.lists(st.integers(0, 3), min_size=1, max_size=4))
+def test_any_stage_computes_what_one_rank_would_and_keeps_as_much_as_was_said(one: Series, awake: list[int]) -> None:
+    """`awake`: passes between a wake and a sleep. All ends: no wait is left without its send."""
+    x = torch.rand(1, 10)
+    expected = [Scaled(n)(x) for n in range(one.window.length)]
+    hub = Hub(one.window.group)
+    ranks = [Rank(one, me, hub) for me in range(one.window.group)]
+    for passes in awake:
+        together(ranks, lambda rank: rank.rolling.fill())
+        for _ in range(passes):
+            for found in together(ranks, lambda rank: rank.run(x)):
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))  # type: ignore[call-overload]
+        together(ranks, lambda rank: rank.rolling.drain())
+        assert not any(rank.rolling._away for rank in ranks)
+    for me, rank in enumerate(ranks):
+        assert rank.rolling.bytes == one.window.resident(me) * rank.rolling.layer_bytes
 
 
 def test_what_a_rank_owns_is_the_same_bytes_after_every_drain() -> None:
