@@ -25,6 +25,7 @@ from coordinator.configured import names, scheduler
 from coordinator.errors import ConfigError, StoreUnavailable, VnpuError
 from coordinator.gateway.settings import Settings as GatewaySettings
 from coordinator.log_level import log_level
+from coordinator.process import log_to_stderr, raise_file_limit, settle
 from coordinator.reload import ConfigFile
 from coordinator.runtime import Runtime, Settings
 from coordinator.store import connect
@@ -42,15 +43,13 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
     options = _parser().parse_args(argv)
     try:
         config = load(options.config, environ)
-        logging.basicConfig(
-            level=log_level(environ, config.log.level),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-            stream=sys.stderr,
-        )
+        log_to_stderr(log_level(environ, config.log.level))
+        raise_file_limit()
         store = connect(_endpoints(options.etcd, config, environ), environ=environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             told = settings(config, options.id, environ)
             file = ConfigFile(options.config, environ, config, options.watch_config, options.supervised)
+            settle()
             return runner.run(_serve(told, file, store))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")

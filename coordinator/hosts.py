@@ -11,10 +11,11 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Iterable
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
-from aiohttp import web
+from multidict import MultiMapping
 from yarl import URL
 
 from coordinator.errors import VnpuError
@@ -51,16 +52,28 @@ def advertised(url: str) -> str:
     return str(parsed.with_host(socket.gethostname()))
 
 
+REMEMBERED = 256
+"""Hosts that have passed: clients send the same few."""
+
+
+class Headed(Protocol):
+    """A request, whichever server it came to."""
+
+    @property
+    def headers(self) -> MultiMapping[str]: ...
+
+
 class HostGuard:
     """Refuses a request whose `Host` is a name we do not go by, or whose `Origin` is another site."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names = {"localhost", *(name.lower() for name in names)}
+        self._passed: set[str] = set()
 
-    def fault(self, request: web.BaseRequest) -> str:
+    def fault(self, request: Headed) -> str:
         """Why this request is refused with 403; empty: it is not."""
         host = request.headers.getall("Host", [])
-        if len(host) != 1 or not self._known(host[0]):
+        if len(host) != 1 or not (host[0] in self._passed or self._known(host[0])):
             return "the Host header is not a name of this server; use its address, or add the name to VNPU_ENGINE_HOSTS"
         origin = request.headers.get("Origin")
         if origin is not None and origin.lower() not in (f"http://{host[0].lower()}", f"https://{host[0].lower()}"):
@@ -74,7 +87,10 @@ class HostGuard:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        return literal(name) is not None or name in self._names
+        known = literal(name) is not None or name in self._names
+        if known and len(self._passed) < REMEMBERED:
+            self._passed.add(host)
+        return known
 
 
 class Peer(msgspec.Struct, frozen=True):
@@ -82,6 +98,8 @@ class Peer(msgspec.Struct, frozen=True):
 
     base: URL
     host: str
+    address: tuple[str, int]
+    """(IP address, port) of `base`"""
 
 
 class Peers:
@@ -97,7 +115,8 @@ class Peers:
         address = literal(host) or await self._look_up(host, parsed.port or 80, timeout_s)
         self._check(host, address)
         base = URL.build(scheme="http", host=str(address), port=parsed.port)
-        return Peer(base, f"{host}:{parsed.port}" if ":" not in host else f"[{host}]:{parsed.port}")
+        told = (str(address), parsed.port or 80)
+        return Peer(base, f"{host}:{parsed.port}" if ":" not in host else f"[{host}]:{parsed.port}", told)
 
     def _vet(self, url: str) -> URL:
         try:

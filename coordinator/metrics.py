@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -30,6 +31,24 @@ STEP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5,
 _REASONS = {"room for": "room", "idle for": "idle", "asked for": "asked", "it is drained": "drained"}
 
 
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+
+class _Children(Generic[M]):
+    """A metric's children by their labels, for what every request counts: the library makes labels anew and takes a
+    lock to find one."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._known: dict[tuple[str, ...], M] = {}
+
+    def of(self, *labels: str) -> M:
+        child = self._known.get(labels)
+        if child is None:
+            child = self._known[labels] = self._metric.labels(*labels)
+        return child
+
+
 class Metrics:
     """All metrics of one process, in a registry of their own. `view` is read at each scrape."""
 
@@ -49,19 +68,21 @@ class Metrics:
     def _make(self) -> None:
         registry = self._registry
         self._depth = Gauge("vnpu_queue_depth", "Requests that wait at this gateway", ["model"], registry=registry)
-        self._wait = Histogram(
+        waits = Histogram(
             "vnpu_queue_wait_seconds",
             "From arrival at this gateway until handed to an engine",
             ["model"],
             buckets=WAIT_BUCKETS,
             registry=registry,
         )
-        self._requests = Counter(
+        self._wait = _Children(waits)
+        requests = Counter(
             "vnpu_requests",
             "Requests that ended at this gateway (status 499: the client left)",
             ["model", "status"],
             registry=registry,
         )
+        self._requests = _Children(requests)
         self._decisions = Counter(
             "vnpu_decisions", "Decisions, by what became of their transaction", ["order", "outcome"], registry=registry
         )
@@ -103,13 +124,14 @@ class Metrics:
             ["model", "device", "path"],
             registry=registry,
         )
-        self._ttft = Histogram(
+        ttft = Histogram(
             "vnpu_ttft_seconds",
             "From arrival at this gateway to the first byte of an answer, or to the whole of one that is not streamed",
             ["model"],
             buckets=WAIT_BUCKETS,
             registry=registry,
         )
+        self._ttft = _Children(ttft)
         self._etcd = Histogram(
             "vnpu_etcd_seconds", "Calls to etcd", ["call", "outcome"], buckets=ETCD_BUCKETS, registry=registry
         )
@@ -134,17 +156,17 @@ class Metrics:
         self._depth.labels(model).set(waiting)
 
     def request_waited(self, model: str, seconds: float) -> None:
-        self._wait.labels(model).observe(seconds)
+        self._wait.of(model).observe(seconds)
 
     def request_finished(self, model: str, status: int) -> None:
         """`model` is empty where the request named none that exists. What we failed to serve met no objective."""
-        self._requests.labels(model, str(status)).inc()
+        self._requests.of(model, str(status)).inc()
         if status >= 500 and model in self._kept:
             self._kept[model].append(False)
 
     def answered(self, model: str, seconds: float, objective: float | None) -> None:
         """The first byte of an answer has gone out `seconds` after the request came."""
-        self._ttft.labels(model).observe(seconds)
+        self._ttft.of(model).observe(seconds)
         self.history.answered(model, seconds)
         if objective is None:
             self._kept.pop(model, None)

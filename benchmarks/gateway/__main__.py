@@ -17,15 +17,19 @@ from rich.progress import Progress
 from benchmarks import figures
 from benchmarks.figures import Result
 from benchmarks.gateway import parts
-from benchmarks.gateway.client import Held, Run, measure
+from benchmarks.gateway.asking import Told
+from benchmarks.gateway.client import LIMIT_S, Run
 from benchmarks.gateway.goals import GOALS
 from benchmarks.gateway.parts import Part
 from coordinator.demo import memcpy
+from coordinator.process import raise_file_limit
 
 STREAMS = (1, 32, 256)
 JUDGED_TTFT = 32
 DIRECT, OURS, NGINX = "direct", "gateway", "nginx"
 MODELS = 1000
+CLIENTS = 2
+"""Processes that ask for what is held; one alone asks for what is timed."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -43,10 +47,19 @@ FULL = Plan(20, 2.0, 10_000, 30.0, judged=True)
 QUICK = Plan(2, 0.5, 500, 3.0, judged=False)
 
 
+class Cpu(msgspec.Struct, frozen=True):
+    """Microseconds of CPU for each answer: of what stands between (directly: nothing), the stub, the client."""
+
+    between: float
+    stub: float
+    client: float
+
+
 class Level(msgspec.Struct):
     """Runs at one number of streams, by path, those of one pair at the same index."""
 
     runs: dict[str, list[Run]] = {}
+    cpu: dict[str, list[Cpu]] = {}
     dropped: int = 0
 
     def rps(self, path: str, over: str) -> list[float]:
@@ -69,38 +82,52 @@ class Kept(msgspec.Struct, frozen=True):
     statuses: dict[int, int]
 
 
-async def compare(ports: dict[str, int], plan: Plan, progress: Progress) -> dict[int, Level]:
-    levels = {streams: Level({path: [] for path in ports}) for streams in STREAMS}
+async def compare(paths: dict[str, Part], client: Part, plan: Plan, progress: Progress) -> dict[int, Level]:
+    levels = {streams: Level({path: [] for path in paths}, {path: [] for path in paths}) for streams in STREAMS}
     task = progress.add_task("streams", total=plan.pairs * len(STREAMS))
     for _ in range(plan.pairs):
         for streams, level in levels.items():
             before = memcpy.seconds_per_byte(64 << 20, 2)
-            runs = {path: await measure(port, streams, plan.seconds) for path, port in ports.items()}
+            runs = {path: await _run(paths, path, client, streams, plan.seconds) for path in paths}
             if figures.steady(before, memcpy.seconds_per_byte(64 << 20, 2)) or not plan.judged:
-                for path, run in runs.items():
+                for path, (run, cpu) in runs.items():
                     level.runs[path].append(run)
+                    level.cpu[path].append(cpu)
             else:
                 level.dropped += 1
             progress.advance(task)
     return levels
 
 
-async def hold(gateway: Part, engine: int, count: int, progress: Progress) -> Kept:
+async def _run(paths: dict[str, Part], path: str, client: Part, streams: int, seconds: float) -> tuple[Run, Cpu]:
+    asked, stub = paths[path], paths[DIRECT]
+    before = asked.cpu, stub.cpu
+    line = await client.ask(f"run {asked.port} {streams} {seconds}", LIMIT_S + seconds)
+    told = msgspec.json.decode(line, type=Told)
+    each = 1e6 / max(1, told.run.answers)
+    between = 0.0 if asked is stub else asked.cpu - before[0]
+    return told.run, Cpu(between * each, (stub.cpu - before[1]) * each, told.cpu * each)
+
+
+async def hold(gateway: Part, engine: int, count: int, clients: list[Part], progress: Progress) -> Kept:
     """Requests for a model that has no engine, which then has one. The process has served before, so that what it
     needs for its first requests is not counted."""
     task = progress.add_task(f"{count} held requests", total=3)
     await gateway.say("hold")
     before = gateway.rss
-    held = Held(gateway.port, count)
-    await held.ask()
+    shares = [count // len(clients) + (n < count % len(clients)) for n in range(len(clients))]
+    for client, share in zip(clients, shares, strict=True):
+        await client.ask(f"hold {gateway.port} {share}", LIMIT_S)
     await _all_there(gateway, count)
     progress.advance(task)
     grown = gateway.rss - before
     await gateway.say(f"route http://127.0.0.1:{engine}")
     progress.advance(task)
-    await held.answers()
+    statuses: list[int] = []
+    for client in clients:
+        statuses += msgspec.json.decode(await client.ask("answers", LIMIT_S), type=list[int])
     progress.advance(task)
-    return Kept(grown / count, {status: held.statuses.count(status) for status in sorted({*held.statuses})})
+    return Kept(grown / count, {status: statuses.count(status) for status in sorted({*statuses})})
 
 
 async def _all_there(gateway: Part, count: int) -> None:
@@ -109,16 +136,19 @@ async def _all_there(gateway: Part, count: int) -> None:
 
 
 async def run(plan: Plan, progress: Progress) -> Result:
-    limit = parts.more_files()
+    limit = raise_file_limit()
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vnpu-gateway-")))
         engine = await stack.enter_async_context(parts.python("stub", folder / "stub.log"))
         gateway = await stack.enter_async_context(parts.python("served", folder / "gateway.log"))
         proxy = await stack.enter_async_context(parts.nginx(engine.port, folder))
+        clients = [
+            await stack.enter_async_context(parts.python("asking", folder / f"client-{n}.log")) for n in range(CLIENTS)
+        ]
         await gateway.say(f"route http://127.0.0.1:{engine.port}")
-        ports = {DIRECT: engine.port, OURS: gateway.port, **({} if proxy is None else {NGINX: proxy.port})}
-        levels = await compare(ports, plan, progress)
-        held = await hold(gateway, engine.port, plan.held, progress)
+        paths = {DIRECT: engine, OURS: gateway, **({} if proxy is None else {NGINX: proxy})}
+        levels = await compare(paths, clients[0], plan, progress)
+        held = await hold(gateway, engine.port, plan.held, clients, progress)
     task = progress.add_task("vnpu-watch", total=1)
     share = await parts.watch_share(MODELS, plan.watched)
     progress.advance(task)
@@ -135,9 +165,13 @@ def result(levels: dict[int, Level], held: Kept, share: float, limit: int) -> Re
             ratios[f"rps_over_{other}_{streams}"] = figures.ratio(level.rps(OURS, other))
         for path, runs in level.runs.items():
             values[f"rps_{path}_{streams}"] = statistics.median(one.rps for one in runs)
+            for name in Cpu.__struct_fields__:
+                each = statistics.median(getattr(one, name) for one in level.cpu[path])
+                values[f"cpu_us_{name}_{path}_{streams}"] = each
             values[f"ttft_p99_ms_{path}_{streams}"] = 1e3 * statistics.median(p99(one.ttft) for one in runs)
         failed = {path: sum(one.failed for one in runs) for path, runs in level.runs.items()}
         notes.append(f"{streams} streams: {level.dropped} pairs dropped because memcpy drifted; failed {failed}")
+    values["stub_over_gateway"] = values["cpu_us_between_gateway_256"] / values["cpu_us_stub_direct_256"]
     if NGINX not in levels[1].runs:
         notes.append("nginx is not installed here: not compared")
     return Result(

@@ -17,9 +17,11 @@ END = b"0\r\n\r\n"
 
 
 class Run(msgspec.Struct):
-    """What one run saw: answers a second, seconds to the first event of each, and how many went wrong."""
+    """What one run saw: answers a second, seconds to the first event of each, how many went wrong, and how many were
+    answered in all, before and after what was measured too."""
 
     rps: float = 0.0
+    answers: int = 0
     ttft: list[float] = []
     failed: int = 0
 
@@ -76,6 +78,7 @@ async def measure(port: int, streams: int, seconds: float) -> Run:
 
     def answered(status: int, ttft: float) -> bool:
         nonlocal open_
+        run.answers += status == 200
         if status != 200:
             run.failed += 1
         elif perf_counter() - begun > ttft and not over.is_set():

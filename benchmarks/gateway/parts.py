@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
-import resource
 import shutil
 import socket
 import sys
@@ -25,6 +24,7 @@ from coordinator.store.codec import encode
 
 FILES = 65_536
 LIMIT_S = 60.0
+LINE = 64 << 20
 NGINX = """
 daemon off; worker_processes 1; worker_rlimit_nofile {files}; pid {folder}/pid; error_log {folder}/error.log;
 events {{ worker_connections 8192; }}
@@ -43,18 +43,6 @@ http {{
 """
 
 
-def more_files() -> int:
-    """As many open files as this user may have; returns how many."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    for limit in (max(FILES, hard), hard):
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-        except (ValueError, OSError):
-            continue
-        return limit
-    return hard
-
-
 class Part:
     """A process that has said its port."""
 
@@ -69,6 +57,20 @@ class Part:
         self._process.stdin.write(line.encode() + b"\n")
         await self._process.stdin.drain()
 
+    async def ask(self, line: str, seconds: float) -> bytes:
+        """What it says to a line, within so many seconds."""
+        await self.say(line)
+        if self._process.stdout is None:
+            raise RuntimeError("it says nothing")
+        async with asyncio.timeout(seconds):
+            return await self._process.stdout.readline()
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds of it and its children."""
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return _cpu_seconds(self._process.pid) + sum(_cpu_seconds(int(child)) for child in children)
+
     @property
     def rss(self) -> int:
         """Resident bytes, from /proc."""
@@ -82,7 +84,7 @@ async def python(module: str, log: Path) -> AsyncIterator[Part]:
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", f"benchmarks.gateway.{module}"),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=file,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=file, limit=LINE,
         )  # fmt: skip
     try:
         async with asyncio.timeout(LIMIT_S):

@@ -4,7 +4,6 @@ Lines on standard input say where the model `m` is: `route URL`, or `hold`."""
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Mapping
 
@@ -16,6 +15,7 @@ from coordinator.core.view import State
 from coordinator.gateway.app import Gateway
 from coordinator.gateway.settings import Settings
 from coordinator.metrics import Metrics
+from coordinator.process import log_to_stderr, raise_file_limit, settle
 
 MODEL = ModelId("m")
 MAX_QUEUE = 100_000
@@ -57,5 +57,7 @@ def _nothing(model: str, told: float | None) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_to_stderr("INFO")
+    raise_file_limit()
+    settle()
     uvloop.run(serve())

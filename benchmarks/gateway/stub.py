@@ -9,6 +9,8 @@ import sys
 
 import uvloop
 
+from coordinator.process import raise_file_limit
+
 FIRST_S = 0.020
 CHUNKS = 64
 SIZE = 200
@@ -24,7 +26,8 @@ def chunk(data: bytes) -> bytes:
 
 
 EVENT = chunk(b"data: " + b"x" * (SIZE - 8) + b"\n\n")
-END = chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+REST = EVENT * CHUNKS + chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
+FIRST = HEAD + EVENT
 
 
 class Engine(asyncio.Protocol):
@@ -46,12 +49,11 @@ class Engine(asyncio.Protocol):
             asyncio.get_running_loop().call_later(FIRST_S, self._begin)
 
     def _begin(self) -> None:
-        self._transport.write(HEAD + EVENT)
+        self._transport.write(FIRST)
         asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        self._transport.writelines([EVENT] * CHUNKS)
-        self._transport.write(END)
+        self._transport.write(REST)
 
 
 async def serve() -> None:
@@ -62,4 +64,5 @@ async def serve() -> None:
 
 
 if __name__ == "__main__":
+    raise_file_limit()
     uvloop.run(serve())

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from aiohttp import web
-
 from coordinator.admin.keyring import Key, Role, find, named_keys
 from coordinator.errors import ConfigError
 from coordinator.gateway.problem import Problem
-from coordinator.hosts import is_loopback
+from coordinator.hosts import Headed, is_loopback
 
 Keys = Mapping[str, str]
 """Hashes of keys, by their holders' names."""
@@ -40,17 +38,17 @@ class Access:
     def keyed(self) -> bool:
         return bool(self._keys)
 
-    def check(self, request: web.BaseRequest) -> str:
+    def check(self, request: Headed) -> str:
         """The name of whoever asks; empty: no key is asked for. Raises Problem (401)."""
         if not self._keys:
             return ""
-        caller = find(self._keys, _given(request))
+        caller = find(self._keys, _given(request).encode("utf-8", "replace").decode())
         if caller is None:
             raise Problem(401, "invalid_api_key", "send a key of this gateway as `Authorization: Bearer KEY`")
         return caller.name
 
 
-def _given(request: web.BaseRequest) -> str:
+def _given(request: Headed) -> str:
     """The one key that was sent: OpenAI's clients send a bearer, Anthropic's `x-api-key`."""
     bearers = request.headers.getall("Authorization", [])
     plain = request.headers.getall("X-Api-Key", [])

@@ -19,7 +19,7 @@ from coordinator.gateway.routes import Routes
 from coordinator.gateway.settings import Names, Settings
 from coordinator.gateway.waiting import OnChange, WaitingRoom
 from coordinator.hosts import Peers
-from coordinator.listener import Listener
+from coordinator.http1.server import Server
 from coordinator.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -54,13 +54,12 @@ class Gateway:
         self._handlers = Handlers(
             settings, self._access, self._routes, self._dispatcher, self._keeps, metrics, known, clock
         )
-        app = self._handlers.application()
-        self._listener = Listener(app, settings.host, settings.port, settings.drain_s)
+        self._server = Server(self._handlers.answer, settings.host, settings.port, settings.drain_s)
 
     async def __aenter__(self) -> Gateway:
         """Listens. Raises OSError when the address cannot be listened on."""
         try:
-            await self._listener.start()
+            await self._server.start()
         except BaseException:
             await self._forwarder.close()
             raise
@@ -77,11 +76,11 @@ class Gateway:
         """Take nothing new, answer what waits with a retryable error, let running answers end within `drain_s`."""
         self._handlers.closing = True
         self._room.refuse_all(problems.closing)
-        await self._listener.close()
+        await self._server.close()
 
     @property
     def url(self) -> str:
-        return self._listener.url
+        return self._server.url
 
     @property
     def demand(self) -> dict[str, int]:

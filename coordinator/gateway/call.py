@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-import uuid
+import secrets
 from collections.abc import Mapping
 
 import msgspec
@@ -37,6 +37,7 @@ class Call(msgspec.Struct, frozen=True):
             **self.headers,
             "Host": host,
             "Content-Type": self.content_type,
+            "Content-Length": str(len(self.body)),
             REQUEST_ID: self.engine_id,
             DEADLINE: f"{max(0.0, self.deadline - now):.3f}",
         }
@@ -44,7 +45,7 @@ class Call(msgspec.Struct, frozen=True):
 
 def ids(headers: Mapping[str, str]) -> tuple[str, str]:
     """(client id, engine id): the client's id where it is sane, else one of ours; the engine's is always ours."""
-    minted = uuid.uuid4().hex
+    minted = secrets.token_hex(16)
     given = headers.get(REQUEST_ID, "")
     return (given if _SANE_ID.fullmatch(given) else minted), minted
 

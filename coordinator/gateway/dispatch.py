@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from aiohttp import web
-
 from coordinator.core.commands import Endpoint, Refuse, Route
 from coordinator.core.model import ModelId
 from coordinator.gateway.call import Call
@@ -84,9 +82,9 @@ class Dispatcher:
             with self._room.place(model):
                 yield
 
-    async def serve(self, call: Call, reply: Reply) -> web.StreamResponse:
+    async def serve(self, call: Call, reply: Reply) -> None:
         """The engine's answer, passed on. Raises Problem when there is none."""
-        return await self._through(call, lambda to: self._forwarder.attempt(call, to, reply))
+        await self._through(call, lambda to: self._forwarder.attempt(call, to, reply))
 
     async def ask(self, call: Call, limit: int) -> bytes:
         """The engine's answer, whole, for ourselves. Raises Problem when there is none, or it is over `limit` bytes."""

@@ -6,17 +6,20 @@ ways cannot smuggle anything past this one. Only a part's name, file name and ty
 
 from __future__ import annotations
 
+import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator
 from typing import Final
 
 import msgspec
-from aiohttp import BodyPartReader, MultipartReader, web
+from aiohttp import BodyPartReader, MultipartReader, StreamReader
+from aiohttp.base_protocol import BaseProtocol
 
 from coordinator.gateway import keep
 from coordinator.gateway.body import OURS, Body
 from coordinator.gateway.problem import bad_request
+from coordinator.http1.request import Request
 
 MOST_PARTS: Final = 64
 CHUNK: Final = 64 << 10
@@ -57,17 +60,18 @@ class Form(msgspec.Struct, frozen=True):
         return b"".join([*lines, f"--{self.boundary}--\r\n".encode()])
 
 
-async def read_form(request: web.Request, body: Body) -> Form:
+async def read_form(request: Request, body: Body) -> Form:
     """All of a request's form, its bytes charged to `body`. Raises Problem: 400 for what is no form, names no model or
     an impossible `keep_alive`, or repeats a field that may be there once; 413 and 503 as `Body.read`."""
     if request.content_type != "multipart/form-data":
         raise bad_request("send this as multipart/form-data")
+    content = _reader(await body.read(request.chunks()))
     parts: list[Part] = []
     try:
-        async for reader in _parts(await request.multipart()):
+        async for reader in _parts(MultipartReader(request.headers, content)):
             if len(parts) == MOST_PARTS:
                 raise bad_request(f"the form has more than {MOST_PARTS} fields")
-            parts.append(await _part(reader, body))
+            parts.append(await _part(reader))
     except ValueError as error:  # aiohttp's for every fault of a form
         raise bad_request(f"the body is not a form: {str(error)[:200]}") from None
     model = _word(parts, "model")
@@ -77,6 +81,15 @@ async def read_form(request: web.Request, body: Body) -> Form:
     keep_alive = keep.read(None if word is None else msgspec.json.encode(word))
     kept = tuple(part for part in parts if part.name.partition("[")[0] not in _DROPPED)
     return Form(model, kept, uuid.uuid4().hex, keep_alive)
+
+
+def _reader(data: bytes) -> StreamReader:
+    """Of bytes that are all here."""
+    loop = asyncio.get_running_loop()
+    reader = StreamReader(BaseProtocol(loop), CHUNK, loop=loop)
+    reader.feed_data(data)
+    reader.feed_eof()
+    return reader
 
 
 def _word(parts: list[Part], name: str) -> str | None:
@@ -94,20 +107,21 @@ async def _parts(form: MultipartReader) -> AsyncIterator[BodyPartReader]:
         yield part
 
 
-async def _part(reader: BodyPartReader, body: Body) -> Part:
+async def _part(reader: BodyPartReader) -> Part:
     if "Content-Encoding" in reader.headers or "Content-Transfer-Encoding" in reader.headers:
         raise bad_request("a part of the form is encoded")
     name, filename = reader.name or "", reader.filename or ""
     if not _NAME.fullmatch(name):
         raise bad_request("a part of the form has no name, or an impossible one")
     type_ = reader.headers.get("Content-Type", "").partition(";")[0].strip()
-    content = await body.read(_chunks(reader))
+    content = b"".join([chunk async for chunk in _chunks(reader)])
     return Part(name, content, _UNSAFE.sub("_", filename)[:LONGEST_NAME], type_ if _TYPE.fullmatch(type_) else "")
 
 
 async def _chunks(reader: BodyPartReader) -> AsyncIterator[bytes]:
     while chunk := await reader.read_chunk(CHUNK):
         yield chunk
+        await asyncio.sleep(0)  # all of it is here: others have their turn
 
 
 def _headers(part: Part) -> str:

@@ -9,32 +9,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from aiohttp import (
-    ClientConnectorError,
-    ClientError,
-    ClientResponse,
-    ClientSession,
-    ClientTimeout,
-    ConnectionTimeoutError,
-    DummyCookieJar,
-    TCPConnector,
-    web,
-)
-
 from coordinator.core.commands import Endpoint
 from coordinator.gateway.call import Call
 from coordinator.gateway.problem import Problem, engine_lost
 from coordinator.gateway.relay import relay
 from coordinator.gateway.reply import Reply
 from coordinator.hosts import HostRefused, Peer, Peers
+from coordinator.http1.head import request_head
+from coordinator.http1.upstream import BrokenOff, Pool, Upstream
 
 log = logging.getLogger(__name__)
 
 GATE = "X-VNPU-Gate"
 """On an engine's answer: its gate wrote it, vLLM has not seen the request."""
 CONNECT_S = 5.0
-KEEP_ALIVE_S = 3.0
-"""Idle connections end before uvicorn (5 s) ends them: a request must not meet a closing connection."""
 RETRY_S = 0.5
 MAX_RETRY_S = 5.0
 
@@ -58,30 +46,26 @@ class Forwarder:
         self._clock = clock
         self._answered = answered
         self._known: dict[str, Peer] = {}
-        self._session = ClientSession(
-            connector=TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S),
-            timeout=ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=answer_timeout_s),
-            cookie_jar=DummyCookieJar(),
-            auto_decompress=False,
-            skip_auto_headers=("User-Agent", "Accept-Encoding"),
-        )
+        self._pool = Pool(answer_timeout_s)
 
     async def close(self) -> None:
-        await self._session.close()
+        await self._pool.close()
 
     def forget(self, urls: set[str]) -> None:
         """Keep the resolved addresses of `urls` only: one that registers anew is resolved anew."""
         self._known = {url: peer for url, peer in self._known.items() if url in urls}
 
-    async def attempt(self, call: Call, endpoint: Endpoint, reply: Reply) -> web.StreamResponse:
+    async def attempt(self, call: Call, endpoint: Endpoint, reply: Reply) -> None:
         """Have `endpoint` answer. Raises NotTaken, or Problem when the engine failed with the request in its hands."""
-        upstream = await self._post(call, endpoint)
-        async with upstream:
-            if upstream.status == 503 and GATE in upstream.headers:
-                raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
+        peer = await self._peer(endpoint)
+        upstream = await self._connected(peer, endpoint)
+        try:
+            await self._ask(upstream, call, endpoint, peer)
             if 300 <= upstream.status < 400:
                 raise Problem(502, "engine_redirects", f"the engine {endpoint.engine} answered with a redirect")
-            return await relay(upstream, reply, call.model, lambda: self._first(call, upstream.status))
+            await relay(upstream, reply, call.model, lambda: self._first(call, upstream.status))
+        finally:  # what was not read whole ends here, and so does the engine's work
+            self._pool.give(peer.address, upstream)
 
     def _first(self, call: Call, status: int) -> None:
         if status < 400:
@@ -89,45 +73,53 @@ class Forwarder:
 
     async def fetch(self, call: Call, endpoint: Endpoint, limit: int) -> bytes:
         """The body of a good answer of at most `limit` bytes. Raises as `attempt`; Problem for any other answer."""
-        upstream = await self._post(call, endpoint)
-        async with upstream:
-            if upstream.status == 503 and GATE in upstream.headers:
-                raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
+        peer = await self._peer(endpoint)
+        upstream = await self._connected(peer, endpoint)
+        try:
+            await self._ask(upstream, call, endpoint, peer)
             if upstream.status != 200:
                 raise Problem(502, "engine_refused", f"the engine {endpoint.engine} answered {upstream.status}")
-            try:
-                body = await upstream.content.read(limit + 1)
-                while body and len(body) <= limit and (more := await upstream.content.read(limit + 1 - len(body))):
-                    body += more
-            except (ClientError, TimeoutError, OSError) as error:
-                raise engine_lost(call.model) from error
+            body = b""
+            while len(body) <= limit and (more := await upstream.read()):
+                body += more
+        except BrokenOff as error:
+            raise engine_lost(call.model) from error
+        finally:
+            self._pool.give(peer.address, upstream)
         if len(body) > limit:
             raise Problem(502, "engine_refused", f"the engine {endpoint.engine} answered with over {limit} bytes")
         return body
 
-    async def _post(self, call: Call, endpoint: Endpoint) -> ClientResponse:
-        peer = await self._peer(endpoint)
-        headers = call.engine_headers(peer.host, self._clock())
-        url = peer.base.with_path(call.path)
+    async def _connected(self, peer: Peer, endpoint: Endpoint) -> Upstream:
         try:
-            return await self._session.post(url, data=call.body, headers=headers, allow_redirects=False)
-        except (ClientConnectorError, ConnectionTimeoutError) as error:
+            return await self._pool.take(peer.address, CONNECT_S)
+        except (OSError, TimeoutError) as error:
             self._known.pop(endpoint.url, None)
             raise NotTaken(f"the engine {endpoint.engine} does not accept connections", RETRY_S) from error
-        except (ClientError, TimeoutError, OSError) as error:
-            log.warning("engine %s failed a request of %s: %r", endpoint.engine, call.model, error)
+
+    async def _ask(self, upstream: Upstream, call: Call, endpoint: Endpoint, peer: Peer) -> None:
+        """Until the engine itself begins to answer. Raises NotTaken, or Problem when its connection broke: it may have
+        begun to work."""
+        headers = call.engine_headers(peer.host, self._clock())
+        try:
+            await upstream.ask(request_head("POST", call.path, headers), call.body)
+        except BrokenOff as error:
+            log.warning("engine %s failed a request of %s: %s", endpoint.engine, call.model, error)
             raise engine_lost(call.model) from error
+        if upstream.status == 503 and GATE in upstream.headers:
+            raise NotTaken(f"the gate of {endpoint.engine} is {upstream.headers[GATE]}", _retry_after(upstream))
 
     async def _peer(self, endpoint: Endpoint) -> Peer:
-        if endpoint.url not in self._known:
+        peer = self._known.get(endpoint.url)
+        if peer is None:
             try:
-                self._known[endpoint.url] = await self._peers.resolve(endpoint.url)
+                peer = self._known[endpoint.url] = await self._peers.resolve(endpoint.url)
             except HostRefused as error:
                 raise NotTaken(str(error), MAX_RETRY_S) from error
-        return self._known[endpoint.url]
+        return peer
 
 
-def _retry_after(upstream: ClientResponse) -> float:
+def _retry_after(upstream: Upstream) -> float:
     try:
         asked = float(upstream.headers.get("Retry-After", RETRY_S))
     except ValueError:

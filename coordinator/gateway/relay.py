@@ -10,12 +10,12 @@ import logging
 from collections.abc import Callable, Mapping
 
 import msgspec
-from aiohttp import ClientError, ClientResponse, web
 
 from coordinator.gateway.problem import Problem, engine_lost
 from coordinator.gateway.reply import Reply
 from coordinator.gateway.sse import LineRelay
 from coordinator.gateway.surface import named_ends
+from coordinator.http1.upstream import BrokenOff, Upstream
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +24,6 @@ WHOLE_LIMIT = 16 << 20
 WORDS = 2000
 _PASSED = ("Content-Type", "Retry-After", "metadata")
 """`metadata`: where vLLM says what raw bytes of embeddings are."""
-_BROKEN = (ClientError, TimeoutError, OSError)
 
 
 class _Told(msgspec.Struct):
@@ -35,70 +34,73 @@ class _Refusal(msgspec.Struct):
     error: _Told = msgspec.field(default_factory=_Told)
 
 
-async def relay(upstream: ClientResponse, reply: Reply, model: str, first: Callable[[], None]) -> web.StreamResponse:
+async def relay(upstream: Upstream, reply: Reply, model: str, first: Callable[[], None]) -> None:
     """Answer with `upstream`; `first` is called when the engine's first words are here. Raises Problem when the engine
     broke before anything was sent, or refused a request whose client is told news."""
     headers = {name: upstream.headers[name] for name in _PASSED if name in upstream.headers}
-    if upstream.content_type == "text/event-stream":
-        return await _events(upstream, reply, model, headers, first)
-    answer = await _whole(upstream, reply, model, headers)
-    first()
-    return answer
+    if headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/event-stream":
+        await _events(upstream, reply, model, headers, first)
+    else:
+        await _whole(upstream, reply, model, headers)
+        first()
 
 
 async def _events(
-    upstream: ClientResponse, reply: Reply, model: str, headers: Mapping[str, str], first: Callable[[], None]
-) -> web.StreamResponse:
-    response = await reply.open(upstream.status, headers, events=True)
+    upstream: Upstream, reply: Reply, model: str, headers: Mapping[str, str], first: Callable[[], None]
+) -> None:
+    """What has come together goes on together; the head does not wait for the first words."""
+    await reply.open(upstream.status, headers, events=True)
     lines = LineRelay(named_ends(reply.request.path))
+    if not upstream.ready:
+        reply.flush()
     try:
-        while chunk := await _read(upstream, model):
-            if ready := lines.feed(chunk):
+        ready = b""
+        while not upstream.over:
+            if ready := lines.feed(await _read(upstream, model)):
                 first()
                 first = _nothing
+            if ready and not upstream.over:
                 await reply.write(ready)
+                ready = b""  # while it was written the end may have come
         rest = lines.finish()
         if not lines.complete:  # half a line before the error would make one event of both
+            await reply.write(ready)
             raise engine_lost(model)
-        if rest:
-            await reply.write(rest)
+        await reply.write(ready + rest, last=True)
     except Problem as problem:
         await reply.fail(problem)
-    return response
 
 
 def _nothing() -> None:
     """The first words are told once."""
 
 
-async def _whole(upstream: ClientResponse, reply: Reply, model: str, headers: Mapping[str, str]) -> web.StreamResponse:
+async def _whole(upstream: Upstream, reply: Reply, model: str, headers: Mapping[str, str]) -> None:
     parts: list[bytes] = []
     size = 0
     while chunk := await _read(upstream, model):
         parts.append(chunk)
         size += len(chunk)
         if size > WHOLE_LIMIT:
-            return await _large(upstream, reply, model, headers, b"".join(parts))
+            await _large(upstream, reply, model, headers, b"".join(parts))
+            return
     await reply.close()
     if reply.begun:
         raise _refusal(upstream.status, b"".join(parts))
-    return web.Response(status=upstream.status, headers={**headers, **reply.own}, body=b"".join(parts))
+    await reply.whole(upstream.status, headers, b"".join(parts))
 
 
-async def _large(
-    upstream: ClientResponse, reply: Reply, model: str, headers: Mapping[str, str], start: bytes
-) -> web.StreamResponse:
+async def _large(upstream: Upstream, reply: Reply, model: str, headers: Mapping[str, str], start: bytes) -> None:
     await reply.close()
     if reply.begun:
         raise _refusal(upstream.status, start)
-    response = await reply.open(upstream.status, headers)
+    await reply.open(upstream.status, headers)
     await reply.write(start)
     try:
         while chunk := await _read(upstream, model):
             await reply.write(chunk)
     except Problem:
         reply.cut()
-    return response
 
 
 def _refusal(status: int, body: bytes) -> Problem:
@@ -111,10 +113,10 @@ def _refusal(status: int, body: bytes) -> Problem:
     return Problem(status if status >= 400 else 502, "engine_refused", message)
 
 
-async def _read(upstream: ClientResponse, model: str) -> bytes:
+async def _read(upstream: Upstream, model: str) -> bytes:
     """The next bytes; empty at the end. Only the engine's side fails here: what the client does is another matter."""
     try:
-        return await upstream.content.readany()
-    except _BROKEN as error:
-        log.warning("engine of %s broke off its answer: %r", model, error)
+        return await upstream.read()
+    except BrokenOff as error:
+        log.warning("engine of %s broke off its answer: %s", model, error)
         raise engine_lost(model) from error

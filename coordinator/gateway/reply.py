@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 import msgspec
-from aiohttp import web
 
 from coordinator.gateway.problem import Problem
 from coordinator.gateway.sse import error_event
 from coordinator.gateway.surface import named_ends
+from coordinator.http1.request import Request
+from coordinator.http1.response import Response
 
 PROGRESS = "X-VNPU-Progress"
 """A client's header: `1` asks for news."""
@@ -26,6 +27,7 @@ FIRST_S = 0.25
 EVERY_S = 1.0
 STALLED_S = 300.0
 FRESH_S = 0.25
+_EVENTS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class News(msgspec.Struct, frozen=True):
@@ -60,12 +62,14 @@ class Phases:
 class Reply:
     """One answer; use it by `async with`. `own` are headers of every answer. `news` None: nothing is told before it."""
 
-    def __init__(self, request: web.Request, own: Mapping[str, str], news: Callable[[], bytes] | None = None) -> None:
+    def __init__(
+        self, request: Request, response: Response, own: Mapping[str, str], news: Callable[[], bytes] | None = None
+    ) -> None:
         self.request = request
         self.own = own
+        self._response = response
         self._news = news
         self._teller: asyncio.Task[None] | None = None
-        self._response: web.StreamResponse | None = None
 
     async def __aenter__(self) -> Reply:
         if self._news is not None:
@@ -75,62 +79,61 @@ class Reply:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._hush()
+        if self._teller is not None:
+            await self._hush()
 
     @property
     def begun(self) -> bool:
-        """The client has read news, or a part of the answer."""
-        return self._response is not None
+        """The status has gone out: what goes wrong from now on is told in the stream."""
+        return self._response.begun
 
-    async def open(self, status: int, headers: Mapping[str, str], *, events: bool = False) -> web.StreamResponse:
-        """What the answer is written to; the news end. Where some were told, the status is 200 already."""
+    async def open(self, status: int, headers: Mapping[str, str], *, events: bool = False) -> None:
+        """The answer begins; the news end. Where some were told, the status is 200 already."""
+        if self._teller is not None:
+            await self._hush()
+        if not self.begun:
+            self._response.start(status, {**headers, **(_EVENTS if events else {}), **self.own})
+
+    async def whole(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """An answer that was not begun."""
         await self._hush()
-        if self._response is None:
-            response = web.StreamResponse(status=status, headers={**headers, **self.own})
-            if events:
-                response.headers["Cache-Control"] = "no-cache"
-                response.headers["X-Accel-Buffering"] = "no"
-            await response.prepare(self.request)
-            self._response = response
-        return self._response
+        self._response.whole(status, {**headers, **self.own}, body)
 
     async def close(self) -> None:
         """The news end, if there are any."""
         await self._hush()
 
-    async def write(self, data: bytes) -> None:
+    def flush(self) -> None:
+        """What was opened is seen, though nothing was written."""
+        self._response.flush()
+
+    async def write(self, data: bytes, *, last: bool = False) -> None:
         """Raises ConnectionResetError where the client has read nothing for `STALLED_S`: it must not hold an engine.
-        Call `open` before."""
-        if self._response is None:
-            raise RuntimeError("written before it was opened")
+        Call `open` before. `last`: nothing comes after it."""
+        self._response.write(data, last=last)
+        if not self._response.congested:
+            return
         try:
             async with asyncio.timeout(STALLED_S):
-                await self._response.write(data)
+                await self._response.drained()
         except TimeoutError:
-            if self.request.transport is not None:
-                self.request.transport.abort()
+            self._response.abort()
             raise ConnectionResetError(f"the client has read nothing for {STALLED_S:g} s") from None
 
-    async def fail(self, problem: Problem) -> web.StreamResponse:
+    async def fail(self, problem: Problem) -> None:
         """An error event in the stream that has begun, and a connection that is cut. Call only where it has `begun`."""
-        response = await self.open(200, {}, events=True)
+        await self._hush()
         await self.write(error_event(problem, named=bool(named_ends(self.request.path))))
         self.cut()
-        return response
 
     def cut(self) -> None:
         """Close after what is written is out, without the end of the body: no client can take it for complete."""
-        if self.request.transport is not None:
-            self.request.transport.close()
+        self._response.cut()
 
     async def _tell(self, news: Callable[[], bytes]) -> None:
         await asyncio.sleep(FIRST_S)
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8", **self.own})
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Accel-Buffering"] = "no"
+        self._response.start(200, {"Content-Type": "text/event-stream; charset=utf-8", **_EVENTS, **self.own})
         with contextlib.suppress(ConnectionResetError):  # the client has left: its handler is cancelled, or soon is
-            await response.prepare(self.request)
-            self._response = response
             while True:
                 await self.write(news())
                 await asyncio.sleep(EVERY_S)

@@ -5,10 +5,8 @@ Written by the loop that runs the scheduler, read by request handlers on the sam
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-
-import msgspec
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 
 from coordinator.core.commands import Endpoint, Route
 
@@ -81,10 +79,21 @@ class Routes:
         return sorted({*self._configured, *self._routes} - self._hidden)
 
 
-class _Use(msgspec.Struct):
-    running: int = 0
-    turn: int = 0
-    not_before: float = 0.0
+class _Use:
+    """What this gateway has an endpoint do; a block of it is one request."""
+
+    __slots__ = ("not_before", "running", "turn")
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.turn = 0
+        self.not_before = 0.0
+
+    def __enter__(self) -> None:
+        self.running += 1
+
+    def __exit__(self, *_: object) -> None:
+        self.running -= 1
 
 
 class Balancer:
@@ -94,8 +103,10 @@ class Balancer:
         self._uses: dict[Endpoint, _Use] = {}
         self._turn = 0
 
-    def choose(self, endpoints: Iterable[Endpoint], now: float) -> Endpoint | None:
+    def choose(self, endpoints: Sequence[Endpoint], now: float) -> Endpoint | None:
         """None: all of them are to be left alone for now, or there is none."""
+        if len(endpoints) == 1:
+            return endpoints[0] if self._use(endpoints[0]).not_before <= now else None
         open_ = [endpoint for endpoint in endpoints if self._use(endpoint).not_before <= now]
         if not open_:
             return None
@@ -114,19 +125,18 @@ class Balancer:
         kept = set(endpoints)
         self._uses = {each: use for each, use in self._uses.items() if each in kept or use.running}
 
-    @contextmanager
-    def using(self, endpoint: Endpoint) -> Iterator[None]:
+    def using(self, endpoint: Endpoint) -> AbstractContextManager[None]:
+        """For as long as one request is there."""
         use = self._use(endpoint)
         self._turn += 1
-        use.running += 1
         use.turn = self._turn
-        try:
-            yield
-        finally:
-            use.running -= 1
+        return use
 
     def running(self, endpoint: Endpoint) -> int:
         return self._use(endpoint).running
 
     def _use(self, endpoint: Endpoint) -> _Use:
-        return self._uses.setdefault(endpoint, _Use())
+        use = self._uses.get(endpoint)
+        if use is None:
+            use = self._uses[endpoint] = _Use()
+        return use
