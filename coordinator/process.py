@@ -44,7 +44,7 @@ class Lines(logging.Formatter):
 
     def __init__(self, format_: str) -> None:
         super().__init__(format_)
-        self._second = 0
+        self._second = -1
         self._text = ""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:

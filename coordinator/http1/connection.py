@@ -229,17 +229,18 @@ class Connection(asyncio.Protocol):
         except Exception:
             log.exception("%s %s failed", request.method, request.path)
             if not response.begun:
-                response.whole(500, {"Connection": "close"}, b"")
+                self._leaving = True
+                response.whole(500, {}, b"")
         finally:
             self._task = None
-            self._answered(request, response)
+            self._answered(response)
 
-    def _answered(self, request: Request, response: Response) -> None:
+    def _answered(self, response: Response) -> None:
         if self._lost or self._end is not None or self._transport.is_closing():
             return
         if not response.ended:
             self.abort()
-        elif not (request.persists and self.stays) or not request.whole:
+        elif response.last or not self.stays:
             self._leave()
         elif self._next:
             self._begin(self._next.popleft())

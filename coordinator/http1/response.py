@@ -34,9 +34,10 @@ class Sink(Protocol):
 
 
 class Response:
-    """Either `whole`, or `start`, some `write`, then `end` or `cut`. `status` is 0 before."""
+    """Either `whole`, or `start`, some `write`, then `end` or `cut`. `status` is 0 before. `last`: the client was told
+    that nothing comes after it."""
 
-    __slots__ = ("_chunked", "_ended", "_request", "_sink", "_unsent", "status")
+    __slots__ = ("_chunked", "_ended", "_request", "_sink", "_unsent", "last", "status")
 
     def __init__(self, request: Request, sink: Sink) -> None:
         self._request = request
@@ -45,6 +46,7 @@ class Response:
         self._chunked = False
         self._ended = False
         self.status = 0
+        self.last = False
 
     @property
     def begun(self) -> bool:
@@ -109,4 +111,6 @@ class Response:
         await self._sink.drained()
 
     def _connection(self) -> dict[str, str]:
-        return {} if self._request.persists and self._sink.stays else {"Connection": "close"}
+        """An answer before the body is read ends the connection: what would be the next request's start?"""
+        self.last = not (self._request.persists and self._request.whole and self._sink.stays)
+        return {"Connection": "close"} if self.last else {}
