@@ -60,12 +60,15 @@ class Ranks(Lab):
     """Bytes of the weights of a rank that shares nothing."""
 
     @asynccontextmanager
-    async def engine(self, name: str, **sharing: object) -> AsyncIterator[VllmEngine]:
+    async def engine(self, name: str, *, asynchronous: bool = False, **sharing: object) -> AsyncIterator[VllmEngine]:
         more = [*PROBES, "--tensor-parallel-size", "2", "--dtype", "float32"]
         more += ["--max-num-batched-tokens", "128"]
         if sharing:
             more += ["--additional-config", json.dumps({"sharded_linear": sharing})]
         environment = {"VNPU_DEVICE": "0,1", "VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+        if asynchronous:
+            more += ["--async-scheduling"]
+            environment["VNPU_ASYNC_RUNNER"] = "1"
         async with await VllmEngine.start(
             self.folder, self.etcd.url, name, self.model, node="local", kv=KV, more=more, environment=environment
         ) as engine:
@@ -153,6 +156,17 @@ async def test_answers_are_the_same_and_survive_sleeping(lab: Ranks, carrier: st
             assert [await engine.complete(prompt, salt=salt) for prompt in PROMPTS] == lab.answers
         assert await engine.probe("sharing") == shared
         await stays_as_it_is(lab, engine)
+
+
+async def test_asynchronous_steps_change_no_token(lab: Ranks) -> None:
+    """Two ranks, of which vLLM fetches the output of one, and layers that both must reach in step."""
+    async with lab.engine("async", asynchronous=True, layers=[LAYER], carrier="broadcast") as engine:
+        assert "steps are asynchronous" in engine.log.read_text()
+        assert [await engine.complete(prompt) for prompt in PROMPTS] == lab.answers
+        for salt in ("before", "after"):
+            assert await engine.together(TOGETHER, 32, salt=salt) == lab.batched
+            await lab.order(engine, Order.OFFLOAD)
+            assert (await lab.order(engine, Order.RESTORE)).phase is Phase.RESIDENT
 
 
 async def stays_as_it_is(lab: Ranks, engine: VllmEngine) -> None:
