@@ -19,9 +19,10 @@ namespace {
 
 constexpr std::size_t line = 64;
 constexpr std::size_t long_row = 16384;  // from here on the kernels for long ranges, which unroll further, are as good
+constexpr std::size_t ahead = 2048;      // bytes that are asked for before they are copied: memory takes as long
 
-// `next`: where the row after this one begins. It is asked for while this one is copied: the processor's own prefetchers
-// know neither the gaps between rows nor where pages go on.
+// `next`: where a row that comes soon after this one begins. It is asked for while this one is copied: the processor's
+// own prefetchers know neither the gaps between rows nor where pages go on.
 using RowCopy = void (*)(char* to, const char* from, std::size_t length, const char* next);
 
 void row_plain(char* to, const char* from, std::size_t length, const char*) { std::memcpy(to, from, length); }
@@ -132,13 +133,14 @@ std::size_t copy_box(const PlaceBox& box, Region destination, Region source, Cop
     const auto& [a, b, c, d] = box.dims;
     auto* const to = reinterpret_cast<char*>(destination.base) + box.destination;
     const auto* const from = reinterpret_cast<const char*>(source.base) + box.source;
+    const std::size_t next = std::clamp<std::size_t>(ahead / std::max<std::size_t>(box.length, 1), 1, 8) * d.source_stride;
     for (std::size_t i = 0; i != a.count; ++i) {
         for (std::size_t j = 0; j != b.count; ++j) {
             for (std::size_t k = 0; k != c.count; ++k) {
                 char* row_to = to + i * a.destination_stride + j * b.destination_stride + k * c.destination_stride;
                 const char* row_from = from + i * a.source_stride + j * b.source_stride + k * c.source_stride;
                 for (std::size_t l = 0; l != d.count; ++l) {
-                    copy(row_to, row_from, box.length, row_from + d.source_stride);
+                    copy(row_to, row_from, box.length, row_from + next);
                     row_to += d.destination_stride;
                     row_from += d.source_stride;
                 }
