@@ -257,10 +257,24 @@ def test_another_revision_at_the_same_path_is_refused_and_said():
 
 
 def test_two_sources_of_other_content_are_not_mixed():
-    """Equal fingerprints, other bytes: a checkpoint was edited behind its revision."""
+    """Equal fingerprints, other bytes: a checkpoint was edited behind its revision. Whoever is first gives nothing
+    before the other was refused."""
+    refused = threading.Event()
+
+    def patient(serve: Callable[[Channel], None]) -> Callable[[Channel], None]:
+        waiting = before_block(None, lambda channel: _expect(refused))(serve)
+
+        def served(channel: Channel) -> None:
+            try:
+                waiting(channel)
+            finally:
+                refused.set()
+
+        return served
+
     with Town(MANY) as town:
-        town.source("A")
-        town.enter_context(Engine("B", Rank(MANY, seed=2), town.directory))
+        town.source("A", serve=patient)
+        town.enter_context(Engine("B", Rank(MANY, seed=2), town.directory, serve=patient))
         starter = town.starter("C")
         streamed = starter.fetch()
         assert starter.rank.content in (town.original.content, Rank(MANY, seed=2).content)
@@ -281,42 +295,26 @@ def test_nothing_to_serve_yet_or_any_more(monkeypatch: pytest.MonkeyPatch):
 # ---- damage
 
 
-class Flipping:
-    """A socket that flips one bit of what is received or sent through it."""
-
-    def __init__(self, sock: socket.socket, at: int, bit: int, *, sending: bool) -> None:
-        self._sock = sock
-        self._at, self._bit, self._sending = at, bit, sending
-        self.moved = 0
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._sock, name)
-
-    def recv_into(self, target: memoryview) -> int:
-        got = self._sock.recv_into(target)
-        if not self._sending:
-            self._flip(target[:got])
-        return got
-
-    def sendall(self, data: bytes | memoryview, flags: int = 0) -> None:
-        copy = bytearray(data)
-        if self._sending:
-            self._flip(memoryview(copy))
-        self._sock.sendall(copy, flags)
-
-    def _flip(self, data: memoryview) -> None:
-        at = self._at - self.moved
-        self.moved += len(data)
-        if 0 <= at < len(data):
-            data[at] ^= self._bit
+def _carry(whence: socket.socket, where: socket.socket, at: int, bit: int) -> int:
+    """Carries bytes until there are no more, and flips one bit of byte `at`; how many there were."""
+    moved = 0
+    with contextlib.suppress(OSError):
+        while data := bytearray(whence.recv(1 << 16)):
+            if 0 <= at - moved < len(data):
+                data[at - moved] ^= bit
+            moved += len(data)
+            where.sendall(data)
+    with contextlib.suppress(OSError):
+        where.shutdown(socket.SHUT_WR)
+    return moved
 
 
 def _flipped(rank: Rank, at: int, bit: int, *, sending: bool) -> tuple[Pull, Rank, Work, int]:
+    """A pull over a wire on which byte `at` of one direction is damaged, and how many bytes went that way."""
     target = Rank((900, 64, 7000))
     source = Source(rank.manifest(), rank.addresses)
     work = Work(rank.manifest().grid.blocks, 1)
-    a, b = socket.socketpair()
-    flipping = Flipping(a, at, bit, sending=sending)
+    (a, near), (far, b) = socket.socketpair(), socket.socketpair()
 
     def serve() -> None:
         try:
@@ -326,18 +324,23 @@ def _flipped(rank: Rank, at: int, bit: int, *, sending: bool) -> tuple[Pull, Ran
             b.close()
 
     served = meanwhile(serve)
+    sent = meanwhile(lambda: _carry(near, far, at if sending else -1, bit))
+    received = meanwhile(lambda: _carry(far, near, -1 if sending else at, bit))
     pulled = Pull(
         Peer(name="A", host="", port=0),
         target.identity,
         target.addresses,
-        lambda peer, deadline: TRUST.greet(flipping, wire.SERVICE, deadline),  # type: ignore[arg-type]
+        lambda peer, deadline: TRUST.greet(a, wire.SERVICE, deadline),
         lambda whole: work,
         lambda: None,
     )
     pulled._thread.join(60)
     a.close()
     served()
-    return pulled, target, work, flipping.moved
+    moved = {True: sent(), False: received()}
+    near.close()
+    far.close()
+    return pulled, target, work, moved[sending]
 
 
 def test_a_thousand_flipped_bits_and_none_becomes_a_ready_model(monkeypatch: pytest.MonkeyPatch):
@@ -350,6 +353,7 @@ def test_a_thousand_flipped_bits_and_none_becomes_a_ready_model(monkeypatch: pyt
         whole, target, _, sizes[sending] = _flipped(rank, -1, 1, sending=sending)
         assert whole.error is None
         assert target.content == rank.content
+    assert sizes[False] > sum(map(len, rank.content))
     draw = random.Random(20)
     for _ in range(1000):
         sending = draw.random() < 0.3

@@ -193,6 +193,7 @@ class Client:
 
     def _end(self) -> None:
         """No thread writes any more when this returns."""
+        self._reap()  # who ended by itself tells why; who is broken off now does not
         if self._work is not None:
             self._work.end()
         left = [pull for pull in self._pulls if not pull.abort(ABORT_S)]
