@@ -42,10 +42,9 @@ PHASES = {
     "check": "warmup",
     "resume": "warmup",
     "seal": "warmup",
-    "leave": "warmup",
 }
 """An engine's own steps of a restore, as parts of a wake; what else it reports is `other`."""
-OFFLOAD_STEPS = frozenset({"drain", "enter", "master", "still", "save_kv", "unmap", "leave"})
+OFFLOAD_STEPS = frozenset({"drain", "enter", "master", "still", "save_kv", "unmap"})
 """An engine's own steps of an offload (docs/operations.md); what else it reports is `other`."""
 KINDS = Bytes.__struct_fields__
 

@@ -56,10 +56,12 @@ class Resume(msgspec.Struct, frozen=True):
 
 
 class Leave(msgspec.Struct, frozen=True):
-    """Leave at the daemon, until it has heard it (`Left`)."""
+    """Leave at the daemon, until it has heard it (`Left`). `residency`: what is published next, for the daemon to put
+    beside its own key; None: there is nothing to say of this operation."""
 
     device: str
     fence: Fence
+    residency: Residency | None = None
 
 
 class End(msgspec.Struct, frozen=True):

@@ -122,8 +122,8 @@ class Agent:
         self._tasks.create_task(self._finish_start(engine, url, address))
 
     def load(self, load: Load) -> None:
-        """At once when someone begins to wait, unless the restore that they wait for is under way: then with what it
-        comes to, to spare a write. Else at most five times a second."""
+        """At once when someone begins to wait, unless the restore that they wait for is under way. Else at most five
+        times a second, and before the engine leaves."""
         urgent = load.waiting and not self._load.waiting and not self._life.restoring
         self._load = msgspec.structs.replace(load, kv_use=self._load.kv_use, ttft=self._load.ttft)
         self._publisher.put(keys.load(self._holder.engine), self._load, 0.0 if urgent else LOAD_SPACING_S)
@@ -187,6 +187,7 @@ class Agent:
         async with aclosing(follow(self._store, keys.ROOT)) as news:
             async for one in news:
                 self._seeds.apply(one)
+                self._publisher.saw(one)
                 if self._view.apply(one):
                     self._seen.set()
                     self._inbox.put_nowait(events.EpochSeen(self._view.epoch))
@@ -274,14 +275,18 @@ class Agent:
                 log.error("the engine ends: %s", reason)
                 self._ended(reason, self._engine)
             case _:
+                if isinstance(action, actions.Drain):  # or it would be woken at once for requests that were answered
+                    self._publisher.hasten(keys.load(self._holder.engine))
                 self._tasks.create_task(self._errand(action))
 
     def _errand(self, action: actions.Action) -> Coroutine[Any, Any, None]:
         match action:
             case actions.Enter(device=device, fence=fence):
                 return self._errands.enter(device, fence)
-            case actions.Leave(device=device, fence=fence):
-                return self._errands.leave(device, fence)
+            case actions.Leave(device=device, fence=fence, residency=residency):
+                key = keys.residency(self._holder.engine)
+                beside = None if residency is None else self._publisher.entrust(key, residency)
+                return self._errands.leave(device, fence, beside)
         if self._engine is None:
             return self._premature(action)
         match action:

@@ -14,7 +14,7 @@ from engine_patch.engine import Engine
 from engine_patch.report import Report
 from native.client import Client
 from native.link import DaemonError, DaemonRefused
-from native.protocol import Code
+from native.protocol import Answer, Code
 
 log = logging.getLogger("vllm.vnpu.agent")
 
@@ -71,12 +71,12 @@ class Errands:
         else:
             self._post(events.Entered(device, time.monotonic() - start))
 
-    async def leave(self, device: str, fence: Fence) -> None:
+    async def leave(self, device: str, fence: Fence, answer: Answer | None = None) -> None:
         """Until the daemon has heard it: an operation that nobody leaves wedges the device."""
         start = time.monotonic()
         while True:
             try:
-                await asyncio.to_thread(self._client.leave, device, fence.epoch, fence.revision, LEAVE_S)
+                await asyncio.to_thread(self._client.leave, device, fence.epoch, fence.revision, LEAVE_S, answer)
                 break
             except DaemonRefused as refused:
                 if refused.code is Code.NOT_OPEN:

@@ -87,6 +87,8 @@ class _Operation:
         self.leaving: set[str] = set()
         self.resuming = False
         self.reached: Phase | None = None
+        self.answer: Residency | None = None
+        """What it came to: known before it is left, so that the daemon can put it beside `closed`."""
         self.outcome = Outcome()
         self.error = ""
         self.steps: list[Step] = []
@@ -230,8 +232,7 @@ class Lifecycle:
                 op.steps.append(Step("resume", seconds))
                 op.resuming = False
                 return self._on_closed(op)
-            case Stage.CLOSE, Left(device=device, seconds=seconds):
-                op.steps.append(Step("leave", seconds))
+            case Stage.CLOSE, Left(device=device):
                 op.leaving.discard(device)
                 return self._on_closed(op)
         return self._fail(f"{type(event).__name__} came in stage {op.stage}")
@@ -269,20 +270,26 @@ class Lifecycle:
         op.stage, op.reached = Stage.CLOSE, phase
         op.resuming = op.resuming or resume
         op.leaving = op.entered | op.unsure
+        op.answer = self._answer(op, phase)
+        beside = None if op.refusal else op.answer
         actions: list[Action] = [Resume()] if resume else []
-        actions += [Leave(device, op.fence) for device in sorted(op.leaving)]
+        actions += [Leave(device, op.fence, beside) for device in sorted(op.leaving)]
         return tuple(actions) or self._on_closed(op)
 
     def _on_closed(self, op: _Operation) -> tuple[Action, ...]:
-        if op.resuming or op.leaving or op.reached is None:
+        if op.resuming or op.leaving or op.reached is None or op.answer is None:
             return ()
         self.op, self.phase = None, op.reached
         if self.epoch == op.fence.epoch and self.lease is not None:
             self.last = max(self.last, op.fence.revision)
+        self._told = op.answer
+        return (Publish(self._told), *self._consider())
+
+    def _answer(self, op: _Operation, phase: Phase) -> Residency:
         entered = bool(op.entered) and not op.refusal
-        self._told = Residency(
+        return Residency(
             holder=self.holder,
-            phase=op.reached,
+            phase=phase,
             fence=op.fence if entered else self._told.fence,
             held=op.outcome.held if op.works and entered else self._told.held,
             steps=tuple(op.steps[:MAX_STEPS]),
@@ -291,7 +298,6 @@ class Lifecycle:
             kv_saved=op.outcome.kv_saved,
             error=op.error[:4096],
         )
-        return (Publish(self._told), *self._consider())
 
     def _residency(self) -> Residency:
         """The truth as it is now: under way means the phase in between, `busy` from the first entry on."""

@@ -86,14 +86,23 @@ class Client(Link):
 
         return self._wait_for(ask, protocol.Opened, timeout_s)
 
-    def leave(self, device: str, epoch: str, revision: int, timeout_s: float | None = None) -> None:
-        """PROTOCOL rule 8: the operation is over, durably. Idempotent.
+    def leave(
+        self,
+        device: str,
+        epoch: str,
+        revision: int,
+        timeout_s: float | None = None,
+        answer: protocol.Answer | None = None,
+    ) -> None:
+        """PROTOCOL rule 8: the operation is over, durably. Idempotent. `answer` is what the daemon is to put beside it,
+        without any promise.
 
         Raises:
             DaemonRefused: NOT_OPEN: this fence was never entered, or by another.
             DaemonUnavailable: the daemon is away or silent: leave again.
         """
-        self._ask(protocol.Leave(device=device, epoch=epoch, revision=revision), protocol.Done, timeout_s)
+        request = protocol.Leave(device=device, epoch=epoch, revision=revision, answer=answer)
+        self._ask(request, protocol.Done, timeout_s)
 
     def await_open(self, device: str, timeout_s: float) -> protocol.Opened:
         """Wait until an operation of this engine is open on `device` (start-up admission).

@@ -52,12 +52,22 @@ class Enter(msgspec.Struct, frozen=True, tag=True):
     timeout_s: Timeout
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """An engine's residency after an operation (the JSON of `coordinator.core.model.Residency`), and the mod_revision
+    of its key as the engine knows it. Who has left everywhere has it put in the daemon's own transaction."""
+
+    residency: Annotated[bytes, msgspec.Meta(max_length=1 << 16)]
+    above: Revision
+
+
 class Leave(msgspec.Struct, frozen=True, tag=True):
-    """PROTOCOL rule 8: the operation is over; the daemon persists and publishes `closed` and `owners`. Idempotent."""
+    """PROTOCOL rule 8: the operation is over; the daemon persists and publishes `closed` and `owners`, and `answer`
+    beside them if it can: the caller looks whether it came, and puts it itself if not. Idempotent."""
 
     device: DeviceName
     epoch: Name
     revision: Revision
+    answer: Answer | None = None
 
 
 class AwaitOpen(msgspec.Struct, frozen=True, tag=True):

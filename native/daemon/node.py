@@ -25,6 +25,7 @@ from coordinator.store.codec import encode
 from coordinator.store.epoch import ensure_epoch
 from coordinator.store.follow import follow
 from native.connections import Server
+from native.daemon.answers import Answers
 from native.daemon.bell import Bell
 from native.daemon.clearing import Clearing
 from native.daemon.counters import Counters
@@ -36,7 +37,7 @@ from native.daemon.masters import Masters
 from native.daemon.measure import Measure
 from native.daemon.notices import Notices
 from native.daemon.options import Options
-from native.daemon.publisher import Publisher
+from native.daemon.publisher import Beside, Publisher
 from native.daemon.session import EngineSession
 from native.daemon.shares import Shares
 from native.daemon.view import Engine, NodeView
@@ -70,6 +71,7 @@ class Node:
         self.counters = Counters()
         self.views = Views()
         self.shares = Shares()
+        self.answers = Answers()
         self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)
         self._store = store
@@ -79,6 +81,7 @@ class Node:
         self._to_revoke: asyncio.Queue[Engine] = asyncio.Queue()
         self._drawn: dict[str, model.Device | None] = {}
         self._shown: dict[str, model.Device | None] = {}
+        self._said: tuple[Beside, ...] = ()
         self._remains: dict[int, Member] = {}
         """The dead whose pages others may still have mapped (views)."""
         ledger = _load(journal, options)
@@ -246,6 +249,8 @@ class Node:
             name: self._draw(name, device) if device.fences.publishable else None
             for name, device in self.devices.items()
         }
+        inside = {device.fences.record.open.holder for device in self.devices.values() if device.fences.record.open}
+        self._said = self.answers.ready(inside, self.view.engines)
         return Ledger(
             node=self.name,
             generation=self.generation,
@@ -266,7 +271,7 @@ class Node:
             keys.device(f"{self.name}/{name}"): None if state is None else encode(state)
             for name, state in drawn.items()
         }
-        self._publisher.want(values, urgent=urgent)
+        self._publisher.want(values, urgent=urgent, beside=self._said)
 
     def state(self, device: Device) -> model.Device:
         record = device.fences.record

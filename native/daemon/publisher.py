@@ -3,13 +3,18 @@
 Every write compares the key's mod_revision, so that one whose answer was lost can never land after a later one. While
 an operation is open its owners count for nobody (PROTOCOL rule 4), so what changes meanwhile is put only every
 `LAZY` seconds, for people to see: a switch costs one write of the device key, not one for each `map`.
+
+What an engine says of the operation that it has left goes along in the same transaction, once and without a promise:
+it never stands in the way of the node's own keys.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from coordinator.errors import Ambiguous, LeaseLost, StoreError
 from coordinator.store.base import Changes, Compare, Delete, Listing, ModRevision, Op, Put, Store
@@ -21,6 +26,13 @@ LAZY = 0.5
 RETRY_PAUSE = 0.5
 
 
+class Beside(msgspec.Struct, frozen=True):
+    """Somebody else's key, to be put on his lease where its mod_revision is still `above`."""
+
+    put: Put
+    above: int
+
+
 class Publisher:
     """`want` says what shall stand; `run` sees to it. None as a value: the key shall not stand."""
 
@@ -29,12 +41,15 @@ class Publisher:
         self._ttl = lease_ttl
         self._wanted: dict[str, bytes | None] = {}
         self._standing: dict[str, tuple[bytes | None, int]] = {}
+        self._beside: Sequence[Beside] = ()
         self._wake = asyncio.Event()
         self._later: asyncio.TimerHandle | None = None
 
-    def want(self, values: Mapping[str, bytes | None], *, urgent: bool) -> None:
-        """From now on these values shall stand; what is not urgent may wait for `LAZY` seconds."""
+    def want(self, values: Mapping[str, bytes | None], *, urgent: bool, beside: Sequence[Beside] = ()) -> None:
+        """From now on these values shall stand; what is not urgent may wait for `LAZY` seconds. `beside` is tried with
+        the next transaction."""
         self._wanted.update(values)
+        self._beside = (*self._beside, *beside)
         if urgent:
             self._wake.set()
         elif self._later is None:
@@ -91,20 +106,25 @@ class Publisher:
     async def _put_all(self, session: Session) -> None:
         while not session.lost.is_set():
             changed = {key: value for key, value in self._wanted.items() if not self.stands(key)}
+            beside, self._beside = self._beside, ()
             if not changed:
                 return
             try:
-                await self._put(changed, session.lease)
-            except LeaseLost:
-                session.lost.set()
+                await self._put(changed, session.lease, beside)
             except Ambiguous:
                 for key in changed:
                     self._standing.pop(key, None)
             except StoreError as error:
+                if beside:
+                    log.info("not put beside our own keys: %s: %s", ", ".join(each.put.key for each in beside), error)
+                    continue
+                if isinstance(error, LeaseLost):
+                    session.lost.set()
+                    return
                 log.warning("cannot publish now, trying again: %s", error)
                 await asyncio.sleep(RETRY_PAUSE)
 
-    async def _put(self, changed: Mapping[str, bytes | None], lease: int) -> None:
+    async def _put(self, changed: Mapping[str, bytes | None], lease: int, beside: Sequence[Beside]) -> None:
         revisions = {key: await self._revision(key) for key in changed}
         compares: list[Compare] = [ModRevision(key, revision) for key, revision in revisions.items()]
         ops: list[Op] = [
@@ -112,7 +132,11 @@ class Publisher:
             for key, value in changed.items()
             if value is not None or revisions[key]
         ]
+        compares += [ModRevision(each.put.key, each.above) for each in beside]
+        ops += [each.put for each in beside]
         result = await self._store.txn(compares, ops)
+        if beside and not result.succeeded:
+            return  # tried again without
         for key, value in changed.items():
             if result.succeeded:
                 self._standing[key] = (value, result.revision if value is not None else 0)

@@ -149,11 +149,12 @@ class EngineSession(Calls):
         return Answer(_opened(device.fences.record.epoch, opened))
 
     async def _leave(self, request: protocol.Leave) -> Answer:
-        refused = self.device(request.device).fences.leave(
-            self._caller("agent").holder, request.epoch, request.revision
-        )
+        holder = self._caller("agent").holder
+        refused = self.device(request.device).fences.leave(holder, request.epoch, request.revision)
         if refused is not None:
             raise Denied(refused.code, refused.why)
+        if request.answer is not None:
+            self.node.answers.take(holder, request.answer)
         self.node.settle()
         await self.durable()
         return Answer(protocol.Done())

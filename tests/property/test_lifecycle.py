@@ -56,6 +56,8 @@ class World(RuleBasedStateMachine):
         self.life = Lifecycle(ME, DEVICES)
         self.todo: list[Action] = []
         self.published: Residency | None = None
+        self.said: Residency | None = None
+        """What went along with the last `leave`."""
         self.lease = 0
         self.leases = 0
         self.epoch: str | None = None
@@ -92,6 +94,9 @@ class World(RuleBasedStateMachine):
         match action:
             case Register(residency=residency) | Publish(residency=residency):
                 self.published = residency
+                if isinstance(action, Publish) and not action.soon and self.said is not None:
+                    assert residency == self.said, "what is published is what the daemon was given"
+                    self.said = None
             case Renew():
                 self._tell(LeaseGained(self._new_lease()))
             case Enter(device=device, fence=fence):
@@ -102,8 +107,10 @@ class World(RuleBasedStateMachine):
             case Offload() | Restore() | Settle() | Undo():
                 assert set(self.open) == set(DEVICES), "memory changes only when every device is entered"
                 self.todo.append(action)
-            case Leave(device=device, fence=fence):
+            case Leave(device=device, fence=fence, residency=said):
                 assert self.open.get(device) == fence, "what is left was entered"
+                assert said is None or (said.fence == fence and not said.busy)
+                self.said = said
                 assert not self.copying, "an operation ends after its copy"
                 self.todo.append(action)
             case Resume():

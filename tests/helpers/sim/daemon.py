@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from coordinator.core.entries import pages
 from coordinator.core.events import Changed, DeviceSeen, EpochSeen, Listed, SeatSeen, SpecSeen, TokenSeen
-from coordinator.core.model import Bytes, Device, Fence, Holder, Open, Order, Owner, Seat, Shared, Token
+from coordinator.core.model import Bytes, Device, Fence, Holder, Open, Order, Owner, Residency, Seat, Shared, Token
 from tests.helpers.sim.clockwork import Clockwork
 from tests.helpers.sim.etcd import Etcd, Watch
 
@@ -70,6 +70,8 @@ class SimDaemon:
         self.up = False
         self.lease = 0
         self.published: dict[str, Device] = {}
+        self.answers: dict[Holder, tuple[Residency, int]] = {}
+        """What engines said when they left, and the revision of their key that they knew."""
         self.watch: Watch | None = None
         self.start()
 
@@ -81,6 +83,7 @@ class SimDaemon:
         self.up = True
         self.epoch, self.revision = "", 0
         self.published = {}
+        self.answers = {}
         self.lease = 0
         self.watch = self.etcd.watch(self.see, lambda: self.etcd.rng.uniform(0.0, 0.02))
 
@@ -178,7 +181,18 @@ class SimDaemon:
         )
         if self.published.get(device.id) != state:
             self.published[device.id] = state
-            self.etcd.txn([(("device", device.id), state, self.lease)])
+            self.etcd.txn([(("device", device.id), state, self.lease), *self._said()])
+
+    def _said(self) -> list[tuple[tuple[str, ...], object, int]]:
+        """Answers of who is in no operation any more go along, once, where nothing has changed that they rest on."""
+        inside = {device.open[0] for device in self.devices.values() if device.open is not None}
+        left = {holder: self.answers.pop(holder) for holder in [*self.answers] if holder not in inside}
+        said: list[tuple[tuple[str, ...], object, int]] = []
+        for holder, (residency, above) in left.items():
+            key, lease = ("residency", holder.engine), self.lease_of(holder)
+            if lease in self.etcd.leases and self.etcd.mod(key) == above:
+                said.append((key, residency, lease))
+        return said
 
     # ---- what engines call
 
@@ -239,12 +253,14 @@ class SimDaemon:
             raise Violated(f"I1: {holder.engine} unmaps on {id_} without an open operation")
         device.drop(holder)
 
-    def leave(self, id_: str, holder: Holder, fence: Fence) -> bool:
+    def leave(self, id_: str, holder: Holder, fence: Fence, answer: tuple[Residency, int] | None = None) -> bool:
         """False: the daemon is away, try again."""
         device = self.devices[id_]
         if not self.up:
             return False
         if device.open is not None and device.open[:2] == (holder, fence.revision):
             self._close(device, fence.revision)
+            if answer is not None:
+                self.answers[holder] = answer
             self.advance()
         return True

@@ -201,11 +201,16 @@ class SimEngine:
         if not error and works:
             error = yield from self._work(order, before)
             reached = Phase.RESIDENT if order is Order.RESTORE and not error else Phase.OFFLOADED
+        whole = bool(entered) and len(entered) == len(self.kind.devices)
+        said = Residency(holder=self.holder, phase=reached, fence=fence, error=error)
+        key = ("residency", self.holder.engine)
+        # Half of the time somebody's old daemon, or one that may not write there.
+        answer = (said, self.etcd.mod(key)) if whole and self.etcd.rng.random() < 0.5 else None
         for device in entered:
-            while not self.daemon_of(device).leave(device, self.holder, fence):
+            while not self.daemon_of(device).leave(device, self.holder, fence, answer):
                 yield 0.1
         self.phase, self.working = reached, False
-        if entered and len(entered) == len(self.kind.devices):
+        if whole:
             self.fence = fence
         if lease == self.lease and self.epoch == fence.epoch:
             self.last = max(self.last, fence.revision)
@@ -216,7 +221,8 @@ class SimEngine:
         if before is Phase.STARTING and self.phase is Phase.RESIDENT and self.lease in self.etcd.leases:
             self.measured = True
             self.etcd.txn([(("spec", self.holder.engine), self._spec(), self.lease)])
-        self._publish(error)
+        if self.etcd.get(key) != said:
+            self._publish(error)
 
     def _enter(self, fence: Fence, entered: list[str]) -> Script:
         for device in self.kind.devices:

@@ -193,8 +193,10 @@ class SimClient:
         self._engine.world.entered(self._engine, device, epoch, revision)
         return opened  # type: ignore[no-any-return]
 
-    async def leave(self, device: str, epoch: str, revision: int, timeout_s: float) -> None:
-        await self.ask(protocol.Leave(device=device, epoch=epoch, revision=revision), timeout_s)
+    async def leave(
+        self, device: str, epoch: str, revision: int, timeout_s: float, answer: protocol.Answer | None = None
+    ) -> None:
+        await self.ask(protocol.Leave(device=device, epoch=epoch, revision=revision, answer=answer), timeout_s)
 
     async def ask(self, request: protocol.Request, timeout_s: float) -> Any:
         """Raises DaemonRefused, DaemonUnavailable."""

@@ -68,7 +68,23 @@ class Actor {
         State next = m_.from;
         next.push().device[d_] = {1, me_.closed, me_.owners};
         bool settled = me_.closed >= now.seat[d_].revision;
-        m_.add(next, label(Verb::kPublishes, kNobody, static_cast<u8>(me_.owners | (settled ? 128 : 0))));
+        Label what = label(Verb::kPublishes, kNobody, static_cast<u8>(me_.owners | (settled ? 128 : 0)));
+        m_.add(next, what);
+        for (int i = 0; i < m_.set.engines; i++)
+            if (answers(i)) m_.add(with_answer(next, i), what);
+    }
+
+    // An engine that has left may have its answer put in the same transaction, on its own lease.
+    bool answers(int i) const {
+        const Engine& engine = m_.from.engine[i];
+        bool left = m_.has(i, d_) && engine.alive && engine.step == kAnswering;
+        return left && engine.has_lease && m_.from.now().engine[i].answered != engine.fence;
+    }
+
+    State with_answer(State next, int i) const {
+        EngineKeys& keys = next.history[next.length - 1].engine[i];
+        keys = {keys.spec, phase_of(next.engine[i], m_.set.devices_of(i)), next.engine[i].fence};
+        return next;
     }
 
     void close_unentered() {

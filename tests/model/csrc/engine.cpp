@@ -204,15 +204,17 @@ class Actor {
     }
 
     void answer() {
-        if (!m_.room()) return;
+        bool stands = me_.has_lease && m_.from.now().engine[i_].answered == me_.fence;  // the daemon has put it
+        if (!stands && !m_.room()) return;
         State next = m_.from;
         Engine& me = next.engine[i_];
         if (me.fence_lease == me.leases || !m_.set.rules.last_fence) me.last_fence = me.fence;
         u8 phase = phase_of(me, devices_);
-        if (me.has_lease) next.push().engine[i_] = {next.now().engine[i_].spec, phase, me.fence};
+        if (me.has_lease && !stands) next.push().engine[i_] = {next.now().engine[i_].spec, phase, me.fence};
         me.step = kIdle;
         me.fence = me.fence_epoch = me.fence_lease = me.order = me.failed = 0;
-        m_.add(next, label(Verb::kAnswers, kNobody, me_.has_lease ? phase : static_cast<u8>(kAbsent)));
+        Verb verb = stands ? Verb::kFindsItsAnswer : Verb::kAnswers;
+        m_.add(next, label(verb, kNobody, me_.has_lease ? phase : static_cast<u8>(kAbsent)));
     }
 
     void close(Daemon& daemon) const {

@@ -30,6 +30,7 @@ std::string Label::text() const {
         case Verb::kIsDenied: return "daemon " + d + " has no pages for engine " + e;
         case Verb::kLeaves: return "engine " + e + " leaves";
         case Verb::kAnswers: return "answer " + e + " " + phases[detail];
+        case Verb::kFindsItsAnswer: return "engine " + e + " sees its answer put by a daemon";
         case Verb::kLeaseEnds: return "gone " + e;
         case Verb::kFreesTheDead: return "daemon " + d + " frees what engine " + e + " left when it died";
         case Verb::kFreesEarly: return "daemon " + d + " counts pages of engine " + e + " as free: its lease is gone";

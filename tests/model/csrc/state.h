@@ -106,8 +106,9 @@ struct Setting {
 
 enum class Verb : u8 {
     kLeaderSees, kOldLeaderSees, kDaemonSees, kEngineSees, kOrder, kServes, kRegisters, kReconnects, kTakes, kEnters,
-    kIsRefused, kMaps, kIsInterrupted, kIsDenied, kLeaves, kAnswers, kLeaseEnds, kFreesTheDead, kFreesEarly, kPublishes,
-    kClosesUnentered, kKills, kReclaims, kTurnsEpoch, kCrashes, kHangs, kIsWanted, kRestarts, kChanges, kLoses,
+    kIsRefused, kMaps, kIsInterrupted, kIsDenied, kLeaves, kAnswers, kFindsItsAnswer, kLeaseEnds, kFreesTheDead,
+    kFreesEarly, kPublishes, kClosesUnentered, kKills, kReclaims, kTurnsEpoch, kCrashes, kHangs, kIsWanted, kRestarts,
+    kChanges, kLoses,
 };
 
 struct Label {

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
 
 from coordinator.core.model import Bytes, Holder, Load, Phase, Residency, Spec, Value
 from coordinator.store import keys
-from coordinator.store.base import Put
+from coordinator.store.base import Compare, ModRevision, Op, Put, TxnResult
 from coordinator.store.codec import decode, encode
 from coordinator.store.follow import follow
 from coordinator.store.memory import Fault, MemoryEtcd, MemoryStore
 from engine_patch import publisher as publishers
 from engine_patch.publisher import Publisher
+from native.protocol import Answer
 from tests.helpers.eventually import eventually
 
 ME = Holder("e", "n1")
@@ -133,3 +134,131 @@ async def test_another_process_with_this_id_is_not_overwritten(monkeypatch: pyte
         await store.revoke_lease(theirs)
         await asyncio.wait_for(publisher.registered.wait(), 30)
         await stands(store, keys.spec("e"), spec())
+
+
+@asynccontextmanager
+async def entrusting(store: MemoryStore, told: list[Value], lease: int) -> AsyncIterator[tuple[Publisher, Answer]]:
+    """A registered engine that sees its own keys, and has asked for `told[0]` to be put by somebody else."""
+
+    async def follow_own() -> None:
+        async with aclosing(follow(store, keys.ROOT)) as news:
+            async for one in news:
+                publisher.saw(one)
+
+    async with running(store) as publisher:
+        following = asyncio.create_task(follow_own())
+        publisher.put(keys.residency("e"), residency(Phase.STARTING))
+        publisher.move(lease)
+        await asyncio.wait_for(publisher.registered.wait(), 30)
+        answer = publisher.entrust(keys.residency("e"), told[0])
+        assert answer is not None
+        yield publisher, answer
+        following.cancel()
+        await asyncio.wait({following})
+
+
+async def revision(store: MemoryStore) -> int:
+    kv = await store.get(keys.residency("e"))
+    assert kv is not None
+    return kv.mod_revision
+
+
+@pytest.mark.parametrize("early", [True, False])
+async def test_what_the_daemon_puts_is_not_put_again(early: bool) -> None:
+    store = MemoryEtcd().client()
+    lease, told = await store.grant_lease(5), residency(Phase.OFFLOADED)
+    async with entrusting(store, [told], lease) as (publisher, answer):
+        if not early:
+            publisher.put(keys.residency("e"), told)
+        key = keys.residency("e")
+        put = await store.txn([ModRevision(key, answer.above)], [Put(key, answer.residency, lease)])
+        assert put.succeeded
+        await eventually(lambda: publisher.shown(key) == put.revision)
+        if early:
+            publisher.put(key, told)
+        publisher.put(keys.load("e"), Load(running=1), within=publishers.ENTRUSTED_S)
+        await stands(store, keys.load("e"), Load(running=1))
+        assert await revision(store) == put.revision
+        publisher.put(key, residency(Phase.RESIDENT))
+        await stands(store, key, residency(Phase.RESIDENT))
+        assert publisher.entrust(key, told) is not None
+
+
+async def test_what_the_daemon_does_not_put_comes_from_here_and_then_nothing_is_entrusted_for_a_while() -> None:
+    store = MemoryEtcd().client()
+    told = residency(Phase.OFFLOADED)
+    async with entrusting(store, [told], await store.grant_lease(5)) as (publisher, _):
+        publisher.put(keys.load("e"), Load(running=1))
+        await stands(store, keys.load("e"), Load(running=1))
+        kv = await store.get(keys.residency("e"))
+        assert kv is not None
+        assert decode(Residency, kv.value).phase is Phase.STARTING, "said before it was left"
+        publisher.put(keys.residency("e"), told)
+        await stands(store, keys.residency("e"), told)
+        assert publisher.entrust(keys.residency("e"), told) is None
+
+
+async def test_nothing_is_entrusted_without_a_lease_or_before_it_stands() -> None:
+    store = MemoryEtcd().client()
+    async with running(store) as publisher:
+        assert publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) is None
+        publisher.move(await store.grant_lease(5))
+        assert publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) is None
+
+
+async def test_an_answer_on_another_lease_does_not_count() -> None:
+    store = MemoryEtcd().client()
+    lease, told = await store.grant_lease(5), residency(Phase.OFFLOADED)
+    async with entrusting(store, [told], lease) as (publisher, answer):
+        key, other = keys.residency("e"), await store.grant_lease(5)
+        await store.txn([], [Put(key, answer.residency, other)])
+        await eventually(lambda: publisher.shown(key) > answer.above)
+        publisher.put(key, told)
+        async with asyncio.timeout(30):
+            while True:
+                kv = await store.get(key)
+                if kv is not None and kv.lease == lease:
+                    break
+                await asyncio.sleep(0.01)
+
+
+async def test_what_waits_can_be_hastened_and_nothing_else_is_put() -> None:
+    store = MemoryEtcd().client()
+    async with running(store) as publisher:
+        publisher.move(await store.grant_lease(5))
+        publisher.put(keys.residency("e"), residency(Phase.RESIDENT))
+        await stands(store, keys.residency("e"), residency(Phase.RESIDENT))
+        before = (await store.list(keys.ROOT)).revision
+        publisher.hasten(keys.load("e"))
+        publisher.put(keys.load("e"), Load(), within=3600)
+        publisher.hasten(keys.load("e"))
+        await stands(store, keys.load("e"), Load())
+        assert (await store.list(keys.ROOT)).revision == before + 1
+
+
+async def test_the_end_of_an_earlier_lease_is_not_that_of_this_one() -> None:
+    """Its answer comes when the keys are on their way to another already."""
+    etcd = MemoryEtcd()
+    held, free = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryStore):
+        async def txn(self, compares: Sequence[Compare], ops: Sequence[Op]) -> TxnResult:
+            if not held.is_set():
+                held.set()
+                await free.wait()
+            return await super().txn(compares, ops)
+
+    store = Slow(etcd)
+    async with running(store) as publisher:
+        publisher.put(keys.residency("e"), residency(Phase.RESIDENT))
+        gone = await store.grant_lease(5)
+        publisher.move(gone)
+        await held.wait()
+        await store.revoke_lease(gone)
+        lease = await store.grant_lease(5)
+        publisher.move(lease)
+        free.set()
+        await stands(store, keys.residency("e"), residency(Phase.RESIDENT))
+        kv = await store.get(keys.residency("e"))
+        assert kv is not None
+        assert kv.lease == lease

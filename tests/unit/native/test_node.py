@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.core.model import Order
+from coordinator.core.model import Fence, Order, Phase, Residency
+from coordinator.core.model import Holder as ModelHolder
 from coordinator.store import keys
+from coordinator.store.codec import encode
 from coordinator.store.memory import MemoryEtcd
 from native import protocol
 from native.daemon import calls, keeper, publisher
@@ -25,7 +27,7 @@ from native.fences import Holder
 from native.journal import Ledger
 from native.link import ANSWER_MARGIN
 from native.processes import Identity, boot_id, reopen, start_time
-from native.protocol import Code, Done, Enter, Hello, Kind, Leave, Map, Mapped, Opened, Refused
+from native.protocol import Answer, Code, Done, Enter, Hello, Kind, Leave, Map, Mapped, Opened, Refused
 from tests.helpers.leader import Granted, Leader, Registered
 
 PATIENCE_S = 60.0
@@ -73,8 +75,8 @@ class Place:
     async def enter(self, fence: Granted) -> protocol.Reply:
         return (await self.agent.handle(Enter(self.device, fence.epoch, fence.revision, 30.0))).reply
 
-    async def leave(self, fence: Granted) -> protocol.Reply:
-        return (await self.agent.handle(Leave(self.device, fence.epoch, fence.revision))).reply
+    async def leave(self, fence: Granted, answer: Answer | None = None) -> protocol.Reply:
+        return (await self.agent.handle(Leave(self.device, fence.epoch, fence.revision, answer))).reply
 
     async def map(self, ticket: int) -> protocol.Reply:
         return (await self.worker.handle(Map(self.device, Kind.KV, 1, ticket, 5.0))).reply
@@ -111,6 +113,36 @@ async def place(folder: Path) -> AsyncIterator[Place]:
         await asyncio.wait((running,))
         if not running.cancelled():
             running.result()
+
+
+def offloaded(holder: ModelHolder, fence: Granted) -> bytes:
+    return encode(Residency(holder=holder, phase=Phase.OFFLOADED, fence=Fence(fence.epoch, fence.revision)))
+
+
+async def test_an_answer_stands_in_the_revision_that_says_closed(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        answer = offloaded(at.spec.holder, fence)
+        assert await at.leave(fence, Answer(answer, 0)) == Done()
+        await at.leader.closed(at.device, fence)
+        said = await at.leader.store.get(keys.residency("a"))
+        closed = await at.leader.store.get(keys.device(at.device))
+        assert said is not None
+        assert closed is not None
+        assert (said.value, said.lease, said.mod_revision) == (answer, at.spec.lease, closed.mod_revision)
+
+
+@pytest.mark.parametrize("wrong", ["not json", "another's", "moved on"])
+async def test_an_answer_that_is_not_the_callers_is_not_put_and_the_operation_ends(tmp_path: Path, wrong: str) -> None:
+    async with place(tmp_path) as at:
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        said = offloaded(ModelHolder("b", "n") if wrong == "another's" else at.spec.holder, fence)
+        answer = Answer(b"{" if wrong == "not json" else said, 3 if wrong == "moved on" else 0)
+        assert await at.leave(fence, answer) == Done()
+        await at.leader.closed(at.device, fence)
+        assert await at.leader.store.get(keys.residency("a")) is None
 
 
 async def test_nothing_is_answered_before_it_is_on_disk(tmp_path: Path) -> None:

@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 
+import pytest
+
+from coordinator.errors import StoreError
 from coordinator.store.base import Delete, Put
 from coordinator.store.follow import follow
 from coordinator.store.memory import Fault, MemoryEtcd, MemoryStore
-from native.daemon.publisher import LAZY, Publisher
+from native.daemon.publisher import LAZY, Beside, Publisher
 from tests.helpers.clock import run_virtual
 
 KEY = "/vnpu/v1/nodes/n/devices/0"
@@ -194,5 +197,65 @@ def test_what_somebody_else_wrote_or_deleted_is_put_again() -> None:
             before = etcd.mvcc.revision
             await asyncio.sleep(60)
             assert etcd.mvcc.revision == before
+
+    run_virtual(body())
+
+
+ENGINES = "/vnpu/v1/engines/a/residency"
+
+
+def test_an_answer_goes_along_in_the_same_transaction() -> None:
+    async def body() -> None:
+        etcd = MemoryEtcd()
+        store = etcd.client()
+        async with publishing(etcd.client()) as publisher:
+            lease = await store.grant_lease(60)
+            first = await store.txn([], [Put(ENGINES, b"old", lease)])
+            publisher.want({KEY: b"1"}, urgent=True, beside=(Beside(Put(ENGINES, b"new", lease), first.revision),))
+            await asyncio.sleep(LAZY / 10)
+            kv, own = etcd.mvcc.get(ENGINES), etcd.mvcc.get(KEY)
+            assert kv is not None
+            assert own is not None
+            assert (kv.value, kv.lease, kv.mod_revision) == (b"new", lease, own.mod_revision)
+            before = etcd.mvcc.revision
+            publisher.want({KEY: b"1"}, urgent=True)
+            await asyncio.sleep(1)
+            assert etcd.mvcc.revision == before
+
+    run_virtual(body())
+
+
+@pytest.mark.parametrize("why", ["changed", "dead", "forbidden"])
+def test_an_answer_that_cannot_be_put_is_dropped_and_never_in_the_way(why: str) -> None:
+    async def body() -> None:
+        etcd = MemoryEtcd()
+        store = etcd.client()
+        refusing: list[str] = []
+
+        def faults(verb: str) -> Fault:
+            if verb in refusing:
+                refusing.remove(verb)
+                raise StoreError("permission denied")
+            return Fault()
+
+        async with publishing(etcd.client(faults=faults)) as publisher:
+            await asyncio.sleep(0.1)
+            lease = await store.grant_lease(60)
+            first = await store.txn([], [Put(ENGINES, b"old", lease)])
+            above = first.revision
+            if why == "changed":
+                above -= 1
+            elif why == "dead":
+                await store.revoke_lease(lease)
+            else:
+                refusing.append("txn")
+            publisher.want({KEY: b"1"}, urgent=True, beside=(Beside(Put(ENGINES, b"new", lease), above),))
+            await asyncio.sleep(LAZY / 10)
+            assert await value(etcd) == b"1"
+            kv = etcd.mvcc.get(ENGINES)
+            assert (kv.value if kv is not None else None) == (None if why == "dead" else b"old")
+            publisher.want({KEY: b"2"}, urgent=True)
+            await asyncio.sleep(LAZY / 10)
+            assert await value(etcd) == b"2"
 
     run_virtual(body())
