@@ -22,8 +22,6 @@ from coordinator.core.model import (
     Heartbeat,
     Load,
     Policy,
-    Process,
-    ProcessOrder,
     Refusal,
     Residency,
     Seat,
@@ -32,6 +30,7 @@ from coordinator.core.model import (
     Token,
     Value,
 )
+from coordinator.core.process import Process, ProcessOrder
 from coordinator.errors import SchemaError
 from coordinator.store.base import Changes, KeyValue, Listing, Store
 from coordinator.store.codec import decode

@@ -16,12 +16,12 @@ from coordinator.core.model import (
     Order,
     Phase,
     Policy,
-    Process,
     Residency,
     Seat,
     Seed,
     Spec,
 )
+from coordinator.core.process import Process
 from coordinator.picture import Picture
 
 SILENCE_S = 3.0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from coordinator.core.model import Decision, DeviceId, EngineId, Holder, ModelId, Order, ProcessOrder
+from coordinator.core.model import Decision, DeviceId, EngineId, Holder, ModelId, Order
+from coordinator.core.process import ProcessOrder
 
 
 class SeatAt(msgspec.Struct, frozen=True):

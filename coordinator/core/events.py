@@ -18,14 +18,13 @@ from coordinator.core.model import (
     ModelId,
     Order,
     Policy,
-    Process,
-    ProcessOrder,
     Refusal,
     Residency,
     Seat,
     Spec,
     Token,
 )
+from coordinator.core.process import Process, ProcessOrder
 from coordinator.core.settings import Settings
 
 

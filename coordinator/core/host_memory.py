@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from coordinator.core.entries import EngineEntry
 from coordinator.core.ledger import Ledger
-from coordinator.core.model import DeviceId, HostRam, Life, Phase
+from coordinator.core.model import DeviceId, HostRam, Phase
+from coordinator.core.process import Life
 from coordinator.core.processes import ProcessEntry
 from coordinator.core.starts import Starts
 

@@ -55,25 +55,6 @@ class Order(StrEnum):
     STOP = "stop"
 
 
-class Wish(StrEnum):
-    """What the leader wants of an engine's process. `close`: it takes nothing new, ends what it has, leaves the device;
-    then it is told to `stop`."""
-
-    RUN = "run"
-    CLOSE = "close"
-    STOP = "stop"
-
-
-class Life(StrEnum):
-    """Where an engine's process is, by the word of whoever keeps it. `failed`: given up until it is ordered anew."""
-
-    STOPPED = "stopped"
-    STARTING = "starting"
-    RUNNING = "running"
-    STOPPING = "stopping"
-    FAILED = "failed"
-
-
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """Base of every value in etcd."""
 
@@ -260,35 +241,6 @@ class HostRam(msgspec.Struct, frozen=True):
     saved_kv: ByteCount = 0
     unused: ByteCount = 0
     """Of `masters`, what no process has mapped: it goes as soon as its bytes are needed."""
-
-
-class Process(Value, frozen=True, kw_only=True):
-    """`nodes/<node>/engines/<engine>`, on the lease of the supervisor that keeps the process.
-
-    `bytes` are what the process takes of host memory beside masters, `weights` what the masters of its weights take:
-    estimates until `measured`. `lazy`: the leader says when it runs."""
-
-    model: Name
-    devices: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
-    keeper: Name
-    """This run of the supervisor: orders to an earlier one are void."""
-    life: Life
-    lazy: bool = False
-    bytes: ByteCount = 0
-    weights: ByteCount = 0
-    measured: bool = False
-    stop_after: Seconds | None = None
-    obeyed: Revision = 0
-    """mod_revision of the newest order that `life` is the answer to."""
-    error: Text = ""
-
-
-class ProcessOrder(Value, frozen=True, kw_only=True):
-    """`processes/<engine>`, no lease, written by the leader: what is wanted of the process that `keeper` keeps."""
-
-    keeper: Name
-    wish: Wish
-    cause: Text = ""
 
 
 class Device(Value, frozen=True, kw_only=True):

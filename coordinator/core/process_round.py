@@ -16,9 +16,10 @@ from coordinator.core import host_memory
 from coordinator.core.attend import inside
 from coordinator.core.commands import Command
 from coordinator.core.entries import EngineEntry
-from coordinator.core.model import DeviceId, EngineId, Holder, Life, ModelId, Order, Wish
+from coordinator.core.model import DeviceId, EngineId, Holder, ModelId, Order
 from coordinator.core.orders import Lead, Why
 from coordinator.core.policy import Resident, Wanted
+from coordinator.core.process import Life, Wish
 from coordinator.core.processes import ProcessEntry
 from coordinator.core.room import choose, in_order
 from coordinator.core.round import RETRY_AFTER_S, Desk

@@ -9,7 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from coordinator.core.events import DeviceSeen, Fact, ProcessOrderSeen, ProcessSeen
-from coordinator.core.model import DeviceId, EngineId, HostRam, Life, ModelId, Process, ProcessOrder, Wish
+from coordinator.core.model import DeviceId, EngineId, HostRam, ModelId
+from coordinator.core.process import Life, Process, ProcessOrder, Wish
 
 DOWN = frozenset({Life.STOPPED, Life.FAILED})
 

@@ -18,10 +18,11 @@ from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
 from coordinator.core.foresight import next_needed
-from coordinator.core.model import DeviceId, Holder, Order, Phase, Wish
+from coordinator.core.model import DeviceId, Holder, Order, Phase
 from coordinator.core.orders import Lead, Orders, Why
 from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
+from coordinator.core.process import Wish
 from coordinator.core.refusals import Refusals
 from coordinator.core.room import choose
 from coordinator.core.standing import COMING, Stand, Standing, answered, stand

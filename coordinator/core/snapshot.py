@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from coordinator.core.commands import Grant
 from coordinator.core.entries import DeviceEntry, EngineEntry
-from coordinator.core.model import Bytes, Life, ModelId, Order, Phase
+from coordinator.core.model import Bytes, ModelId, Order, Phase
+from coordinator.core.process import Life
 from coordinator.core.processes import ProcessEntry
 from coordinator.core.round import Desk
 from coordinator.core.routes import Routes

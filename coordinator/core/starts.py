@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from coordinator.core.commands import Direct
-from coordinator.core.model import EngineId, ModelId, Order, ProcessOrder, Wish
+from coordinator.core.model import EngineId, ModelId, Order
 from coordinator.core.orders import Lead, Orders, Why
+from coordinator.core.process import ProcessOrder, Wish
 from coordinator.core.processes import ProcessEntry, Processes
 from coordinator.core.settings import Limits
 

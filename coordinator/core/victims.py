@@ -11,9 +11,10 @@ from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand
 from coordinator.core.entries import EngineEntry, chargeable
 from coordinator.core.ledger import Ledger
-from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order, Wish
+from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
 from coordinator.core.policy import EvictionPolicy, Resident, Wanted
 from coordinator.core.predictions import Predictions
+from coordinator.core.process import Wish
 from coordinator.core.settings import Limits, Models, Settings
 from coordinator.core.standing import stand
 

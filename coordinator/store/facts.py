@@ -39,8 +39,6 @@ from coordinator.core.model import (
     Load,
     ModelId,
     Policy,
-    Process,
-    ProcessOrder,
     Refusal,
     Residency,
     Seat,
@@ -48,6 +46,7 @@ from coordinator.core.model import (
     Token,
     Value,
 )
+from coordinator.core.process import Process, ProcessOrder
 from coordinator.errors import SchemaError
 from coordinator.store import keys
 from coordinator.store.base import Change, Changes, KeyValue, Listing

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.config import Config
-from coordinator.core.model import Life, Process, ProcessOrder, Wish
+from coordinator.core.process import Life, Process, ProcessOrder, Wish
 from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
 from coordinator.picture import Mirror, Picture
 from coordinator.placement import engines, needs

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from coordinator.cli.make_model import Recipe, make_model
-from coordinator.core.model import Life, Process
+from coordinator.core.process import Life, Process
 from coordinator.demo.node import running_node
 from coordinator.picture import Mirror
 from coordinator.store import connect

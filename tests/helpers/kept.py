@@ -6,7 +6,8 @@ import msgspec
 
 from coordinator.core.commands import Command, Direct
 from coordinator.core.events import Granted, ProcessOrderSeen, ProcessSeen
-from coordinator.core.model import EngineId, HostRam, Life, Phase, Process, Wish
+from coordinator.core.model import EngineId, HostRam, Phase
+from coordinator.core.process import Life, Process, Wish
 from tests.helpers.stage import Stage, of
 
 KEEPER = "k1"

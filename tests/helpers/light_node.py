@@ -15,7 +15,7 @@ from typing import Any
 
 import aiohttp
 
-from coordinator.core.model import Life, Process
+from coordinator.core.process import Life, Process
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from coordinator.core.model import Decision, Life, Order, Process
+from coordinator.core.model import Decision, Order
+from coordinator.core.process import Life, Process
 from tests.helpers.light_node import LightNode, light_node, model_folders
 from tests.helpers.processes import alive
 

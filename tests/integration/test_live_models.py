@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.core.model import Phase, Process, Residency
+from coordinator.core.model import Phase, Residency
+from coordinator.core.process import Process
 from coordinator.supervise.readiness import phase
 from tests.helpers.eventually import eventually
 from tests.helpers.light_node import LightNode, light_node, model_folders

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from coordinator.core.model import Life, Process, ProcessOrder, Wish
+from coordinator.core.process import Life, Process, ProcessOrder, Wish
 from coordinator.store import connect, keys
 from coordinator.store.base import Put
 from coordinator.store.codec import decode, encode

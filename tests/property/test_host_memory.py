@@ -13,7 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coordinator.core.commands import Command, Direct, Grant, Refuse
 from coordinator.core.events import GrantRefused
-from coordinator.core.model import Life, Order, Phase, Policy, Wish
+from coordinator.core.model import Order, Phase, Policy
+from coordinator.core.process import Life, Wish
 from coordinator.core.settings import Settings
 from tests.helpers.kept import KeptStage
 

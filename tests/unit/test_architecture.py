@@ -42,6 +42,7 @@ MAY: dict[str, tuple[str, ...]] = {
     "coordinator.store": (
         "coordinator.store",
         "coordinator.core.model",
+        "coordinator.core.process",
         "coordinator.core.events",
         "coordinator.errors",
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from coordinator.core.commands import Direct
 from coordinator.core.events import DeviceSeen, Granted, GrantRefused, ProcessOrderSeen, ProcessSeen
-from coordinator.core.model import DeviceId, EngineId, Life, Order, Phase, Policy, ProcessOrder, Wish
+from coordinator.core.model import DeviceId, EngineId, Order, Phase, Policy
+from coordinator.core.process import Life, ProcessOrder, Wish
 from tests.helpers.kept import KEEPER, KeptStage, directs
 from tests.helpers.stage import grants, of, only, orders, refusals, routes
 
