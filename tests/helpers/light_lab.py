@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 from coordinator.core.model import Order
+from tests.helpers.daemon import DaemonProcess
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import Lab
 from tests.helpers.light_engine import LightEngine
 
@@ -23,3 +28,15 @@ class LightLab(Lab):
         await self.order(engine, Order.RESTORE)
         await self.spec(engine, lambda spec: spec.measured)
         return engine
+
+
+@asynccontextmanager
+async def light_lab(folder: Path, etcd: RealEtcd, capacity: int) -> AsyncIterator[LightLab]:
+    """A node of its own with one host device of `capacity` bytes, and an elected leader, on an etcd that runs."""
+    store = etcd.client()
+    devices = [f"0:host:{capacity}"]
+    with DaemonProcess(folder, etcd.url, node=f"light-{next(_numbers)}", devices=devices) as daemon:
+        lab = LightLab(folder, etcd, await daemon.ready(store), store)
+        await lab.leader.elect()
+        yield lab
+    await store.close()

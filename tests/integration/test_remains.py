@@ -3,24 +3,21 @@ the real daemon."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.core.model import Order
-from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.light_engine import LightEngine
-from tests.helpers.light_lab import LightLab
+from tests.helpers.light_lab import LightLab, light_lab
 
 MIB = 1 << 20
 WEIGHTS = 22 * MIB
 KV = 4096
 """Of a prompt, saved at each switch."""
 CAPACITY = 36 * MIB
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -31,13 +28,8 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
 
 @pytest.fixture
 async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
-    store = etcd.client()
-    devices = [f"0:host:{CAPACITY}"]
-    with DaemonProcess(tmp_path, etcd.url, node=f"remains-{next(_numbers)}", devices=devices) as daemon:
-        one = LightLab(tmp_path, etcd, await daemon.ready(store), store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, CAPACITY) as one:
         yield one
-    await store.close()
 
 
 async def asleep(lab: LightLab, size: int = WEIGHTS) -> tuple[LightEngine, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,17 +10,15 @@ import pytest
 
 from coordinator.core.model import Order, Phase, Residency
 from engine_patch.host_bus import RESERVED, WEIGHTS_AT
-from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.lab import at
 from tests.helpers.light_engine import LightEngine
-from tests.helpers.light_lab import LightLab
+from tests.helpers.light_lab import LightLab, light_lab
 
 MIB = 1 << 20
 WEIGHTS = 22 * MIB
 CAPACITY = 36 * MIB
 """One and a half of an engine with 22 MiB of weights and 2 MiB of KV."""
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +29,8 @@ def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
 
 @pytest.fixture
 async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
-    store = etcd.client()
-    devices = [f"0:host:{CAPACITY}"]
-    with DaemonProcess(tmp_path, etcd.url, node=f"shared-{next(_numbers)}", devices=devices) as daemon:
-        one = LightLab(tmp_path, etcd, await daemon.ready(store), store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, CAPACITY) as one:
         yield one
-    await store.close()
 
 
 async def asleep(lab: LightLab, content: str = "same") -> LightEngine:
