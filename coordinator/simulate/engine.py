@@ -52,7 +52,7 @@ class Engine:
         return min((job.request.t for job in (*self._prompts, *self._decoding)), default=inf)
 
     def admit(self, job: Job) -> None:
-        job.left = job.request.prompt_tokens / self._model.prefill
+        job.left = self._model.first + job.request.prompt_tokens / self._model.prefill
         self._prompts.append(job)
         if self.resident and len(self._prompts) == 1:
             self._prefill()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated
 
 import msgspec
@@ -23,6 +24,7 @@ class Duration(float):
 
 
 UNMAP_S = 0.005
+NOTHING: Mapping[str, int] = MappingProxyType({})
 Rate = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
 
 
@@ -38,13 +40,17 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One model with one engine on `devices`. `weights` and `kv` are bytes on each of them; `fixed` is what a restore
-    takes beside its bytes. `prefill` tokens a second, one prompt at a time; `decode` seconds a token, for
-    all that run together. The others are settings, as in `vnpu.yaml`."""
+    takes beside its bytes, `leave` an offload. `saved`: of its KV, what is in use and moves (default: all). `prefill`
+    tokens a second, one prompt at a time, each after `first`; `decode` seconds a token, for all that run together.
+    The others are settings, as in `vnpu.yaml`."""
 
     weights: Size
     devices: list[str] = []
     kv: Size = Size(0)
+    saved: Size | None = None
     fixed: Duration = Duration(0.05)
+    leave: Duration = Duration(UNMAP_S)
+    first: Duration = Duration(0)
     prefill: Rate = 8000.0
     decode: Duration = Duration(0.02)
     keep_alive: Duration | None = None
@@ -77,18 +83,27 @@ class Fleet(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def pages(self, model: str, device: str) -> int:
         """Bytes that `model` takes of `device`: weights and KV in whole chunks."""
-        chunk, of = self.device(device).chunk, self.models[model]
-        return (-(-of.weights // chunk) + -(-of.kv // chunk)) * chunk
+        return sum(self.chunks(model, device)) * self.device(device).chunk
 
-    def restore_s(self, model: str) -> float:
-        """Seconds of a restore, all ranks at once."""
+    def chunks(self, model: str, device: str) -> tuple[int, int]:
+        """Chunks that `model` takes of `device`: for weights, for KV."""
+        chunk, of = self.device(device).chunk, self.models[model]
+        return -(-of.weights // chunk), -(-of.kv // chunk)
+
+    def restore_s(self, model: str, still: Mapping[str, int] = NOTHING) -> float:
+        """Seconds of a restore, all ranks at once. `still`: by device, bytes of weights that need no copy."""
         of = self.models[model]
-        return of.fixed + max(self.pages(model, d) / self.device(d).restore for d in of.devices)
+        kv = {
+            d: of.saved if of.saved is not None else self.chunks(model, d)[1] * self.device(d).chunk for d in of.devices
+        }
+        weights = {d: self.chunks(model, d)[0] * self.device(d).chunk - still.get(d, 0) for d in of.devices}
+        return of.fixed + max((weights[d] + kv[d]) / self.device(d).restore for d in of.devices)
 
     def offload_s(self, model: str) -> float:
         """Seconds of an offload: weights are clean and only unmapped, KV is saved."""
         of = self.models[model]
-        return UNMAP_S + max(of.kv / self.device(d).offload for d in of.devices)
+        saved = of.saved if of.saved is not None else of.kv
+        return of.leave + max(saved / self.device(d).offload for d in of.devices)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Fleet:

@@ -51,6 +51,7 @@ from coordinator.errors import VnpuError
 from coordinator.simulate.clock import Clock
 from coordinator.simulate.engine import Engine, Job
 from coordinator.simulate.fleet import Fleet
+from coordinator.simulate.remains import Remains
 from coordinator.simulate.trace import Request
 
 EPOCH = Epoch(id="simulated")
@@ -97,7 +98,10 @@ class World:
         shadow: EvictionPolicy | None = None,
         predict: bool = False,
         delays: Delays = DELAYS,
+        remains: bool = False,
     ) -> None:
+        """`remains`: pages that nobody has needed since a model left hold its weights still, and are not copied when it
+        comes back, as node daemons have it. Not the optimum's world: that copies all."""
         self.fleet = fleet
         self.clock = Clock()
         self.jobs: list[Job] = []
@@ -113,6 +117,7 @@ class World:
         self._ticking = float("inf")
         self._engines = {name: self._engine(name) for name in fleet.models}
         self._owners: dict[str, dict[str, Owner]] = {device.id: {} for device in fleet.devices}
+        self._remains = {device.id: Remains(device.capacity // device.chunk) for device in fleet.devices if remains}
         self._closed: dict[str, int] = {device.id: 0 for device in fleet.devices}
         self._routes: dict[str, bool] = {}
         self._waiting: dict[str, list[Job]] = {name: [] for name in fleet.models}
@@ -290,14 +295,24 @@ class World:
     def _operate(self, grant: Grant, revision: int) -> None:
         name = grant.holder.engine
         restore = grant.order is Order.RESTORE
-        seconds = self.fleet.restore_s(name) if restore else self.fleet.offload_s(name)
+        still = self._still(name) if restore else {}
+        seconds = self.fleet.restore_s(name, still) if restore else self.fleet.offload_s(name)
         if not restore:
             self._engines[name].freeze()
-        bytes_ = sum(self.fleet.pages(name, device) for device in self.fleet.models[name].devices)
+        bytes_ = sum(self.fleet.pages(name, d) - still.get(d, 0) for d in self.fleet.models[name].devices)
         moved = bytes_ if restore else self.fleet.models[name].kv * len(self.fleet.models[name].devices)
         asked = bool(self._waiting[name]) or self._engines[name].inside > 0
         move = Move(self.clock.now, name, grant.order, seconds, moved, 0.0, predicted=restore and not asked)
         self.clock.after(seconds, lambda: self._operated(grant, revision, move))
+
+    def _still(self, name: str) -> dict[str, int]:
+        """It takes its pages: by device, bytes of weights that lie in them already."""
+        fleet = self.fleet
+        return {
+            id_: remains.take(name, *fleet.chunks(name, id_)) * fleet.device(id_).chunk
+            for id_, remains in self._remains.items()
+            if id_ in fleet.models[name].devices
+        }
 
     def _operated(self, grant: Grant, revision: int, move: Move) -> None:
         name, seconds = move.model, move.seconds
@@ -313,6 +328,8 @@ class World:
                 self._owners[seat.device][name] = Owner(holder=grant.holder, bytes=held)
             else:
                 self._owners[seat.device].pop(name, None)
+                if seat.device in self._remains:
+                    self._remains[seat.device].leave(name, *self.fleet.chunks(name, seat.device))
             self._fits(seat.device)
         phase = Phase.RESIDENT if restore else Phase.OFFLOADED
         residency = self._residency(name, phase, revision, seconds)

@@ -48,6 +48,21 @@ def test_a_cold_request_waits_for_its_bytes_and_a_warm_one_does_not() -> None:
     assert moves(world) == [(Order.RESTORE, "a")]
 
 
+def test_what_was_measured_of_a_request_and_of_leaving_is_added() -> None:
+    measured = fleet(4, 7, first=Duration(0.5), leave=Duration(2), kv=Size(2 * GB), saved=Size(GB))
+    _, warm, after = ran(measured, (1.0, "a"), (20.0, "a"), (40.0, "b")).jobs
+    assert warm.ttft == pytest.approx(0.5 + warm.request.prompt_tokens / 8000, abs=0.01)
+    assert after.ttft == pytest.approx((2 + 1) + (7 + 1) + 0.5, abs=0.2)
+
+
+def test_pages_that_nobody_needed_are_not_copied_again() -> None:
+    requests = [Request(t, model) for t, model in ((1.0, "a"), (20.0, "b"), (40.0, "a"), (60.0, "c"), (80.0, "a"))]
+    world = World(fleet(6, 3, 8), requests, make("lru"), remains=True)
+    world.run()
+    restores = [(move.model, round(move.bytes / GB, 1)) for move in world.moves if move.order is Order.RESTORE]
+    assert restores == [("a", 6), ("b", 3), ("c", 8), ("a", 4)]
+
+
 def test_a_switch_and_its_figures() -> None:
     of = fleet(8, 8)
     world = ran(of, (0.0, "a"), (20.0, "b"), (40.0, "a"))
