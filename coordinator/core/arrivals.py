@@ -8,59 +8,12 @@ what it has seen as a standby.
 
 from __future__ import annotations
 
-from collections import deque
-
-import msgspec
-
+from coordinator.core.habits import RECENT, Habit, Neighbourhood
 from coordinator.core.model import DeviceId, ModelId
+from coordinator.core.policies.reuse import weigh
 
-KEPT = 24
-POOLED = 64
 MERGE_S = 0.5
 """A pause this short is none: a request that moves from gateway to engine is nowhere for a moment."""
-
-
-class Neighbourhood(msgspec.Struct):
-    """A device's pace. `turn`: how often its use went over to another model; `gaps`: the newest gaps of all its models
-    in seconds; `restores` since `since`, both forgotten slowly."""
-
-    device: DeviceId
-    since: float
-    turn: int = 0
-    last: ModelId | None = None
-    gaps: deque[float] = msgspec.field(default_factory=lambda: deque(maxlen=POOLED))
-    restores: deque[tuple[float, int]] = msgspec.field(default_factory=lambda: deque(maxlen=POOLED))
-    """(time, turn) of the newest restores."""
-
-    def pace(self, now: float) -> tuple[float, float]:
-        """Seconds and turns from one restore to the next."""
-        if not self.restores:
-            return max(now - self.since, 1.0), float(max(1, self.turn))
-        at, turn = self.restores[0] if len(self.restores) == POOLED else (self.since, 0)
-        count = len(self.restores)
-        return max((now - at) / count, 1e-3), max((self.turn - turn) / count, 1e-3)
-
-
-class Habit(msgspec.Struct):
-    """One model's uses. `until`: the end of the last one (while `active`: not over). Gaps lie between the end of a use
-    and the beginning of the next, in seconds and in turns of its neighbourhood; gaps in which nobody else was used are
-    not kept, they say nothing about when to leave."""
-
-    first: float
-    until: float
-    place: DeviceId | None
-    active: bool = False
-    uses: int = 0
-    turn: int = 0
-    gaps: deque[float] = msgspec.field(default_factory=lambda: deque(maxlen=KEPT))
-    turns: deque[int] = msgspec.field(default_factory=lambda: deque(maxlen=KEPT))
-    began: deque[float] = msgspec.field(default_factory=lambda: deque(maxlen=KEPT))
-    """Beginnings of the newest uses."""
-
-    def rate(self, since: float, now: float) -> float:
-        """Uses a second, by the newest ones."""
-        at = self.began[0] if len(self.began) == KEPT else since
-        return len(self.began) / max(1.0, now - at)
 
 
 class Arrivals:
@@ -84,24 +37,29 @@ class Arrivals:
                 return
             habit = self._habits[model] = Habit(now, float("-inf"), place)
         if habit.place != place:
-            self._move(habit, place, now)
+            self._move(model, habit, place, now)
         if active and not habit.active:
             self._begin(model, habit, now)
         elif habit.active and not active:
             habit.until = now
         habit.active = active
 
-    def restored(self, device: DeviceId, now: float) -> None:
-        """A restore was ordered there."""
+    def restored(self, device: DeviceId, now: float, residents: int) -> None:
+        """A restore was ordered there: with it there are so many residents."""
         around = self.around(device, now)
+        around.residents = max(1, residents)
         around.restores.append((now, around.turn))
 
     def forget(self, model: ModelId) -> None:
         """No engine has it and nobody asks for it."""
-        self._habits.pop(model, None)
+        habit = self._habits.pop(model, None)
+        if habit is not None and habit.place is not None:
+            self._around[habit.place].recent.pop(model, None)
 
-    def _move(self, habit: Habit, place: DeviceId | None, now: float) -> None:
+    def _move(self, model: ModelId, habit: Habit, place: DeviceId | None, now: float) -> None:
         """It lives elsewhere now: turns were counted there."""
+        if habit.place is not None:
+            self.around(habit.place, now).recent.pop(model, None)
         habit.place = place
         habit.turn = self.around(place, now).turn if place is not None else 0
         habit.turns.clear()
@@ -116,6 +74,7 @@ class Arrivals:
             return
         other = around.last != model
         if other:
+            weigh(around, model, now)
             around.turn += 1
             around.last = model
             habit.began.append(now)
@@ -125,3 +84,12 @@ class Arrivals:
             around.gaps.append(now - habit.until)
         habit.uses += 1
         habit.turn = around.turn
+        _last(around, model, habit)
+
+
+def _last(around: Neighbourhood, model: ModelId, habit: Habit) -> None:
+    """It is the one that was used there last."""
+    around.recent.pop(model, None)
+    around.recent[model] = habit
+    if len(around.recent) > RECENT:
+        del around.recent[next(iter(around.recent))]

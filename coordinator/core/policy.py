@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from coordinator.core.arrivals import Habit, Neighbourhood
+from coordinator.core.habits import Habit, Neighbourhood
 from coordinator.core.model import EngineId, ModelId
 from coordinator.core.settings import Settings
 

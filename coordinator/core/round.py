@@ -297,7 +297,7 @@ class Round:
             if self._grant(best.engine, Order.RESTORE, self._why(waiter, best, self._cause(waiter, best))):
                 self._world.predictions.forget(best.engine.id)
                 for device in best.engine.devices:
-                    self._world.arrivals.restored(device, self._now)
+                    self._world.arrivals.restored(device, self._now, len(self._ledger.device(device).held) + 1)
         elif best.verdict is Verdict.EVICT:
             shadow = self._shadow(waiter, best)
             for victim in best.victims:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from coordinator.core.arrivals import KEPT, POOLED, Arrivals
+from random import Random
+
+from coordinator.core.arrivals import Arrivals
+from coordinator.core.habits import KEPT, POOLED, RECENT
 from coordinator.core.model import DeviceId, ModelId, Phase
-from coordinator.core.policies.reuse import reuse
+from coordinator.core.policies.reuse import RECENCY, recency_share, reuse
 from tests.helpers.stage import Stage
 
 A, B, PLACE = ModelId("a"), ModelId("b"), DeviceId("n/0")
@@ -61,7 +64,7 @@ def test_memory_is_bounded() -> None:
     arrivals = Arrivals()
     for n in range(500):
         use(arrivals, ModelId(f"m{n % 2}"), 10.0 * n, 10.0 * n + 1)
-        arrivals.restored(PLACE, 10.0 * n)
+        arrivals.restored(PLACE, 10.0 * n, 2)
     habit, around = arrivals.of(ModelId("m0")), arrivals.around(PLACE, 5000.0)
     assert habit is not None
     assert (len(habit.gaps), len(habit.turns), len(habit.began)) == (KEPT, KEPT, KEPT)
@@ -74,7 +77,7 @@ def test_pace_is_the_time_from_one_restore_to_the_next() -> None:
     for n in range(200):
         use(arrivals, ModelId(f"m{n % 2}"), 10.0 * n, 10.0 * n + 1)
         if n % 2:
-            arrivals.restored(PLACE, 10.0 * n)
+            arrivals.restored(PLACE, 10.0 * n, 2)
     seconds, turns = arrivals.around(PLACE, 2000.0).pace(2000.0)
     assert abs(seconds - 20.0) < 1.0
     assert abs(turns - 2.0) < 0.1
@@ -101,3 +104,40 @@ def test_the_scheduler_notes_uses_from_what_it_sees() -> None:
     stage.demand("b", 0)
     stage.gone("b")
     assert stage.scheduler._arrivals.of(B) is None
+
+
+def foretold(uses: list[str]) -> Arrivals:
+    """These models one after the other, each restored; ten seconds apart."""
+    arrivals = Arrivals()
+    for n, name in enumerate(uses):
+        use(arrivals, ModelId(name), 10.0 * n, 10.0 * n + 1)
+        arrivals.restored(PLACE, 10.0 * n, 3)
+    return arrivals
+
+
+def share(uses: list[str]) -> float:
+    return recency_share(foretold(uses).around(PLACE, 10.0 * len(uses)))
+
+
+def test_recency_counts_where_it_foretells_better_than_gaps() -> None:
+    """A cycle is seen in the gaps, and recency calls just those likely that do not come; of sessions in no order gaps
+    have seen nothing before."""
+    rng = Random(1)
+    sessions = [name for _ in range(20) for name in rng.sample("abcdefgh", 2) * rng.randint(2, 4)]
+    assert share(list("abcdefgh") * 8) < 0.1
+    assert share([]) < share(sessions)
+    assert 0.55 < share(sessions) <= RECENCY[1]
+
+
+def test_what_foretold_long_ago_is_forgotten() -> None:
+    sessions = [name for n in range(20) for name in [*"abcdefgh"[n * 3 % 8 :][:2]] * 3]
+    assert share(sessions + list("abcdefgh") * 40) < share(sessions + list("abcdefgh") * 4)
+
+
+def test_only_the_last_used_are_weighed_and_nobody_who_left() -> None:
+    arrivals = foretold([f"m{n}" for n in range(3 * RECENT)])
+    around = arrivals.around(PLACE, 1000.0)
+    assert list(around.recent) == [f"m{n}" for n in range(2 * RECENT, 3 * RECENT)]
+    arrivals.forget(ModelId(f"m{2 * RECENT}"))
+    arrivals.note(ModelId(f"m{3 * RECENT - 1}"), DeviceId("n/1"), 1000.0, active=False)
+    assert list(around.recent) == [f"m{n}" for n in range(2 * RECENT + 1, 3 * RECENT - 1)]

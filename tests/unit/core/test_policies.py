@@ -161,7 +161,7 @@ def test_what_comes_back_soon_stays_though_it_was_used_longer_ago() -> None:
     uses = [("often", 10.0 * n) for n in range(30)] + [("seldom", 10.0 * n + 5) for n in (0, 28.9)]
     arrivals = arrivals_of(*sorted([*uses, *(("third", 10.0 * n + 4) for n in range(30))], key=lambda use: use[1]))
     for n in range(30):
-        arrivals.restored(PLACE, 10.0 * n)
+        arrivals.restored(PLACE, 10.0 * n, 2)
     policy, asked = make("cost_aware"), wanted(arrivals, 297.0)
     often = policy.score(resident("often", arrivals), asked, 297.0)
     seldom = policy.score(resident("seldom", arrivals), asked, 297.0)
@@ -169,12 +169,15 @@ def test_what_comes_back_soon_stays_though_it_was_used_longer_ago() -> None:
 
 
 def test_a_timer_is_seen_coming_and_a_finished_session_given_up() -> None:
-    arrivals = arrivals_of(
-        *sorted([("timer", 60.0 * n) for n in range(10)] + [("x", 7.0 * n + 3) for n in range(80)], key=lambda u: u[1])
-    )
+    uses = [("timer", 60.0 * n) for n in range(10)] + [("x", 7.0 * n + 3) for n in range(80)]
+    arrivals = Arrivals()
+    for model, start in sorted(uses, key=lambda use: use[1]):
+        arrivals.note(ModelId(model), PLACE, start, active=True)
+        arrivals.note(ModelId(model), PLACE, start + 0.6, active=False)
+        if model == "timer":
+            for _ in range(3):
+                arrivals.restored(PLACE, start, 2)
     around = arrivals.around(PLACE, 541.0)
-    for n in range(27):
-        arrivals.restored(PLACE, 20.0 * n)
     timer = arrivals.of(ModelId("timer"))
     assert timer is not None
     soon, late = (reuse(timer, around, 2, now, 0.5) for now in (598.0, 545.0))
