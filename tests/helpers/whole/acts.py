@@ -115,6 +115,10 @@ def _stop_engine(scene: Scene) -> None:
         _stop(scene, scene.engine.proc, scene.act.much * 2)
 
 
+def _wedge(scene: Scene) -> None:
+    scene.engine.wedged = True
+
+
 def _kill_daemon(scene: Scene) -> None:
     scene.daemon.kill()
     scene.later(scene.act.much, scene.daemon.start)
@@ -206,6 +210,7 @@ _ACTS: Mapping[str, Callable[[Scene], None]] = {
     "ask": _ask,
     "kill engine": _kill_engine,
     "stop engine": _stop_engine,
+    "wedge": _wedge,
     "kill daemon": _kill_daemon,
     "stop daemon": _stop_daemon,
     "kill leader": _kill_leader,

@@ -76,6 +76,8 @@ class SimEngine:
         self.stepping = 0
         self.working = False
         """Its memory changes now."""
+        self.wedged = False
+        """Its next operation never ends, though the process goes on: a driver's call that hangs."""
         self.chunks: dict[str, list[tuple[int, Chunk]]] = {}
         self.door = asyncio.Event()
         self.copied = asyncio.Event()
@@ -205,8 +207,14 @@ class SimEngine:
     async def seal(self) -> tuple[Report, ...]:
         return self._report(held=self._held, digest=self.kind.model)
 
+    async def _wedge(self) -> None:
+        if self.wedged:
+            self.world.say(f"{self.id} hangs in its operation")
+            await self.world.loop.create_future()
+
     async def offload(self) -> tuple[Report, ...]:
         self._begin()
+        await self._wedge()
         if self.stepping or self.door.is_set():
             self.world.violate(f"I3: {self.id} unmaps while requests run")
         try:
@@ -220,6 +228,7 @@ class SimEngine:
     async def restore(self) -> tuple[Report, ...]:
         self._begin()
         self.copied.clear()
+        await self._wedge()
         try:
             if self.kind.gated:
                 return self._report(held=self._held, pending=True, turn=1)

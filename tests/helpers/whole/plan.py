@@ -7,11 +7,12 @@ from random import Random
 
 import msgspec
 
+from coordinator.core.model import Policy
 from tests.helpers.whole.acts import Act, perform
 from tests.helpers.whole.engine import Kind
 from tests.helpers.whole.machine import Violated
 from tests.helpers.whole.stage import staged
-from tests.helpers.whole.world import SETTINGS, World
+from tests.helpers.whole.world import LATE_S, SETTINGS, World
 
 LIVE_S = 6.0
 SETTLE_S = 120.0
@@ -25,6 +26,9 @@ FAULTS = (
     *("kill daemon", "stop daemon", "kill leader", "stop leader", "bad network", "bad network", "fuse", "fuse", "fuse"),
     *("compact", "cut watches", "lose data", "restart etcd", "set the clock", "deny pages", "full disk", "partition"),
 )
+
+WEDGE = "wedge"
+"""A fault for some seeds alone: it takes until its order's limit, and that is long."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -95,6 +99,8 @@ def planned(seed: int, *, faults: bool = True) -> Plan:
         acts.append(Act(rng.uniform(0.0, 3.0), "pin", rng.randrange(8)))
         acts.append(Act(rng.uniform(2.0, LIVE_S), "drain", rng.randrange(8)))
         acts.append(Act(rng.uniform(2.0, LIVE_S), "ask", rng.randrange(8), more=rng.randrange(2)))
+    if faults and seed % 8 == 5:
+        acts.append(Act(rng.uniform(0.5, 3.0), WEDGE, hot))
     return Plan(seed, tuple(sorted(acts, key=lambda act: act.at)))
 
 
@@ -110,12 +116,14 @@ def history(plan: Plan) -> World:
             heal(world)
             await asyncio.sleep(HEARD_S)
             await settled(world)
+            if plan.seed % 9 == 0:
+                await spare(world)
             await probe(world)
 
         try:
             world.live(script)
         finally:
-            world.faults = sum(act.what in FAULTS for act in plan.acts)
+            world.faults = sum(act.what in (*FAULTS, WEDGE) for act in plan.acts)
     return world
 
 
@@ -124,6 +132,7 @@ def heal(world: World) -> None:
     world.rough = False
     for engine in world.engines.values():
         world.loop.go_on(engine.proc)
+        engine.wedged = False
         _mend(engine.store)
     for daemon in world.daemons.values():
         daemon.denials = 0
@@ -140,7 +149,7 @@ def heal(world: World) -> None:
         _mend(coordinator.store)
     for model in world.models:
         world.policy(model, None)
-    world.healed = world.etcd.mvcc.revision
+    world.healed, world.healed_at = world.etcd.mvcc.revision, world.loop.time()
     world.say("healed")
 
 
@@ -154,9 +163,27 @@ async def settled(world: World) -> None:
     """Once nothing breaks any more, nothing waits and nothing stays open."""
     end = world.loop.time() + SETTLE_S
     while wrong := world.verdict():
-        if world.loop.time() > end:
-            raise Violated("I5: " + "; ".join(wrong[:5]))
+        if world.loop.time() > end or (late := world.overdue()):
+            raise Violated("I5: " + "; ".join([*late, *wrong][:5]))
         await asyncio.sleep(0.5)
+
+
+async def spare(world: World) -> None:
+    """A pinned model stays where any other would leave as soon as it is idle (judged where it is ordered to leave)."""
+    model = next((name for name in sorted(world.models) if world.models[name].keep_alive == 0.0), None)
+    if model is None:
+        return
+    await asyncio.sleep(max(0.0, world.healed_at + LATE_S - world.loop.time()))
+    world.policy(model, Policy(pin=True))
+    await asyncio.sleep(HEARD_S)
+    request = world.request(model, 0.1, 0, PROBE_S)
+    while not request.ended:
+        if world.loop.time() > request.born + PROBE_S:
+            raise Violated(f"I5: {model} is not served though it is pinned")
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(world.models[model].min_residency + 1.0)
+    world.policy(model, None)
+    await asyncio.sleep(HEARD_S)
 
 
 async def probe(world: World) -> None:

@@ -30,8 +30,10 @@ LIMITS = Limits(
     restore_s=6.0, offload_s=6.0, startup_s=20.0, reclaim_s=6.0, lost_s=4.0, abandoned_s=15.0, startup_delay_s=5.0
 )
 SETTINGS = Settings(keep_alive=20.0, min_residency=0.5, max_wait=60.0)
-LATE_S = 8.0
-"""A policy that stands for that long is known to every leader."""
+LATE_S, SOON_S = 8.0, 0.5
+"""A policy that stands for that long is known to every leader; where nothing breaks any more, sooner."""
+OVERDUE_S = 5.0
+"""What finding out and reclaiming take beyond an order's limit, where nothing breaks any more."""
 _SEATS = keys.ROOT + "seats/"
 
 
@@ -74,6 +76,7 @@ class World:
         """Who was reclaimed for an order that was given when nothing broke any more."""
         self.healed = 0
         """Revision from which on no fault is left; nobody dies of one any more."""
+        self.healed_at = 0.0
         self.procs: list[Proc] = []
         self.rough = True
         """Connections to daemons break now and then."""
@@ -220,16 +223,18 @@ class World:
             self.violate(f"a group of {sorted(kind.devices)} is granted {sorted(devices)} alone")
 
     def _judge_victim(self, seat: Seat, ops: Sequence[Op]) -> None:
+        """What was sent before healing has arrived after `LATE_S`."""
         kind = next(each for each in self.kinds if each.name == seat.holder.engine)
         asked = any(b"asked for by" in op.value or b"drained" in op.value for op in ops if isinstance(op, Put))
-        since = self.pins.get(kind.model)
-        if since is not None and self.loop.time() - since > LATE_S and not asked:
+        since, now = self.pins.get(kind.model), self.loop.time()
+        heard_s = SOON_S if 0 < self.healed_at < now - LATE_S else LATE_S
+        if since is not None and now - since > heard_s and not asked:
             self.violate(f"{kind.name} is pinned and must leave")
 
     def _judge_closed(self, seat: Seat, device: str) -> None:
         """PROTOCOL rules 3 and 10, by what the daemon has on disk and not by anybody's view."""
         before = self.etcd_seats.get(device)
-        self.etcd_seats[device] = (seat, self.etcd.mvcc.revision)
+        self.etcd_seats[device] = (seat, self.etcd.mvcc.revision, self.loop.time())
         if before is None:
             return
         node, _, id_ = device.partition("/")
@@ -258,8 +263,9 @@ class World:
             self.violate(f"{node}/{id_}: seat {revision} was never entered, its token is gone, and it is not closed")
 
     @property
-    def etcd_seats(self) -> dict[str, tuple[Seat, int]]:
-        """Seats as they stood before the transaction under judgement, in this life of the store."""
+    def etcd_seats(self) -> dict[str, tuple[Seat, int, float]]:
+        """Seats as they stood before the transaction under judgement, in this life of the store: their revisions, and
+        since when they stand."""
         life = id(self.etcd.mvcc)
         if self.__dict__.get("_seats_of") != life:
             self.__dict__["_seats_of"], self.__dict__["_seats"] = life, {}
@@ -279,6 +285,21 @@ class World:
             if coordinator.gateway is None or any(coordinator.gateway.demand.values()):
                 wrong.append(f"demand stays at {coordinator.id}")
         return wrong
+
+    def overdue(self) -> list[str]:
+        """PROTOCOL rule 10: who does not answer within the limit of its order, or twice that once it has told what came
+        of it, is reclaimed."""
+        late = []
+        for device, (seat, revision, at) in self.etcd_seats.items():
+            over = max(at, self.healed_at) + 2 * seat.limit_s + OVERDUE_S < self.loop.time()
+            if over and seat.order is not Order.RECLAIM and not self._closed(device, revision):
+                late.append(f"{seat.holder.engine} has not answered {revision} on {device} and is not reclaimed")
+        return late
+
+    def _closed(self, device: str, revision: int) -> bool:
+        node, _, id_ = device.partition("/")
+        daemon = self.daemons[node].node
+        return daemon is None or daemon.devices[id_].fences.record.closed >= revision
 
     def _of_node(self, name: str, daemon: SimDaemon) -> list[str]:
         assert daemon.node is not None
