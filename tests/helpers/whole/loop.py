@@ -56,6 +56,40 @@ class _Task(asyncio.Task[Any]):
         return self.number
 
 
+class _Handle(asyncio.Handle):
+    """Without what only the debug mode of asyncio wants: a history makes thousands."""
+
+    __slots__ = ()
+
+    def __init__(self, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _Timer(asyncio.TimerHandle):
+    __slots__ = ()
+
+    def __init__(self, when: float, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self._when = when
+        self._scheduled = False
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        self._callback = self._args = None
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """`steps` counts what has run; beyond `most` the world is said to spin."""
 
@@ -82,7 +116,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
         """As `BaseEventLoop.call_soon`, which looks for mistakes that are not made here."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = _Handle(callback, args, self, context)
         self._ready.append(handle)  # type: ignore[attr-defined]
         return handle
 
@@ -93,7 +127,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
         """As `BaseEventLoop.call_at`, on a heap of tuples, which compare faster than handles."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = _Timer(when, callback, args, self, context)
         self._timers_made += 1
         heapq.heappush(self._timers, (when, self._timers_made, timer))
         return timer
@@ -116,11 +150,17 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
-            proc = handle._context.get(_PROC)
-            if proc is None or not (proc.dead or proc.stopped):
-                handle._run()
-            else:
+            context = handle._context
+            proc = context.get(_PROC)
+            if proc is not None and (proc.dead or proc.stopped):
                 proc.overdue.append(handle)
+                continue
+            try:  # as `Handle._run`, one call less
+                context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  # handed on
+                self.call_exception_handler({"message": f"in {handle!r}", "exception": error, "handle": handle})
 
     def go_on(self, proc: Proc) -> None:
         """A stopped process goes on."""
