@@ -76,4 +76,4 @@ class HostBus:
         return self._copier.digest(ranges)
 
     def samples(self, addresses: Sequence[int], size: int) -> list[int]:
-        return [_native.sample_digest([(address, size)]) for address in addresses]
+        return _native.sample_digests(addresses, size)

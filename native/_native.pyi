@@ -289,6 +289,9 @@ def checked_copy(destination: int, source: int, length: int, init: int = 0) -> i
     """Copy past the caches, in the caller's thread; CRC-32C of what was read, `init` continues an earlier one. For
     sources that nobody writes to meanwhile. The ranges do not overlap."""
 
+def sample_digests(addresses: Sequence[int], length: int) -> list[int]:
+    """`sample_digest` of each range of `length` bytes on its own, in one call without Python's lock."""
+
 def sample_digest(ranges: Sequence[tuple[int, int]], stride: int = 262144, width: int = 64) -> int:
     """Canary of a restore: a 64-bit digest of samples, under 1 ms per GiB.
 

@@ -13,7 +13,7 @@ in their holder, the pool has no handle of them) never exceed `capacity` bytes t
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence, Set
 
 import msgspec
 
@@ -291,6 +291,11 @@ class Pool:
     def release(self, owner: Owner, keep: frozenset[int] = frozenset()) -> int:
         """The process is proven dead: all it held is back, but for the chunks `keep`. Returns how many bytes."""
         return self._drop(owner, [chunk for chunk in self._held.get(owner, ()) if chunk not in keep])
+
+    @property
+    def held(self) -> Set[int]:
+        """Chunks that somebody holds: a view."""
+        return self._owner.keys()
 
     def owner_of(self, chunk: int) -> Owner | None:
         """Who holds this chunk."""

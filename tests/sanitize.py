@@ -21,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "build" / "sanitize"
 NAMES = ("arena", "copy", "digests", "hook", "host_driver", "host_limits", "ordered_copy", "pages_folder")
 TESTS = ("tests/native/conformance", *(f"tests/native/test_{name}.py" for name in NAMES), "tests/integration/daemon")
+IMPOSSIBLE = "tests/native/test_host_limits.py::test_running_out_of_mappings_leaves_all_as_it_was"
+"""A process that may not map anything any more: AddressSanitizer, which has to, ends it."""
 LIBRARIES = ("libasan.so", "libubsan.so", "libstdc++.so")
 """Loaded before Python, which is not instrumented."""
 OPTIONS = {
@@ -64,7 +66,7 @@ def main() -> int:
     environ = os.environ | {name: f"{value}:log_path={reports / 'report'}" for name, value in OPTIONS.items()}
     environ |= {"LD_PRELOAD": ":".join(map(library, LIBRARIES)), "PYTHONMALLOC": "malloc"}
     command = [str(python), "-m", "pytest", "-q", "-m", "not engine and not system and not campaign"]
-    command += ["-p", "no:cacheprovider", *(sys.argv[1:] or TESTS)]
+    command += ["-p", "no:cacheprovider", "--deselect", IMPOSSIBLE, *(sys.argv[1:] or TESTS)]
     status = subprocess.run(command, cwd=ROOT, env=environ, check=False).returncode
     found = sorted(reports.iterdir())
     for report in found:

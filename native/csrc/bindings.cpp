@@ -169,6 +169,16 @@ std::uint64_t sample_digest(const Pairs& pairs, std::size_t stride, std::size_t 
     return vnpu::sample_digest(ranges, stride, width);
 }
 
+std::vector<std::uint64_t> sample_digests(const std::vector<std::uint64_t>& addresses, std::size_t length) {
+    std::vector<std::uint64_t> digests;
+    digests.reserve(addresses.size());
+    for (const std::uint64_t address : addresses) {
+        const vnpu::Range range{address, length};
+        digests.push_back(vnpu::sample_digest({&range, 1}, 262144, 64));
+    }
+    return digests;
+}
+
 void bind_digest(nb::module_& module) {
     module.def("crc32c", &crc32c, "address"_a, "length"_a, "init"_a = 0, "kernel"_a = "", NoGil(),
                "CRC-32C of a range; `init` continues an earlier one.");
@@ -176,6 +186,8 @@ void bind_digest(nb::module_& module) {
                "Copy past the caches; CRC-32C of what was read.");
     module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = 262144, "width"_a = 64, NoGil(),
                "64-bit digest of samples of the ranges: the canary of a restore.");
+    module.def("sample_digests", &sample_digests, "addresses"_a, "length"_a, NoGil(),
+               "`sample_digest` of each of many ranges of one length.");
 }
 
 // Python holds the arena through this, so that an arena which the hook keeps for ever keeps no Python object.

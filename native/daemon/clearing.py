@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, NamedTuple
 
 from native.daemon.engines import Member
 from native.daemon.views import View
@@ -23,6 +23,12 @@ class Stuck(Exception):
     """A process that was killed has not ended: its view stays, and the pages with it."""
 
 
+class _Left(NamedTuple):
+    what: str
+    views: Callable[[], Collection[View]]
+    then: Callable[[], None]
+
+
 class Clearing:
     """`run` is to run all the time: it clears what the dead have left."""
 
@@ -30,11 +36,16 @@ class Clearing:
         """`grace_s`: seconds that a view's holder has where nobody says otherwise (its owner unmaps, or is dead)."""
         self._node = node
         self._grace_s = grace_s
-        self._left: asyncio.Queue[Member] = asyncio.Queue()
+        self._left: asyncio.Queue[_Left] = asyncio.Queue()
 
     def bury(self, member: Member) -> None:
         """A dead process's pages are viewed by others: get those out, then take the pages."""
-        self._left.put_nowait(member)
+        node = self._node
+        self.soon(f"pages of {member}", lambda: node.viewed(member), lambda: node.take_pages(member))
+
+    def soon(self, what: str, views: Callable[[], Collection[View]], then: Callable[[], None]) -> None:
+        """Get everybody out of these views, however long that takes, and call `then`. `what` is for the log."""
+        self._left.put_nowait(_Left(what, views, then))
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -73,11 +84,11 @@ class Clearing:
             return not any(view.holders for view in views)
         return True
 
-    async def _clear_after(self, member: Member) -> None:
+    async def _clear_after(self, left: _Left) -> None:
         while True:
             try:
-                await self.clear(self._node.viewed(member))
+                await self.clear(left.views())
                 break
             except Stuck as error:
-                log.error("pages of %s do not come back: %s", member, error)
-        self._node.take_pages(member)
+                log.error("%s do not come back: %s", left.what, error)
+        left.then()

@@ -198,14 +198,15 @@ class Device:
             Held(owner.process, owner.holder, identities[owner.process], self.pool.extents_of(owner))
             for owner in self.pool.owners
         )
-        held = {c: f for c, f in self._files.items() if self.pool.owner_of(c) is not None}
-        self._files = {c: f for c, f in self._files.items() if c in held or c in self._descriptors}
+        held = {chunk: self._files[chunk] for chunk in self.pool.held & self._files.keys()}
+        for gone in self._files.keys() - held.keys() - self._descriptors.keys():
+            del self._files[gone]
         return DeviceLedger(self.fences.record, tuple(owners), runs(held), views, shares)
 
     def measured_free(self) -> int:
         """Bytes that engines may still take, as far as the driver can tell: never more than the ledger says."""
         missing = self.pool.debt * self.pool.chunk
-        return self.pool.free + min(missing, self.driver.free_bytes() + self._coming)
+        return self.pool.free + (min(missing, self.driver.free_bytes() + self._coming) if missing else 0)
 
     def drift(self) -> int:
         """Bytes that the ledger calls free and the driver does not have (0 or more)."""

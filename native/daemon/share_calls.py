@@ -9,6 +9,7 @@ from native.daemon.clearing import Stuck
 from native.daemon.device import Device
 from native.daemon.engines import Member
 from native.daemon.shares import NoShare
+from native.daemon.views import View
 from native.protocol import MAX_FDS, Code, Kind
 
 
@@ -54,8 +55,7 @@ class ShareCalls(Calls):
 
         def unsent() -> None:
             if not had:  # else it has something of an earlier answer
-                self._let_go(device, request.digest, member)
-                self.node.settle()
+                self._withdraw(device, request.digest, member)
 
         try:
             await self.settled()
@@ -81,6 +81,25 @@ class ShareCalls(Calls):
             except Stuck as error:
                 raise Denied(Code.TIMEOUT, str(error)) from error
         self._let_go(device, request.digest, member)
+
+    def _withdraw(self, device: Device, digest: str, member: Member) -> None:
+        """It never got what it opened. Where it has inherited the pages by now, and who died had let others view them,
+        those end first, as in `_close`: until then the pages stay charged to it."""
+
+        def views() -> tuple[View, ...]:
+            share = self.node.shares.get(device.option.id, digest)
+            if share is None or share.owner != member.owner:
+                return ()
+            return self.node.views.touching(device.option.id, share.chunks)
+
+        def let_go() -> None:
+            self._let_go(device, digest, member)
+            self.node.settle()
+
+        if any(view.holders for view in views()):
+            self.node.clearing.soon(f"pages that {member} inherited", views, let_go)
+        else:
+            let_go()
 
     def _let_go(self, device: Device, digest: str, member: Member) -> None:
         """It may have inherited the pages meanwhile: then they go to the next, or are free."""

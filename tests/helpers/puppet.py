@@ -14,6 +14,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -166,6 +167,7 @@ class _Hands:
         self.listener: Any = None
         self.asked: list[object] = []
         self.region: Any = None
+        self.unread: Any = None
 
     def hello(self) -> dict[str, int]:
         return self.client.connect().chunk
@@ -224,6 +226,27 @@ class _Hands:
                 self.mapped.pop(chunk).close()
         self.client.kept.drop_chunks(device, chunks)
         self.client.unmap(device, chunks)
+
+    def leave_behind(self, device: str, chunks: list[int], content: str) -> None:
+        """Unmap these, which hold `content` in this order."""
+        for chunk in chunks:
+            self.mapped.pop(chunk).close()
+        self.client.kept.drop_chunks(device, chunks)
+        self.client.unmap(device, chunks, content=content, holding=len(chunks))
+
+    def come_back(self, device: str, count: int, fill: int, content: str) -> list[tuple[int, bool]]:
+        """Map so many for `content`: what still holds it must be filled with `fill`, the rest is filled. Their ids, and
+        which still held it."""
+        from native.protocol import Kind
+
+        chunks = self.client.map(device, Kind.WEIGHTS, count, overwritten=True, content=content)
+        for chunk in chunks:
+            self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size)
+            self.client.kept.put_chunk(device, chunk.id, chunk.fd)
+            if chunk.still and _fill(self.mapped[chunk.id]) != fill:
+                raise RuntimeError(f"chunk {chunk.id} does not hold what was left there")
+            self.mapped[chunk.id][:] = bytes([fill]) * chunk.size
+        return [(chunk.id, chunk.still) for chunk in chunks]
 
     def open_region(self, device: str, driver: str, hint: int, chunks: int, chunk: int) -> None:
         from tests.helpers.puppet_region import RegionHands
@@ -335,6 +358,10 @@ class _Hands:
         self.listener = Listener(self.client, let_go, spare)
         self.listener.start()
 
+    def await_heard(self, what: object) -> None:
+        while what not in self.asked:
+            time.sleep(0.01)
+
     def heard(self) -> list[object]:
         return self.asked
 
@@ -383,6 +410,23 @@ class _Hands:
                 self.mapped[chunk.id] = mmap.mmap(chunk.fd, chunk.size, prot=mmap.PROT_READ)
             os.close(chunk.fd)
         return [[chunk.id, _fill(self.mapped[chunk.id])] for chunk in opened]
+
+    def open_share_unread(self, device: str, digest: str) -> None:
+        """On a connection of its own, whose answer is never read; until `hang_up`."""
+        from native import protocol
+
+        path, engine, nonce, role, rank = self.whom
+        self.unread = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.unread.connect(path)
+        for request in (protocol.Hello(engine, nonce, role, rank), protocol.OpenShare(device, digest)):
+            body = protocol.encode(request)
+            self.unread.sendall(len(body).to_bytes(4, "big") + body)
+            if isinstance(request, protocol.Hello):
+                assert self.unread.recv(1 << 16)
+        assert self.unread.recv(1, socket.MSG_PEEK)
+
+    def hang_up(self) -> None:
+        self.unread.close()
 
     def close_share(self, device: str, digest: str, chunks: list[int]) -> None:
         for chunk in chunks:

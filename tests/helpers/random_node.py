@@ -6,50 +6,28 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 from coordinator.core.model import Order
 from coordinator.store.memory import MemoryEtcd
 from native import maps
 from native.daemon.options import DeviceOption, Options
-from native.fences import Holder
-from tests.helpers.brood import Brood, Forked
+from tests.helpers.brood import Brood
 from tests.helpers.in_process import InProcess
-from tests.helpers.leader import Granted, Leader, Registered
+from tests.helpers.leader import Leader
+from tests.helpers.random_neighbours import CHUNKS, DEVICE, Engine, Neighbours
 
 MIB = 1 << 20
 CHUNK = 2 * MIB
-CHUNKS = 6
 HOST_RAM = 12 * MIB
-ROOM = 1 << 30
-DEVICE = "n/0"
 
 
-@dataclass(eq=False)
-class Engine:
-    """As the test knows it. `views` that it has open; `listens`: it does what the daemon asks."""
-
-    fill: int
-    spec: Registered
-    puppet: Forked
-    listens: bool
-    chunks: list[int] = field(default_factory=list)
-    views: dict[int, Engine] = field(default_factory=dict)
-    offered: dict[int, list[int]] = field(default_factory=dict)
-    masters: set[str] = field(default_factory=set)
-
-    @property
-    def holder(self) -> Holder:
-        return Holder(self.spec.holder.engine, self.spec.holder.nonce)
-
-
-class RandomNode:
+class RandomNode(Neighbours):
     """One sequence. `said` is what happened, for the reader of a failure."""
 
     def __init__(self, folder: Path, brood: Brood, seed: int) -> None:
-        self.random = random.Random(seed)
+        super().__init__(random.Random(seed))
         self.said: list[str] = []
         options = Options(
             "n",
@@ -66,7 +44,6 @@ class RandomNode:
         self._socket = options.socket
         self.place = InProcess(options, self._etcd.client())
         self.leader = Leader(self._etcd.client())
-        self.engines: list[Engine] = []
         self._fills = 0
 
     async def live(self, steps: int) -> None:
@@ -94,8 +71,9 @@ class RandomNode:
             [
                 *(self._restore, self._offload, self._look, self._let_go, self._revoke, self._master, self._host),
                 *(self._nonsense, self._kill, self._reclaim, self._restart),
+                *(self._offer, self._join, self._part, self._leave_named, self._come_back),
             ],
-            [8, 5, 5, 2, 2, 4, 2, 2, 1, 1, 2],
+            [8, 5, 5, 2, 2, 4, 2, 2, 1, 1, 2, 5, 6, 3, 3, 3],
         )[0]
         engine = self.random.choice(self.engines)
         self.said.append(f"{happening.__name__[1:]} {engine.fill}")
@@ -112,32 +90,14 @@ class RandomNode:
         self.engines.append(engine)
         self.said.append(f"birth {engine.fill}, listens: {engine.listens}")
 
-    async def _ask(self, engine: Engine, do: str, *args: object) -> object:
-        """What must be done."""
-        kind, value = await engine.puppet.call(do, *args)
-        assert kind == "done", f"{do} {args} of {engine.fill}: {kind} {value}"
-        return value
-
-    async def _denied(self, engine: Engine, code: str, do: str, *args: object) -> None:
-        kind, value = await engine.puppet.call(do, *args)
-        assert kind == "refused", f"{do} {args} of {engine.fill}: {kind} {value}"
-        assert isinstance(value, list)
-        assert value[0] == code, value
-
-    async def _begin(self, engine: Engine, order: Order, size: int = ROOM) -> Granted:
-        fence = await self.leader.grant(engine.spec, order, size)
-        await self._ask(engine, "enter", DEVICE, fence.epoch, fence.revision, 30.0)
-        return fence
-
     async def _restore(self, engine: Engine) -> None:
         """With a crash of its process or of the daemon in the midst of it, sometimes."""
-        free = CHUNKS - sum(len(other.chunks) for other in self.engines)
         count = self.random.randrange(1, CHUNKS // 2)
         fence = await self._begin(engine, Order.RESTORE)
-        if count <= free:
+        if count <= self._free:
             chunks = await self._ask(engine, "map", DEVICE, "weights", count, engine.fill)
             assert isinstance(chunks, list)
-            engine.chunks += chunks
+            engine.chunks |= dict.fromkeys(chunks, engine.fill)
         else:
             await self._denied(engine, "no_space", "map", DEVICE, "weights", count, engine.fill)
         if self.random.random() < 0.1:
@@ -149,12 +109,17 @@ class RandomNode:
 
     async def _offload(self, engine: Engine) -> None:
         """All or a part; whoever looks at it is asked to let go, or killed."""
-        going = engine.chunks[: self.random.randrange(0, len(engine.chunks) + 1)]
+        mine = self._own(engine)
+        going = set(mine[: self.random.randrange(0, len(mine) + 1)])
         await self._revoke(engine)
         fence = await self._begin(engine, Order.OFFLOAD)
+        for offer in [offer for offer in self.offers.values() if offer.owner is engine and going & set(offer.chunks)]:
+            if not going.issuperset(offer.chunks):
+                await self._denied(engine, "bad_request", "unmap_without_unmapping", DEVICE, sorted(going))
+                going |= set(offer.chunks)
         if going:
-            await self._ask(engine, "unmap", DEVICE, going)
-        engine.chunks = engine.chunks[len(going) :]
+            await self._ask(engine, "unmap", DEVICE, sorted(going))
+        await self._given_up(engine, going)
         self._blind(engine, going)
         if self.random.random() < 0.1:
             await self._restart(engine)
@@ -166,13 +131,13 @@ class RandomNode:
         if not owners:
             return
         owner = self.random.choice(owners)
-        chunks = owner.chunks[: self.random.randrange(1, len(owner.chunks) + 1)]
+        chunks = list(owner.chunks)[: self.random.randrange(1, len(owner.chunks) + 1)]
         await self._ask(owner, "stats")  # hands back first, where the daemon was restarted
         view = await self._ask(owner, "offer_view", DEVICE, chunks, engine.spec.holder.engine)
         assert isinstance(view, int)
         seen = await self._ask(engine, "open_view", view)
         assert isinstance(seen, dict)
-        assert set(seen.values()) == {owner.fill}
+        assert list(seen.values()) == [owner.chunks[chunk] for chunk in chunks]
         engine.views[view] = owner
         owner.offered[view] = chunks
 
@@ -191,7 +156,7 @@ class RandomNode:
             await self._ask(engine, "revoke_view", view, patience)
             self._blind(engine, engine.offered.get(view, []))
 
-    def _blind(self, owner: Engine, chunks: list[int]) -> None:
+    def _blind(self, owner: Engine, chunks: Iterable[int]) -> None:
         """Nobody looks at these any more: who listened has let go, who did not is dead and gets buried."""
         for view in [v for v, offered in owner.offered.items() if set(offered) & set(chunks)]:
             owner.offered.pop(view)
@@ -228,9 +193,12 @@ class RandomNode:
         await self._denied(engine, "no_space", "map", DEVICE, "kv", 1, 0)
         for other in self.engines:
             if other is not engine and other.chunks:
-                await self._denied(engine, "bad_request", "unmap", DEVICE, other.chunks[:1])
-                await self._denied(engine, "bad_request", "offer_view", DEVICE, other.chunks[:1], "")
+                theirs = list(other.chunks)[:1]
+                await self._denied(engine, "bad_request", "unmap_without_unmapping", DEVICE, theirs)
+                await self._denied(engine, "bad_request", "offer_view", DEVICE, theirs, "")
+                await self._denied(engine, "bad_request", "offer_share", DEVICE, "theirs", theirs)
         await self._ask(engine, "leave", DEVICE, fence.epoch, fence.revision)
+        await self._denied(engine, "not_open", "open_share", DEVICE, "weights 0")
 
     async def _kill(self, engine: Engine) -> None:
         await engine.puppet.kill()
@@ -238,8 +206,16 @@ class RandomNode:
         for other in self.engines:
             for view in [view for view, owner in other.views.items() if owner is engine]:
                 await self._close_view(other, view)
+        await self._dead(engine)
+
+    async def _dead(self, engine: Engine) -> None:
+        """The daemon has found it dead; who shared its pages has inherited them."""
         while self.place.runs and self.place.node.engines.alive(engine.holder):
             await self.place.node.bell.wait()
+        for offer in self.offers.values():
+            if engine in offer.sharers:
+                offer.sharers.remove(engine)
+        await self._given_up(engine, tuple(engine.chunks))
 
     async def _reclaim(self, engine: Engine) -> None:
         await self.leader.closed(DEVICE)
@@ -250,6 +226,7 @@ class RandomNode:
             for view in [view for view, owner in other.views.items() if owner is engine]:
                 await self._close_view(other, view)
         await self.leader.closed(DEVICE, fence)
+        await self._dead(engine)
 
     async def _restart(self, engine: Engine) -> None:
         """kill -9 of the daemon, sometimes with an engine that dies meanwhile."""
@@ -281,6 +258,7 @@ class RandomNode:
                     assert engine.views, f"{engine.fill} was ended for nothing"
                     await engine.puppet.ended()
                     self._forget(engine)
+                    await self._dead(engine)
             if not self._unsettled():
                 return
             await node.bell.wait()
@@ -301,23 +279,34 @@ class RandomNode:
         holders = {engine.holder for engine in self.engines}
         while device.pool.debt or any(owner.holder not in holders for owner in device.pool.owners):
             await node.bell.wait()
-        assert (device.pool.foreign, device.pool.free + device.pool.charged) == (0, CHUNKS * CHUNK)
+        missed = {c for offer in self.offers.values() if not self._known(offer) for c in offer.chunks}
+        assert device.pool.foreign == len(missed) * CHUNK
+        assert device.pool.free + device.pool.charged == CHUNKS * CHUNK
         for descriptor in device._descriptors.values():
             assert os.fstat(descriptor).st_blocks * 512 == CHUNK
-        assert len(device._descriptors) == CHUNKS
+        assert len(device._descriptors) == CHUNKS - len(missed)
         members = {member.holder: member for member in node.engines}
         for engine in self.engines:
             owner = members[engine.holder].owner
             held = {first.first + i for first in device.pool.extents_of(owner) for i in range(first.count)}
             assert held == set(engine.chunks)
-            assert await self._ask(engine, "fills") == {str(chunk): engine.fill for chunk in held}
+            joined = {c: fill for o in self.offers.values() if engine in o.sharers for c, fill in o.chunks.items()}
+            fills = {str(chunk): fill for chunk, fill in (engine.chunks | joined).items()}
+            assert await self._ask(engine, "fills") == fills
             viewed = [chunk for view in node.views if owner.process in view.holders for chunk in view.chunks]
             assert {view.id for view in node.views if owner.process in view.holders} == set(engine.views)
             wanted: dict[object, int] = {}
-            for chunk in [*held, *viewed]:
+            for chunk in [*held, *joined, *viewed]:
                 wanted[device.files[chunk]] = wanted.get(device.files[chunk], 0) + CHUNK
             found = {f: size for f, size in maps.mapped(engine.puppet.pid).items() if f in device.files.values()}
             assert found == wanted
+        assert {
+            share.digest: (share.owner.holder, share.chunks, {sharer.holder for sharer in share.sharers})
+            for share in node.shares
+        } == {
+            digest: (offer.owner.holder, tuple(offer.chunks), {sharer.holder for sharer in offer.sharers})
+            for digest, offer in self.offers.items()
+        }
         assert node.masters.bytes + node.masters.saved_kv <= HOST_RAM
         await node.keeper.durable()
         assert self.place.written() == self.place.now()

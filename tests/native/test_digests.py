@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native._native import checked_copy, crc32c, sample_digest
+from native._native import checked_copy, crc32c, sample_digest, sample_digests
 from native.digest import LEAF, content_digest
 from tests.helpers.memory import buffer, read, write
 
@@ -139,6 +139,14 @@ def test_the_canary_depends_on_content_not_on_addresses() -> None:
         assert here == sample_digest([(other + 40 + start, length) for start, length in cut])
         assert here != sample_digest([(one + 4096, len(NOISE))])
         assert here != sample_digest([(other + 40 + start, length) for start, length in reversed(cut)])
+
+
+def test_many_ranges_of_one_length_have_the_digests_of_each() -> None:
+    with buffer(4 * MIB) as base:
+        write(base, NOISE)
+        starts = [base, base + MIB + 40, base]
+        assert sample_digests(starts, MIB) == [sample_digest([(start, MIB)]) for start in starts]
+        assert sample_digests([], MIB) == []
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 262143, 262144, 262145])

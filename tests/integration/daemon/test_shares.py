@@ -211,6 +211,45 @@ async def test_kill_9_of_an_heir_whose_pages_are_viewed(own_daemon: DaemonProces
         assert c.worker.alive
 
 
+@pytest.mark.parametrize("daemon_options", [{"more": ("--view-grace", "60")}])
+async def test_what_was_inherited_and_never_received_is_nobody_elses_while_it_is_viewed(
+    own_daemon: DaemonProcess, leader: Leader
+) -> None:
+    async with (
+        puppet_engine(own_daemon, leader, "a") as a,
+        puppet_engine(own_daemon, leader, "b") as b,
+        puppet_engine(own_daemon, leader, "c") as c,
+    ):
+        weights = await first(a)
+        view = await viewed_by(c, a, weights)
+        fence = await b.begin()
+        await b.worker.call("open_share_unread", b.device, DIGEST)
+        a.worker.kill()
+        await settles(leader, b.device, {name(b): (WEIGHTS, 0)})
+        await b.worker.call("hang_up")
+        await c.worker.call("await_heard", view)
+        assert await b.worker.call("open_share", b.device, DIGEST) is None  # it is its own for now
+        await b.leave(fence)
+        assert await charged(leader, b.device) == {name(b): (WEIGHTS, 0)}
+        await c.worker.call("close_view", view)
+        await settles(leader, b.device, {})
+        await b.restore(ALL, 3)  # blank, every one of them
+
+
+async def test_who_never_received_a_share_has_none(daemon: DaemonProcess, leader: Leader) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        fence = await b.begin()
+        await b.worker.call("open_share_unread", b.device, DIGEST)
+        await b.worker.call("hang_up")
+        await b.leave(fence)
+        fence = await a.begin(Order.OFFLOAD, size=0)
+        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
+        await a.leave(fence)
+        await settles(leader, a.device, {})
+        assert b.worker.alive
+
+
 @pytest.mark.parametrize("daemon_options", [{"more": ("--host-ram", "6MiB")}])
 async def test_who_has_joined_can_spare_its_master_as_the_owner_can(own_daemon: DaemonProcess, leader: Leader) -> None:
     async with (
