@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from errno import EMFILE, ENFILE
 
 from coordinator.core.commands import Endpoint
 from coordinator.gateway.call import Call
@@ -95,6 +96,10 @@ class Forwarder:
             return await self._pool.take(peer.address, CONNECT_S)
         except (OSError, TimeoutError) as error:
             self._known.pop(endpoint.url, None)
+            if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
+                raise NotTaken(
+                    "this gateway has no file descriptor left (raise its limit of open files)", RETRY_S
+                ) from error
             raise NotTaken(f"the engine {endpoint.engine} does not accept connections", RETRY_S) from error
 
     async def _ask(self, upstream: Upstream, call: Call, endpoint: Endpoint, peer: Peer) -> None:

@@ -64,6 +64,24 @@ async def test_requests_that_come_at_once_are_answered_in_their_order_on_one_con
     assert seen == [f"POST /{n} {n}".encode() for n in range(5)]
 
 
+async def test_one_request_is_handled_at_a_time_whatever_has_come() -> None:
+    running, most = 0, 0
+
+    async def slow(request: Request, response: Response) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        running -= 1
+        response.whole(200, {}, request.path.encode())
+
+    async with dialled(slow) as (reader, writer, _):
+        writer.write(b"".join(f"GET /{n} HTTP/1.1\r\nHost: h\r\n\r\n".encode() for n in range(4)))
+        assert [(await answer(reader))[2] for _ in range(4)] == [f"/{n}".encode() for n in range(4)]
+    assert most == 1
+
+
 async def test_a_request_in_single_bytes_and_a_body_in_chunks() -> None:
     raw = b"POST /a%2Fb?q=1 HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
     async with dialled() as (reader, writer, _):
@@ -280,6 +298,20 @@ async def test_the_end_lets_a_request_finish_within_its_time_and_cancels_the_res
         await listening.close()
         await cancelled.wait()
         assert await reader.read() == b""
+
+
+async def test_the_end_waits_until_what_was_written_is_out() -> None:
+    large = b"x" * (8 << 20)  # more than the network takes at once
+
+    async def all_of_it(request: Request, response: Response) -> None:
+        response.whole(200, {}, large)
+
+    async with dialled(all_of_it) as (reader, writer, listening):
+        writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        ending = asyncio.create_task(listening.close())
+        assert len(await reader.read()) == len(large)
+        await ending
 
 
 async def test_an_idle_connection_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,24 @@ async def test_one_that_the_engine_ends_is_not_used_again(closing: bytes) -> Non
         assert engines.count == 2
 
 
+async def test_one_that_the_engine_wants_to_end_is_not_used_again_though_it_is_still_open() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nabc"
+    async with pool(says(answer, WHOLE)) as (connections, engines):
+        assert [await ask(connections, engines.address) for _ in range(2)] == [b"abc"] * 2
+        assert engines.count == 2
+
+
+async def test_one_whose_answer_has_come_whole_but_was_not_read_is_not_used_again() -> None:
+    async with pool(says(WHOLE, WHOLE)) as (connections, engines):
+        upstream = await connections.take(engines.address, 5.0)
+        await upstream.ask(HEAD, b"{}")
+        while not upstream.ready:  # noqa: ASYNC110 - nobody is told
+            await asyncio.sleep(0)
+        connections.give(engines.address, upstream)
+        assert await ask(connections, engines.address) == b"abc"
+        assert engines.count == 2
+
+
 async def test_an_idle_one_ends_before_the_engine_would_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEEP_S", 0.01)
     monkeypatch.setattr(module, "SWEEP_S", 0.01)
