@@ -31,6 +31,14 @@ models:
 """
 
 
+@pytest.fixture(autouse=True)
+def not_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a coordinator sets for itself (test_process.py) would stay for all tests after these."""
+    for name in ("settle", "raise_file_limit"):
+        monkeypatch.setattr(f"coordinator.__main__.{name}", lambda: None)
+    monkeypatch.setattr("coordinator.__main__.log_to_stderr", lambda level: None)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     file = config_file(tmp_path, ["a"])
