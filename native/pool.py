@@ -229,8 +229,9 @@ class Pool:
         soiled = min(count, len(self._soiled)) if overwritten else 0
         blank = count - soiled + kv
         if (missing := blank - len(self._blank)) > 0:
-            self._soil_these(found.chunks.values())
             self._soil(missing - len(self._soiled) - len(self._wiping))
+            self._remains.put_back(found)
+            self._soil(missing - len(self._soiled) - len(self._wiping))  # of what was found, only where it must be
             raise Soiled(f"{missing} chunks are not wiped yet")
         sources = [self._soiled] * soiled + [self._blank] * blank
         return tuple(heapq.heappop(source) for source in sources)

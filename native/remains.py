@@ -60,6 +60,15 @@ class Remains:
         if not places:
             self._contents.pop(found.content, None)
 
+    def put_back(self, found: Found) -> None:
+        """What `take` took a moment ago is free again. Its content counts as left now: somebody comes for it."""
+        if not found.chunks:
+            return
+        places = self._contents.pop(found.content, {})
+        places.update((found.first + place, chunk) for place, chunk in found.chunks.items())
+        self._contents[found.content] = places
+        self._count += len(found.chunks)
+
     def give_up(self, count: int) -> list[int]:
         """At most `count` chunks, whose content is forgotten."""
         given: list[int] = []
