@@ -47,8 +47,8 @@ def test_outputs_are_identical_and_each_rank_keeps_what_was_predicted(tmp_path: 
 
 
 def test_many_passes_and_sleeps_leave_nothing_behind(tmp_path: Path) -> None:
-    """A layer that stayed behind in each cycle would be 39 layers, five and a half series; one in each pass, three times
-    that. The allocator's own breath is less than two."""
+    """A layer that stayed behind in each cycle would be 39 layers, five and a half series; one in each pass, three
+    times that. The allocator's own breath is less than two."""
     for found in run(tmp_path, 2, "long"):
         first, last = found["kept"]
         assert last.pop("heap") - first.pop("heap") < 2 * found["series"]
