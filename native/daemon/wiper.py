@@ -2,10 +2,8 @@
 
 Who maps gets blank chunks. Weights that a restore overwrites whole need none (`Map.overwritten`), so a switch leaves
 the chunks of the engine that went to the weights of the one that comes, and wipes what is left when the device is
-quiet. As many chunks as one process ever had for its KV are wiped a moment later even if it is never quiet: the next
-one will want as many. Not at once: who has just come back computes its first answer, with the same memory and, on the
-host, the same processors. What remains of a content that has a name is left alone beyond that: somebody may come back
-for it.
+quiet. Only as many chunks as one process ever had for its KV are wiped at once: the next one will want as many. What
+remains of a content that has a name is left alone beyond that: somebody may come back for it.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ from native.pool import Pool
 log = logging.getLogger(__name__)
 
 QUIET_S = 0.25
-"""Without any change for so long, and no restore under way, everything soiled is wiped. And what the next KV cache will
-want, so long after it was found missing."""
+"""Without any change for so long, and no restore under way, everything soiled is wiped."""
 BATCH_BYTES = 32 << 20
 """Wiped in one go where nobody waits: a few milliseconds, which is what somebody may have to wait for it."""
 PARTS = 2
@@ -50,8 +47,6 @@ class Wiper:
         self._counters = counters
         self._batch = max(1, BATCH_BYTES // pool.chunk)
         self._wanted = 0
-        self._missing_since: float | None = None
-        """What the next KV cache will want is not there, since then, outside of restores."""
         self._turn = asyncio.Event()
 
     def ask(self, count: int) -> None:
@@ -74,33 +69,22 @@ class Wiper:
     async def _wake(self) -> bool:
         """False: nothing changes, and there is something to wipe."""
         idle = self._pool.to_wipe > 0 and not self._restoring()
-        patience = self._patience()
         try:
-            async with asyncio.timeout(patience if idle else None):
+            async with asyncio.timeout(QUIET_S if idle else None):
                 await self._turn.wait()
         except TimeoutError:
-            return patience < QUIET_S
+            return False
         self._turn.clear()
         return True
-
-    def _patience(self) -> float:
-        if self._missing_since is None:
-            return QUIET_S
-        return min(QUIET_S, max(0.0, self._missing_since + QUIET_S - time.monotonic()))
 
     def _due(self, quiet: bool) -> int:
         """How many chunks are to be wiped now."""
         if self._wanted > self._pool.blank:
             return self._wanted - self._pool.blank
         self._wanted = 0
-        missing = 0 if self._restoring() else max(0, self._pool.most_kv - self._pool.blank)
-        if not missing:
-            self._missing_since = None
-            return self._batch if quiet and not self._restoring() else 0
-        if self._missing_since is None:
-            self._missing_since = time.monotonic()
-        late = time.monotonic() - self._missing_since >= QUIET_S
-        return min(self._batch, missing) if quiet or late else 0
+        if self._restoring():
+            return 0
+        return self._batch if quiet else min(self._batch, max(0, self._pool.most_kv - self._pool.blank))
 
     async def _make_blank(self, chunks: tuple[int, ...]) -> bool:
         """False: it failed."""
