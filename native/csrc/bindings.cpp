@@ -174,7 +174,7 @@ std::vector<std::uint64_t> sample_digests(const std::vector<std::uint64_t>& addr
     digests.reserve(addresses.size());
     for (const std::uint64_t address : addresses) {
         const vnpu::Range range{address, length};
-        digests.push_back(vnpu::sample_digest({&range, 1}, 262144, 64));
+        digests.push_back(vnpu::sample_digest({&range, 1}, vnpu::sample_stride, vnpu::sample_width));
     }
     return digests;
 }
@@ -184,7 +184,7 @@ void bind_digest(nb::module_& module) {
                "CRC-32C of a range; `init` continues an earlier one.");
     module.def("checked_copy", &checked_copy, "destination"_a, "source"_a, "length"_a, "init"_a = 0, NoGil(),
                "Copy past the caches; CRC-32C of what was read.");
-    module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = 262144, "width"_a = 64, NoGil(),
+    module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = vnpu::sample_stride, "width"_a = vnpu::sample_width, NoGil(),
                "64-bit digest of samples of the ranges: the canary of a restore.");
     module.def("sample_digests", &sample_digests, "addresses"_a, "length"_a, NoGil(),
                "`sample_digest` of each of many ranges of one length.");

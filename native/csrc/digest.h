@@ -25,6 +25,9 @@ std::uint32_t checked_copy(void* destination, const void* source, std::size_t le
 // each `stride` of it. Every 2 MiB page that a range touches lies whole in the range or holds one of its ends, so with
 // a stride of at most 1 MiB each such page is sampled. Places depend on lengths only, never on addresses.
 // Throws std::invalid_argument.
+inline constexpr std::size_t sample_stride = 262144;
+inline constexpr std::size_t sample_width = 64;
+
 std::uint64_t sample_digest(std::span<const Range> ranges, std::size_t stride, std::size_t width);
 
 }  // namespace vnpu
