@@ -15,6 +15,7 @@ from coordinator.gateway.problem import Problem, engine_lost
 from coordinator.gateway.reply import Reply
 from coordinator.gateway.sse import LineRelay
 from coordinator.gateway.surface import named_ends
+from coordinator.http1.head import media_type
 from coordinator.http1.upstream import BrokenOff, Upstream
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ async def relay(upstream: Upstream, reply: Reply, model: str, first: Callable[[]
     """Answer with `upstream`; `first` is called when the engine's first words are here. Raises Problem when the engine
     broke before anything was sent, or refused a request whose client is told news."""
     headers = {name: upstream.headers[name] for name in _PASSED if name in upstream.headers}
-    if headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/event-stream":
+    if media_type(headers) == "text/event-stream":
         await _events(upstream, reply, model, headers, first)
     else:
         await _whole(upstream, reply, model, headers)

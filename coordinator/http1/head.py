@@ -45,6 +45,11 @@ class Fields:
         return fields
 
 
+def media_type(fields: Mapping[str, str]) -> str:
+    """Of a body, without parameters, in small letters; empty: not told."""
+    return fields.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
 def request_head(method: str, target: str, fields: Mapping[str, str]) -> bytes:
     """Raises ValueError for a value that would end its line."""
     return _head(f"{method} {target} HTTP/1.1", fields)

@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 
 from multidict import CIMultiDict
 
+from coordinator.http1.head import media_type
+
 MOST_AHEAD: Final = 256 << 10
 """Bytes of a body that are taken from the network before somebody reads them."""
 
@@ -52,7 +54,7 @@ class Request:
     @property
     def content_type(self) -> str:
         """Without parameters, in small letters."""
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return media_type(self.headers)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it comes, once. Its reader is cancelled when the client leaves."""
