@@ -83,9 +83,10 @@ class Publisher:
             self._shown = {kv.key: kv for kv in news.kvs if kv.key.startswith(self._own)}
             changed = set(self._shown)
         else:
-            changed = {change.key for change in news.changes if change.key.startswith(self._own)}
-            for change in news.changes:
-                if change.kv is not None and change.key in changed:
+            own = [change for change in news.changes if change.key.startswith(self._own)]
+            changed = {change.key for change in own}
+            for change in own:
+                if change.kv is not None:
                     self._shown[change.key] = change.kv
                 else:
                     self._shown.pop(change.key, None)
