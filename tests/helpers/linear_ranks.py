@@ -30,6 +30,7 @@ from engine_patch.sharded_linear.carriers import Broadcasting
 from engine_patch.sharded_linear.group import Group, OutOfStep
 from engine_patch.sharded_linear.rolling import total
 from engine_patch.sharded_linear.series import plan
+from tests.helpers import memory
 
 WIDTH, DEPTH, START = 96, 7, 31
 PASSES, DEADLINE_S = 3, 60.0
@@ -161,11 +162,9 @@ def lasting(model: Stage, carrier: Broadcasting, x: torch.Tensor, expected: torc
             assert torch.equal(model(x), expected)
         carrier.part()
         if cycle in (CYCLES // 2, CYCLES - 1):
-            rollup = Path("/proc/self/smaps_rollup").read_text().split()
-            heap = int(rollup[rollup.index("Anonymous:") + 1]) << 10
             kept.append(
                 {
-                    "heap": heap,
+                    "heap": memory.heap(),
                     "bytes": total(list(carrier._rolling.values())),
                     "files": len(list(Path("/proc/self/fd").iterdir())),
                 }

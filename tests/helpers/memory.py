@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,36 @@ def readable(address: int) -> bool:
     here, there = _Iovec(ctypes.addressof(byte), 1), _Iovec(address, 1)
     pid = ctypes.c_int(_libc.getpid())
     return bool(_libc.process_vm_readv(pid, ctypes.byref(here), 1, ctypes.byref(there), 1, 0) == 1)
+
+
+class _Mallinfo(ctypes.Structure):
+    """mallinfo2(3), of all arenas."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    )
+
+
+def heap() -> int:
+    """Bytes that are allocated in this process, garbage excepted: neither what the allocator keeps of what was freed
+    counts, nor where it lies."""
+    gc.collect()
+    mallinfo = _libc.mallinfo2
+    mallinfo.restype = _Mallinfo
+    told = mallinfo()
+    return int(told.uordblks + told.hblkhd)
 
 
 def read(address: int, length: int) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -15,6 +14,7 @@ import msgspec
 import psutil
 
 from engine_patch.gate import Gate
+from tests.helpers import memory
 
 log = logging.getLogger("vllm.probe")
 
@@ -95,13 +95,12 @@ class Probe:
     def probe_kept(self) -> dict[str, int]:
         """What must not grow on this rank: bytes of its weights, of the pages they lie in, of windows, of the process's
         own heap; open files."""
-        rollup = Path("/proc/self/smaps_rollup").read_text().split()
         return {
             "live": self._hands.weights.live_bytes,
             "pages": self._hands.weights.bytes,
             "windows": self._sharing.bytes,
             "files": psutil.Process().num_fds(),
-            "heap": int(rollup[rollup.index("Anonymous:") + 1]) << 10,
+            "heap": memory.heap(),
         }
 
     def probe_skip(self) -> None:
