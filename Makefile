@@ -3,6 +3,9 @@ PYTHON := $(shell for p in python3.11 python3; do \
     $$p -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo $$p && break; done || echo python3)
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
+WORKERS := 2
+# a file stays with one worker, which keeps its engines; those with engines come first, as they are collected
+BOTH := $(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 ROUNDS := 20
 SEEDS := 500
 
@@ -23,10 +26,10 @@ demo: setup ## three real vLLM engines take turns on a device that holds two
 	@$(BIN)/vnpu demo
 
 test: setup ## the test suite, real etcd and real engines included (at most 25 minutes on two cores)
-	$(PYTEST) -m "not system and not campaign" $(ARGS)
+	$(BOTH) -m "not system and not campaign" $(ARGS)
 
 test-system: setup ## what needs more of the machine: etcd 3.4, Compose, two-rank engines, long seeds
-	$(PYTEST) -m "system and not campaign" $(ARGS)
+	$(BOTH) -m "system and not campaign" $(ARGS)
 
 campaign: setup ## hours: the protocol in large; property tests and simulations, ROUNDS=20 times with random seeds
 	$(PYTEST) -q -m campaign --timeout=36000 $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ def build(folder: Path) -> Path:
     program = folder / f"token_model-{hashlib.sha256(content).hexdigest()[:16]}"
     if not program.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        beside = program.with_suffix(".new")
+        beside = program.with_suffix(f".{os.getpid()}")
         subprocess.run([*COMPILER, "-o", str(beside), *map(str, sources)], check=True, timeout=BUILD_S)
         beside.replace(program)
     return program
