@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import json
 import os
-import signal
 import socket
 import sys
 import threading
@@ -21,12 +20,12 @@ from collections import deque
 from collections.abc import Collection, Set
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import aiohttp
 
-PATIENCE_S = 60.0
+from tests.helpers.child import PATIENCE_S, Child
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -36,11 +35,11 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-class LightEngine:
-    """The test's end. Killed at the end of the `async with` block where it still lives."""
+class LightEngine(Child):
+    """The test's end."""
 
     def __init__(self, process: asyncio.subprocess.Process, engine: str, port: int, log: Path) -> None:
-        self._process = process
+        super().__init__(process)
         self.engine = engine
         self.port = port
         self.log = log
@@ -91,39 +90,6 @@ class LightEngine:
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
         return cls(process, engine, port, log)
-
-    async def __aenter__(self) -> LightEngine:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        await asyncio.sleep(0)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def stop(self) -> None:
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    def terminate(self) -> None:
-        self._process.terminate()
-
-    async def ended(self) -> int:
-        async with asyncio.timeout(PATIENCE_S):
-            return await self._process.wait()
 
     async def at(self, step: str) -> None:
         """Until the held `step` has begun."""

@@ -11,15 +11,14 @@ import json
 import mmap
 import os
 import secrets
-import signal
 import socket
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-PATIENCE_S = 60.0
+from tests.helpers.child import PATIENCE_S, Child
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -31,11 +30,8 @@ class PuppetRefused(Exception):
         self.code = code
 
 
-class Puppet:
-    """The test's end. Killed at the end of the `async with` block where it still lives."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
+class Puppet(Child):
+    """The test's end."""
 
     @classmethod
     async def start(cls, socket: Path, engine: str, nonce: str, role: str, rank: int = 0) -> Puppet:
@@ -44,43 +40,6 @@ class Puppet:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
         return cls(process)
-
-    async def __aenter__(self) -> Puppet:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._process.returncode is None:
-            self._process.kill()
-        await self._process.wait()
-        # The transport's pipes would otherwise be closed by the garbage collector, with a warning.
-        if self._process.stdin is not None:
-            self._process.stdin.close()
-        await asyncio.sleep(0)
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def stop(self) -> None:
-        """SIGSTOP, as a hung process is."""
-        self._process.send_signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self._process.send_signal(signal.SIGCONT)
-
-    async def ended(self) -> int:
-        """Exit status, negative: the signal."""
-        async with asyncio.timeout(PATIENCE_S):
-            return await self._process.wait()
-
-    @property
-    def alive(self) -> bool:
-        return self._process.returncode is None
 
     async def call(self, do: str, *args: object) -> object:
         """Raises `PuppetRefused` where the daemon refused, `ConnectionError` where the process died."""
