@@ -1,7 +1,8 @@
 """What moving an engine takes, each way, by what was measured: bytes by bandwidth, and what an operation takes beside.
 
 An engine says in its residency how long each step of its last operation took and how many bytes it moved. What it waits
-for before it moves anything (`drain`, `enter`) is not the move's.
+for before it moves anything (`drain`, `enter`) is not the move's. A restore that found most of its weights where it had
+left them tells what it takes beside its bytes, and of bandwidth nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ GUESSED_BANDWIDTH = 10e9
 """Bytes a second, until something was measured."""
 NEWEST = 0.5
 """How much the newest measurement counts against all before it."""
+WHOLE = 2
+"""What moved one in so many of its bytes at least is taken to be about its bytes."""
 _WAITING = frozenset({"drain", "enter"})
 
 
@@ -39,7 +42,7 @@ class Costs:
         moved = residency.restored if order is Order.RESTORE else residency.kv_saved + residency.d2h
         if seconds <= 0:
             return
-        if moved:
+        if moved and WHOLE * moved >= residency.held.weights + residency.held.kv:
             known = self._bandwidth.get(order, moved / seconds)
             self._bandwidth[order] = NEWEST * moved / seconds + (1 - NEWEST) * known
         before = self._measured.get((engine, order))
@@ -64,4 +67,6 @@ class Costs:
         found = self._measured.get((engine, order))
         if found is None:
             return bytes_ / self._bandwidth.get(order, GUESSED_BANDWIDTH)
-        return found.seconds * (bytes_ / found.bytes if found.bytes else 1.0)
+        if WHOLE * found.bytes >= bytes_:
+            return found.seconds * bytes_ / found.bytes if found.bytes else found.seconds
+        return found.seconds + (bytes_ - found.bytes) / self._bandwidth.get(order, GUESSED_BANDWIDTH)

@@ -214,17 +214,19 @@ class World:
         )
         return SpecSeen(EngineId(name), spec, 1, lease=1)
 
-    def _residency(self, name: str, phase: Phase, revision: int = 0, seconds: float = 0.0) -> Residency:
+    def _residency(self, name: str, phase: Phase, revision: int = 0, seconds: float = 0.0, still: int = 0) -> Residency:
+        """`still`: bytes of weights that were not copied."""
         model = self.fleet.models[name]
         restored = phase is Phase.RESIDENT
         ranks = len(model.devices)
+        kv = model.kv if model.saved is None else model.saved
         return Residency(
             holder=Holder(name, "1"),
             phase=phase,
             fence=Fence(EPOCH.id, revision) if revision else None,
             steps=(Step("copy", seconds),) if revision else (),
-            restored=(model.weights + model.kv) * ranks if restored else 0,
-            kv_saved=0 if restored else model.kv * ranks,
+            restored=max(0, (model.weights + kv) * ranks - still) if restored else 0,
+            kv_saved=0 if restored else kv * ranks,
         )
 
     # ---- gateway
@@ -303,7 +305,7 @@ class World:
         moved = bytes_ if restore else self.fleet.models[name].kv * len(self.fleet.models[name].devices)
         asked = bool(self._waiting[name]) or self._engines[name].inside > 0
         move = Move(self.clock.now, name, grant.order, seconds, moved, 0.0, predicted=restore and not asked)
-        self.clock.after(seconds, lambda: self._operated(grant, revision, move))
+        self.clock.after(seconds, lambda: self._operated(grant, revision, move, sum(still.values())))
 
     def _still(self, name: str) -> dict[str, int]:
         """It takes its pages: by device, bytes of weights that lie in them already."""
@@ -314,7 +316,7 @@ class World:
             if id_ in fleet.models[name].devices
         }
 
-    def _operated(self, grant: Grant, revision: int, move: Move) -> None:
+    def _operated(self, grant: Grant, revision: int, move: Move, still: int) -> None:
         name, seconds = move.model, move.seconds
         restore = grant.order is Order.RESTORE
         waiting = self._neighbours(name) if move.predicted else [name]
@@ -332,7 +334,7 @@ class World:
                     self._remains[seat.device].leave(name, *self.fleet.chunks(name, seat.device))
             self._fits(seat.device)
         phase = Phase.RESIDENT if restore else Phase.OFFLOADED
-        residency = self._residency(name, phase, revision, seconds)
+        residency = self._residency(name, phase, revision, seconds, still)
         self._change(
             *(self._device(seat.device) for seat in grant.seats),
             ResidencySeen(EngineId(name), residency, self._revision + 1),

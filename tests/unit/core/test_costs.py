@@ -55,6 +55,21 @@ def test_weights_that_were_joined_say_nothing_about_copies() -> None:
     assert costs.restore_s(B, 500) == 1.0
 
 
+def test_a_restore_that_found_its_weights_where_it_left_them_tells_what_it_takes_beside_its_bytes() -> None:
+    costs, held = Costs(), Bytes(weights=900, kv=100)
+    costs.learn(B, Order.RESTORE, said(10.0, restored=1000))
+    hot = msgspec.structs.replace(said(0.5, restored=10), held=held)
+    costs.learn(A, Order.RESTORE, hot)
+    assert costs.restore_s(A, 1000) == pytest.approx(0.5 + 990 / 100)
+    assert costs.restore_s(A, 20) == pytest.approx(1.0)
+    assert costs.restore_s(EngineId("c"), 100) == 1.0
+    costs.learn(A, Order.RESTORE, msgspec.structs.replace(hot, restored=0))
+    assert costs.restore_s(A, 1000) == pytest.approx(0.5 + 10)
+    costs.learn(A, Order.RESTORE, msgspec.structs.replace(hot, restored=500))
+    assert costs.restore_s(A, 1000) == pytest.approx(1.0)
+    assert costs.restore_s(EngineId("c"), 1000) == pytest.approx(1000 / 550)
+
+
 def test_the_scheduler_learns_from_answers_to_its_orders() -> None:
     stage = Stage()
     stage.engine("a", weights=40)
