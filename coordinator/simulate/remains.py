@@ -1,7 +1,8 @@
 """What evicted models leave in free pages of one device, as the node daemon keeps it: counted in chunks. PURE.
 
-A model that comes back copies only what others have needed meanwhile. Who needs chunks takes blank ones first, but
-leaves as many as its own KV wants, then those of whoever left longest ago.
+A model that comes back copies only what others have needed meanwhile. Who needs chunks takes blank ones first, then
+those of whoever left longest ago. (Which of them become its KV, which wants blank ones, changes nothing of how many are
+taken from whom.)
 """
 
 from __future__ import annotations
@@ -15,10 +16,7 @@ class Remains:
     def take(self, model: str, weights: int, kv: int) -> int:
         """`model` takes so many chunks; returns how many of its weights still hold them."""
         still = min(weights, self._left.pop(model, 0))
-        wanted = weights - still
-        spare = min(wanted, max(0, self._blank - kv))
-        self._blank -= spare
-        self._need(wanted - spare + kv)
+        self._need(weights - still + kv)
         return still
 
     def leave(self, model: str, weights: int, kv: int) -> None:
