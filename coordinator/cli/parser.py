@@ -344,7 +344,7 @@ def _simulate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=200, help="how many a generator makes (default: 200)")
     parser.add_argument("--models", type=int, default=8, help="how many a generator makes (default: 8)")
     parser.add_argument("--write-trace", metavar="FILE", help="keep the generated trace")
-    parser.add_argument("--plot", metavar="FILE", help="draw the comparison as SVG")
+    parser.add_argument("--plot", metavar="FILE", help="draw the comparison as SVG (FILE.svg)")
     parser.add_argument("--json", action="store_true", help="print the comparison as JSON")
 
 

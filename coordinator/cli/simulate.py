@@ -47,6 +47,8 @@ def simulate(asked: Asked) -> int:
         make(name.removesuffix(PREDICT))
     _bounded("--requests", asked.requests, MOST_REQUESTS)
     _bounded("--models", asked.models, MOST_MODELS)
+    if asked.plot is not None and asked.plot.suffix.lower() != ".svg":
+        raise ConfigError(f"--plot: {asked.plot} is no name for an SVG picture", remedy="let it end in .svg")
     work = workload(asked)
     if asked.write is not None:
         _saved(asked.write, lambda path: trace.write(path, work.requests))

@@ -53,6 +53,7 @@ def test_a_generator_for_a_fleet_of_ones_own(tmp_path: Path, capsys: pytest.Capt
         (["--trace", "tail:1", "--fleet", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
         (["--trace", "tail:1", "--requests", "0"], "--requests: 0 is not between 1 and"),
         (["--trace", "tail:1", "--models", "0"], "--models: 0 is not between 1 and"),
+        (["--trace", "tail:1", "--plot", "p.png"], "--plot: p.png is no name for an SVG picture"),
     ],
 )
 def test_wrong_use_is_one_line_and_exit_code_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
