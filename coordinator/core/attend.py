@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import EngineEntry
 from coordinator.core.model import ModelId, Phase
-from coordinator.core.standing import COMING, Standing, stand
+from coordinator.core.standing import COMING, Standing
 from coordinator.core.victims import World
 
 
@@ -20,7 +20,7 @@ def inside(engine: EngineEntry) -> int:
 def wanted(world: World, model: ModelId) -> int:
     """Requests that wait for any engine of `model`: at gateways (a drained model takes none of them, nor one whose
     processes are to end), and inside its engine, if it has only one."""
-    engines = list(world.ledger.engines_of(model))
+    engines = world.ledger.engines_of(model)
     own = inside(engines[0]) if len(engines) == 1 else 0
     closed = world.models.of(model).drained or not any(world.open(engine) for engine in engines)
     return own if closed else own + world.demand.waiting(model)
@@ -29,21 +29,21 @@ def wanted(world: World, model: ModelId) -> int:
 def takers(world: World, model: ModelId) -> list[EngineEntry]:
     """Engines for who waits for any engine of `model`, in order of id: its only one, or those of several whose
     processes are not to end. One that only ends what it has holds none of the others back."""
-    engines = list(world.ledger.engines_of(model))
+    engines = world.ledger.engines_of(model)
     return engines if len(engines) == 1 else [engine for engine in engines if world.open(engine)]
 
 
 class Attendance:
     """One model's places in the queue."""
 
-    def __init__(self, world: World, queue: Queue, model: ModelId, now: float) -> None:
+    def __init__(self, world: World, queue: Queue, model: ModelId) -> None:
         self._world = world
         self._queue = queue
         self._model = model
-        self._now = now
-        self._engines = list(world.ledger.engines_of(model))
+        self._now = world.now
+        self._engines = world.ledger.engines_of(model)
         self._takers = takers(world, model)
-        self._stands = {engine.id: stand(world.ledger, engine, now, world.limits) for engine in self._engines}
+        self._stands = {engine.id: world.stand(engine) for engine in self._engines}
 
     def update(self, *, woken: bool) -> float:
         """Enter and leave as things stand. Returns when to look again though nothing happens (monotonic seconds).

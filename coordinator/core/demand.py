@@ -57,13 +57,14 @@ class Demand:
         return known
 
     def waiting(self, model: ModelId) -> int:
-        return sum(self._counts.get(model, {}).values())
+        said = self._counts.get(model)
+        return sum(said.values()) if said else 0
 
     def kept(self, model: ModelId) -> float | None:
         """How long requests want it kept when idle, in seconds: of what the gateways say the longest, infinity where
         that is until its memory is needed. None: no request has said anything."""
-        said = self._keeps.get(model, {}).values()
-        return max((math.inf if keep < 0 else keep for keep in said), default=None)
+        said = self._keeps.get(model)
+        return max(math.inf if keep < 0 else keep for keep in said.values()) if said else None
 
     @property
     def models(self) -> frozenset[ModelId]:

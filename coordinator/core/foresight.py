@@ -12,7 +12,7 @@ from coordinator.core.model import DeviceId, EngineId
 from coordinator.core.plan import Projection, Verdict, plan
 from coordinator.core.policies.reuse import reuse
 from coordinator.core.policy import Wanted
-from coordinator.core.standing import Standing, stand
+from coordinator.core.standing import Standing
 from coordinator.core.victims import World
 
 HORIZON = 0.5
@@ -45,7 +45,7 @@ def _likely(world: World, engine: EngineEntry, device: DeviceId, now: float) -> 
     if engine.model is None or world.models.of(engine.model).drained:
         return 0.0
     habit = world.arrivals.of(engine.model)
-    if habit is None or stand(world.ledger, engine, now, world.limits).standing is not Standing.ASLEEP:
+    if habit is None or world.stand(engine).standing is not Standing.ASLEEP:
         return 0.0
     around = world.arrivals.around(device, now)
     return reuse(habit, around, len(world.ledger.device(device).held), now, HORIZON)

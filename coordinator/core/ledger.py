@@ -12,8 +12,6 @@ Invariants (`check` holds them in tests, after every step):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import msgspec
 
 from coordinator.core.entries import DeviceEntry, EngineEntry, by_holder, chargeable, overhead, pages, rounded
@@ -106,9 +104,9 @@ class Ledger:
         """Its entry; an empty one (not kept) where nothing is known."""
         return self.devices.get(device) or DeviceEntry(id=device)
 
-    def engines_of(self, model: ModelId) -> Iterator[EngineEntry]:
+    def engines_of(self, model: ModelId) -> list[EngineEntry]:
         """Engines whose spec names `model`, in order of id."""
-        return (self.engines[engine] for engine in sorted(self.models.get(model, ())))
+        return [self.engines[engine] for engine in sorted(self.models.get(model, ()))]
 
     def registered(self, holder: Holder) -> EngineEntry | None:
         """The engine whose spec names this very process; None: the process is lost."""

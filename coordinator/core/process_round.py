@@ -24,7 +24,7 @@ from coordinator.core.processes import ProcessEntry
 from coordinator.core.room import choose, in_order
 from coordinator.core.round import RETRY_AFTER_S, Desk
 from coordinator.core.settings import Settings
-from coordinator.core.standing import Standing, stand
+from coordinator.core.standing import Standing
 from coordinator.core.starts import Starts
 from coordinator.core.victims import NEVER, Victim, World
 from coordinator.core.words import names, size
@@ -59,14 +59,14 @@ class Start(msgspec.Struct, frozen=True):
 class ProcessRound:
     """See the module. Make one, `run` it once."""
 
-    def __init__(self, world: World, desk: Desk, starts: Starts, lead: Lead, now: float) -> None:
+    def __init__(self, world: World, desk: Desk, starts: Starts, lead: Lead) -> None:
         self._world = world
         self._ledger = world.ledger
         self._processes = world.ledger.processes
         self._desk = desk
         self._starts = starts
         self._lead = lead
-        self._now = now
+        self._now = world.now
         self._reserved: dict[str, int] = {}
         self._commands: list[Command] = []
 
@@ -96,7 +96,7 @@ class ProcessRound:
         return engine if engine is not None and engine.spec is not None else None
 
     def _standing(self, engine: EngineEntry) -> Standing:
-        return stand(self._ledger, engine, self._now, self._world.limits).standing
+        return self._world.stand(engine).standing
 
     def _order(self, entry: ProcessEntry, wish: Wish, why: Why) -> None:
         if self._starts.blocked(entry.id, self._now):

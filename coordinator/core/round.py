@@ -25,7 +25,7 @@ from coordinator.core.policy import Wanted
 from coordinator.core.process import Wish
 from coordinator.core.refusals import Refusals
 from coordinator.core.room import choose
-from coordinator.core.standing import COMING, Stand, Standing, answered, stand
+from coordinator.core.standing import COMING, Stand, Standing, answered
 from coordinator.core.ties import Ties
 from coordinator.core.victims import Victim, World, rescored
 from coordinator.core.words import names, requests
@@ -52,13 +52,13 @@ class Desk(msgspec.Struct, frozen=True):
 class Round:
     """See the module. Make one, `run` it once."""
 
-    def __init__(self, world: World, desk: Desk, lead: Lead, now: float) -> None:
+    def __init__(self, world: World, desk: Desk, lead: Lead) -> None:
         self._world = world
         self._ledger = world.ledger
         self._limits = world.limits
         self._desk = desk
         self._lead = lead
-        self._now = now
+        self._now = world.now
         self._projection = Projection()
         self._commands: list[Command] = []
 
@@ -83,9 +83,6 @@ class Round:
 
     # ---- what all of them use
 
-    def _stand(self, engine: EngineEntry) -> Stand:
-        return stand(self._ledger, engine, self._now, self._limits)
-
     def _alarm(self, device: DeviceId, at: float) -> None:
         if at > self._now:
             self._desk.alarms.set("device", device, at)
@@ -95,7 +92,7 @@ class Round:
         for holder in sorted({holder for entry in entries for holder in entry.held}):
             engine = self._ledger.registered(holder)
             if engine is not None:
-                yield engine, self._stand(engine)
+                yield engine, self._world.stand(engine)
 
     def _free(self, devices: Iterable[DeviceId]) -> bool:
         """Whether an operation may be granted on all of them now (PROTOCOL rule 3)."""
@@ -215,7 +212,7 @@ class Round:
     def _serve(self, waiter: Waiter) -> bool:
         """Whether it has a claim that those behind must respect."""
         engines = self._options(waiter)
-        stands = [(engine, self._stand(engine)) for engine in engines]
+        stands = [(engine, self._world.stand(engine)) for engine in engines]
         if waiter.engine is None and any(self._coming(engine, at) for engine, at in stands):
             return False
         ready = {Standing.ASLEEP} if waiter.engine is None else {Standing.ASLEEP, Standing.UNBORN}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from coordinator.core.commands import Endpoint, Route
 from coordinator.core.model import ModelId
-from coordinator.core.standing import ROUTABLE, stand
+from coordinator.core.standing import ROUTABLE
 from coordinator.core.victims import World
 
 
@@ -22,9 +22,9 @@ class Routes:
         told = self._told.get(model)
         return told.endpoints if told is not None else ()
 
-    def update(self, world: World, model: ModelId, now: float) -> Route | None:
+    def update(self, world: World, model: ModelId) -> Route | None:
         """The route of `model`, if it is another than was told."""
-        route = route_of(world, model, now)
+        route = route_of(world, model)
         if route.gone:
             return route if self._told.pop(model, None) is not None else None
         if self._told.get(model) == route:
@@ -33,15 +33,15 @@ class Routes:
         return route
 
 
-def route_of(world: World, model: ModelId, now: float) -> Route:
+def route_of(world: World, model: ModelId) -> Route:
     """Where requests of `model` may go as things stand. A drained model takes nothing new."""
-    engines = list(world.ledger.engines_of(model))
+    engines = world.ledger.engines_of(model)
     specs = [engine.spec for engine in engines if engine.spec is not None]
     open_ = [] if world.models.of(model).drained else [engine for engine in engines if world.open(engine)]
     endpoints = [
         Endpoint(engine.id, engine.spec.url)
         for engine in open_
-        if engine.spec is not None and stand(world.ledger, engine, now, world.limits).standing in ROUTABLE
+        if engine.spec is not None and world.stand(engine).standing in ROUTABLE
     ]
     aliases = sorted({alias for spec in specs for alias in spec.aliases})
     return Route(model, tuple(sorted(endpoints)), tuple(aliases), gone=not engines)

@@ -12,7 +12,6 @@ from coordinator.core.attend import Attendance
 from coordinator.core.commands import Command, Refuse
 from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand, Queue
-from coordinator.core.entries import EngineEntry
 from coordinator.core.events import (
     Changed,
     DecisionSeen,
@@ -121,15 +120,16 @@ class Scheduler:
         models |= {ModelId(name) for kind, name in due if kind == "model"}
         devices |= {DeviceId(name) for kind, name in due if kind == "device"}
         commands: list[Command] = []
+        world = self._world()
         for model in sorted(models):
-            commands += self._attend(model, now)
+            commands += self._attend(model, world)
             devices.update(device for engine in self._ledger.engines_of(model) for device in engine.devices)
         if self._lead is not None and self._ledger.epoch is not None:
             devices |= self._desk.ties.take(devices)
             for group in self._desk.queue.groups(devices):
-                commands += Round(self._world, self._desk, self._lead, now).run(group)
+                commands += Round(world, self._desk, self._lead).run(group)
             if self._ledger.processes.models:
-                commands += ProcessRound(self._world, self._desk, self._starts, self._lead, now).run(models)
+                commands += ProcessRound(world, self._desk, self._starts, self._lead).run(models)
         return commands
 
     def deadline(self) -> float | None:
@@ -158,14 +158,14 @@ class Scheduler:
 
     def view(self) -> State:
         """All that is known, as of the last event; immutable. Costs a walk over everything."""
-        return snapshot(self._world, self._desk, self._starts, self._routes, self._now, leading=self._lead is not None)
+        return snapshot(self._world(), self._desk, self._starts, self._routes, leading=self._lead is not None)
 
     def check(self) -> None:
         """Raises LedgerBroken if the ledger contradicts itself (tests call it after every step)."""
         self._ledger.check()
 
-    @property
     def _world(self) -> World:
+        """All that this moment's decisions rest on."""
         return World(
             self._ledger,
             self._demand,
@@ -177,6 +177,7 @@ class Scheduler:
             self._predictions,
             self._shadow,
             self._predict,
+            self._now,
         )
 
     # ---- events
@@ -317,7 +318,7 @@ class Scheduler:
 
     def _asked(self, event: OrderAsked, now: float) -> set[ModelId]:
         """Only a leader takes asks."""
-        engines = list(self._ledger.engines_of(event.model))
+        engines = self._ledger.engines_of(event.model)
         if self._lead is None or not (engines or event.model in self._ledger.processes.models):
             return set()
         if event.order is Order.RESTORE:
@@ -326,7 +327,7 @@ class Scheduler:
         elif event.order is Order.OFFLOAD:
             for engine in engines:
                 self._predictions.forget(engine.id)
-            here = [engine for engine in engines if self._standing(engine, now) in _HERE]
+            here = [engine for engine in engines if stand(self._ledger, engine, now, self._limits).standing in _HERE]
             self._desk.asks.sleep(event.model, event.by, here)
         return {event.model}
 
@@ -343,27 +344,24 @@ class Scheduler:
 
     # ---- models
 
-    def _standing(self, engine: EngineEntry, now: float) -> Standing:
-        return stand(self._ledger, engine, now, self._limits).standing
-
-    def _attend(self, model: ModelId, now: float) -> list[Command]:
+    def _attend(self, model: ModelId, world: World) -> list[Command]:
         """Bring everything that is kept by model up to date."""
         asks = self._desk.asks
-        self._note_use(model, now)
+        self._note_use(model, world.now)
         for engine in self._ledger.engines_of(model):
-            standing = self._standing(engine, now)
+            standing = world.stand(engine).standing
             if standing is Standing.SERVING or self._models.of(model).drained:
                 asks.woken(model)
             if standing not in _HERE:
                 asks.asleep(engine)
-        until = Attendance(self._world, self._desk.queue, model, now).update(woken=asks.wakes(model) is not None)
+        until = Attendance(world, self._desk.queue, model).update(woken=asks.wakes(model) is not None)
         self._desk.alarms.clear("model", model)
         self._desk.alarms.set("model", model, until)
-        said = (self._routes.update(self._world, model, now), self._refusal(model))
+        said = (self._routes.update(world, model), self._refusal(model))
         return [command for command in said if command is not None]
 
     def _note_use(self, model: ModelId, now: float) -> None:
-        engines = list(self._ledger.engines_of(model))
+        engines = self._ledger.engines_of(model)
         place = engines[0].devices[0] if engines else None
         active = self._demand.waiting(model) > 0 or any(engine.working for engine in engines)
         if active:

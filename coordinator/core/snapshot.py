@@ -9,7 +9,6 @@ from coordinator.core.process import Life
 from coordinator.core.processes import ProcessEntry
 from coordinator.core.round import Desk
 from coordinator.core.routes import Routes
-from coordinator.core.standing import stand
 from coordinator.core.starts import Starts
 from coordinator.core.victims import World
 from coordinator.core.view import DeviceState, EngineState, ModelState, OwnerState, PendingState, State
@@ -23,9 +22,9 @@ _PHASES = {
 }
 
 
-def snapshot(world: World, desk: Desk, starts: Starts, routes: Routes, now: float, *, leading: bool) -> State:
-    """Everything that is known at `now`."""
-    ledger = world.ledger
+def snapshot(world: World, desk: Desk, starts: Starts, routes: Routes, *, leading: bool) -> State:
+    """Everything that is known."""
+    ledger, now = world.ledger, world.now
     models = sorted({*ledger.models, *ledger.processes.models, *world.demand.models})
     registered = [_engine(world, ledger.engines[id_], now) for id_ in sorted(ledger.engines)]
     asleep = [_process(entry) for id_, entry in ledger.processes.entries.items() if id_ not in ledger.engines]
@@ -77,7 +76,7 @@ def _device(world: World, desk: Desk, entry: DeviceEntry, now: float) -> DeviceS
 
 
 def _engine(world: World, entry: EngineEntry, now: float) -> EngineState:
-    at = stand(world.ledger, entry, now, world.limits)
+    at = world.stand(entry)
     residency = entry.residency
     return EngineState(
         id=entry.id,
@@ -120,7 +119,7 @@ def _process(entry: ProcessEntry) -> EngineState | None:
 
 
 def _model(world: World, desk: Desk, starts: Starts, routes: Routes, model: ModelId, now: float) -> ModelState:
-    engines = list(world.ledger.engines_of(model))
+    engines = world.ledger.engines_of(model)
     kept = {entry.id for entry in world.ledger.processes.of(model)}
     since = starts.since(model) if desk.queue.since(model) is None else desk.queue.since(model)
     return ModelState(

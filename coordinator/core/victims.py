@@ -11,12 +11,12 @@ from coordinator.core.costs import Costs
 from coordinator.core.demand import Demand
 from coordinator.core.entries import EngineEntry, chargeable
 from coordinator.core.ledger import Ledger
-from coordinator.core.model import Bytes, Candidate, DeviceId, Holder, ModelId, Order
+from coordinator.core.model import Bytes, Candidate, DeviceId, EngineId, Holder, ModelId, Order
 from coordinator.core.policy import EvictionPolicy, Resident, Wanted
 from coordinator.core.predictions import Predictions
 from coordinator.core.process import Wish
 from coordinator.core.settings import Limits, Models, Settings
-from coordinator.core.standing import stand
+from coordinator.core.standing import Stand, stand
 
 NEVER = float("inf")
 LOST_FIRST = -1e12
@@ -47,7 +47,7 @@ class Victim(msgspec.Struct, frozen=True):
 
 
 class World(msgspec.Struct, frozen=True):
-    """What a decision reads."""
+    """What decisions read at `now` (monotonic seconds). One for each event: nothing of it changes while it is read."""
 
     ledger: Ledger
     demand: Demand
@@ -59,6 +59,16 @@ class World(msgspec.Struct, frozen=True):
     predictions: Predictions
     shadow: EvictionPolicy | None = None
     predict: bool = False
+    now: float = 0.0
+    stands: dict[EngineId, Stand] = {}
+    """Those that were asked for."""
+
+    def stand(self, engine: EngineEntry) -> Stand:
+        """Where `engine` stands."""
+        found = self.stands.get(engine.id)
+        if found is None:
+            found = self.stands[engine.id] = stand(self.ledger, engine, self.now, self.limits)
+        return found
 
     def busy(self, engine: EngineEntry) -> bool:
         """Whether it works, or is about to: requests for its model wait at a gateway."""
@@ -90,7 +100,7 @@ def _victim(world: World, wanted: Wanted, holder: Holder, now: float) -> Victim:
     taken = {device: _freed(world.ledger, device, holder) for device in world.ledger.places(holder)}
     if world.settings(engine).pin:
         return Victim(holder, Order.OFFLOAD, taken, 0.0, NEVER, "pinned", pinned=True)
-    at = stand(world.ledger, engine, now, world.limits)
+    at = world.stand(engine)
     if not at.orderable:
         return Victim(holder, Order.OFFLOAD, taken, 0.0, at.until, at.why or f"it is {at.standing}")
     resident = _resident(world, engine, engine.model, taken, now)

@@ -10,7 +10,7 @@ from tests.helpers.stage import Stage
 
 
 def made(stage: Stage, engine: str, projection: Projection) -> Plan:
-    world = stage.scheduler._world
+    world = stage.scheduler._world()
     entry = stage.scheduler._ledger.engines[engine]  # type: ignore[index]
     wanted = Wanted(entry.id, entry.model or entry.id, Settings(), stage.now)  # type: ignore[arg-type]
     return plan(world, wanted, entry, projection, stage.now)
@@ -28,7 +28,7 @@ def test_a_victim_makes_room_once() -> None:
     projection = Projection()
     first = made(stage, "b", projection)
     assert (first.verdict, victims(first)) == (Verdict.EVICT, ["a"])
-    projection.reserve(stage.scheduler._world, first)
+    projection.reserve(stage.scheduler._world(), first)
     second = made(stage, "c", projection)
     assert (second.verdict, victims(second), second.holds) == (Verdict.WAIT, [], False)
     assert second.why == "what is ahead of it needs the room first"
@@ -40,7 +40,7 @@ def test_room_that_is_being_made_is_waited_for() -> None:
     stage.engine("b", weights=40)
     stage.engine("c", weights=40)
     projection = Projection()
-    projection.reserve(stage.scheduler._world, made(stage, "b", projection))
+    projection.reserve(stage.scheduler._world(), made(stage, "b", projection))
     second = made(stage, "c", projection)
     assert (second.verdict, victims(second), second.holds) == (Verdict.WAIT, [], True)
     assert second.why == "room is being made"
@@ -54,7 +54,7 @@ def test_the_pinned_are_not_even_waited_for() -> None:
     stage.engine("b", weights=60)
     stage.engine("c", weights=60)
     projection = Projection()
-    projection.reserve(stage.scheduler._world, made(stage, "b", projection))
+    projection.reserve(stage.scheduler._world(), made(stage, "b", projection))
     second = made(stage, "c", projection)
     assert (second.verdict, victims(second), second.holds) == (Verdict.WAIT, [], False)
 
