@@ -161,7 +161,7 @@ class SimCoordinator:
         return self.runtime is not None and not self.proc.dead and self.runtime.leading
 
     def start(self) -> None:
-        if self.store is not None and not self.proc.dead:
+        if self.world.over or (self.store is not None and not self.proc.dead):
             return
         self.proc = Proc(self.id)
         self.store = self.world.store(self.proc, self.kill)
@@ -186,7 +186,7 @@ class SimCoordinator:
 
     def kill(self) -> None:
         """SIGKILL."""
-        if self.proc.dead:
+        if self.proc.dead or self.world.over:
             return
         self.proc.dead = True
         self.runtime = self.gateway = None

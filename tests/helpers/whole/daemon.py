@@ -89,7 +89,7 @@ class SimDaemon:
         )
 
     def start(self) -> None:
-        if self.life:
+        if self.life or self.world.over:
             return
         self._lives += 1
         self.life = self._lives
@@ -106,7 +106,7 @@ class SimDaemon:
 
     def kill(self) -> None:
         """SIGKILL."""
-        if not self.life:
+        if not self.life or self.world.over:
             return
         self.life, self.node, self.proc.dead = 0, None, True
         if self.store is not None:

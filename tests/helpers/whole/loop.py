@@ -8,12 +8,13 @@ timers overdue, as after SIGSTOP. Nothing here waits for real time or for a file
 from __future__ import annotations
 
 import asyncio
-import heapq
 import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import suppress
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from heapq import heappop, heappush
 from random import Random
 from typing import Any
 
@@ -31,7 +32,7 @@ class Proc:
         self.name = name
         self.dead = False
         self.stopped = False
-        self.overdue: deque[asyncio.Handle] = deque()
+        self.overdue: deque[_Due] = deque()
         """What did not run."""
         self.context = NOBODY.copy()
         self.context.run(_PROC.set, self)
@@ -56,32 +57,49 @@ class _Task(asyncio.Task[Any]):
         return self.number
 
 
-class _Handle(asyncio.Handle):
-    """Without what only the debug mode of asyncio wants: a history makes thousands."""
+class _Due(list[Any]):
+    """A callback that is due: [when, number, context, callback, arguments]. As a list it is made without a constructor
+    in Python and compares, in a heap, by when and number; a history makes ten thousand."""
 
     __slots__ = ()
-
-    def __init__(self, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
-        self._context = copy_context() if context is None else context
-        self._loop = loop
-        self._callback = callback
-        self._args = args
-        self._cancelled = False
-        self._repr = None
-        self._source_traceback = None
-
-
-class _Timer(asyncio.TimerHandle):
-    __slots__ = ()
-
-    def __init__(self, when: float, callback: Any, args: Any, loop: Any, context: Context | None) -> None:
-        _Handle.__init__(self, callback, args, loop, context)  # type: ignore[arg-type]  # what both have
-        self._when = when
-        self._scheduled = False
 
     def cancel(self) -> None:
-        self._cancelled = True
-        self._callback = self._args = None
+        self[3], self[4] = None, ()
+
+    def cancelled(self) -> bool:
+        return self[3] is None
+
+    def when(self) -> float:
+        return self[0]  # type: ignore[no-any-return]
+
+
+class Limit:
+    """As `asyncio.timeout`, which looks for mistakes that are not made here; entered three thousand times a history."""
+
+    __slots__ = ("_before", "_expired", "_task", "_timer", "_when")
+
+    def __init__(self, delay: float | None) -> None:
+        self._when = None if delay is None else asyncio.get_running_loop().time() + delay
+        self._expired = False
+
+    async def __aenter__(self) -> Limit:
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+        if task is None:
+            raise RuntimeError("no task waits here")
+        self._task, self._before = task, task.cancelling()
+        self._timer = None if self._when is None else loop.call_at(self._when, self._expire)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._expired and self._task.uncancel() <= self._before and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -93,16 +111,19 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._rng = rng
         self._most = most
         self._tasks = 0
-        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timers: list[_Due] = []
         self._timers_made = 0
         self.steps = 0
-        self.readers: dict[int, asyncio.Handle] = {}
+        self.readers: dict[int, _Due] = {}
         self.set_task_factory(self._task)
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
 
     def _task(self, loop: asyncio.AbstractEventLoop, coro: Any, context: Context | None = None) -> asyncio.Task[Any]:
-        task = _Task(coro, loop=loop, context=context)
+        """It is registered, by its hash, as soon as it begins."""
+        task = _Task.__new__(_Task)
         self._tasks += 1
         task.number = self._tasks
+        task.__init__(coro, loop=loop, context=context)  # type: ignore[misc]
         return task
 
     def time(self) -> float:
@@ -110,9 +131,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def call_soon(self, callback: Any, *args: Any, context: Context | None = None) -> asyncio.Handle:  # type: ignore[override]
         """As `BaseEventLoop.call_soon`, which looks for mistakes that are not made here."""
-        handle = _Handle(callback, args, self, context)
-        self._ready.append(handle)  # type: ignore[attr-defined]
-        return handle
+        due = _Due((0.0, 0, copy_context() if context is None else context, callback, args))
+        self._ready.append(due)  # type: ignore[attr-defined]
+        return due  # type: ignore[return-value]
 
     def call_later(
         self, delay: float, callback: Any, *args: Any, context: Context | None = None
@@ -120,41 +141,44 @@ class VirtualLoop(asyncio.BaseEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        """As `BaseEventLoop.call_at`, on a heap of tuples, which compare faster than handles."""
-        timer = _Timer(when, callback, args, self, context)
         self._timers_made += 1
-        heapq.heappush(self._timers, (when, self._timers_made, timer))
-        return timer
+        due = _Due((when, self._timers_made, copy_context() if context is None else context, callback, args))
+        heappush(self._timers, due)
+        return due  # type: ignore[return-value]
 
     def _run_once(self) -> None:
-        """As `BaseEventLoop._run_once`, without a selector."""
+        """As `BaseEventLoop._run_once`, without a selector, and again and again until it is to stop."""
         ready, timers = self._ready, self._timers  # type: ignore[attr-defined]
-        while timers and timers[0][2]._cancelled:
-            heapq.heappop(timers)
-        if not ready and not self._stopping:  # type: ignore[attr-defined]
-            if not timers:
-                raise Deadlock("nothing is due any more")
-            self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            ready.append(heapq.heappop(timers)[2])
-        self.steps += len(ready)
-        if self.steps > self._most:
-            raise Deadlock(f"{self.steps} steps: somebody spins")
-        for _ in range(len(ready)):
-            handle = ready.popleft()
-            if handle._cancelled:
-                continue
-            context = handle._context
-            proc = context.get(_PROC)
-            if proc is not None and (proc.dead or proc.stopped):
-                proc.overdue.append(handle)
-                continue
-            try:  # as `Handle._run`, one call less
-                context.run(handle._callback, *handle._args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # noqa: BLE001  # handed on
-                self.call_exception_handler({"message": f"in {handle!r}", "exception": error, "handle": handle})
+        while True:
+            while timers and timers[0][3] is None:
+                heappop(timers)
+            if not ready and not self._stopping:  # type: ignore[attr-defined]
+                if not timers:
+                    raise Deadlock("nothing is due any more")
+                if timers[0][0] > self._now:
+                    self._now = timers[0][0]
+            while timers and timers[0][0] <= self._now:
+                ready.append(heappop(timers))
+            self.steps += len(ready)
+            if self.steps > self._most:
+                raise Deadlock(f"{self.steps} steps: somebody spins")
+            for _ in range(len(ready)):
+                due = ready.popleft()
+                _, _, context, callback, args = due
+                if callback is None:
+                    continue
+                proc = context.get(_PROC)
+                if proc is not None and (proc.dead or proc.stopped):
+                    proc.overdue.append(due)
+                    continue
+                try:
+                    context.run(callback, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001  # handed on
+                    self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
     def go_on(self, proc: Proc) -> None:
         """A stopped process goes on."""
@@ -163,8 +187,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
             self._ready.extend(proc.overdue)  # type: ignore[attr-defined]
             proc.overdue.clear()
 
-    def put_away(self, procs: Iterable[Proc]) -> None:
-        """The end of the world: every coroutine ends, those of the dead too, and the loop is closed."""
+    def put_away(self, procs: Iterable[Proc]) -> list[str]:
+        """The end of the world: every coroutine ends, those of the dead too, and the loop is closed. Nobody may die or
+        begin any more. Returns the names of tasks that would not end."""
         for proc in procs:
             proc.dead = False
             self.go_on(proc)
@@ -178,6 +203,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
             with suppress(Deadlock):
                 self.run_until_complete(asyncio.wait(left, timeout=10.0))
         self.close()
+        return sorted(repr(task.get_coro()) for task in asyncio.all_tasks(self))
 
     # ---- what asyncio wants of a loop
 
@@ -192,15 +218,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def add_reader(self, fd: Any, callback: Callable[..., Any], *args: Any) -> None:
         """`fire` makes it readable."""
-        self.readers[fd] = asyncio.Handle(callback, args, self, copy_context())
+        self.readers[fd] = _Due((0.0, 0, copy_context(), callback, args))
 
     def remove_reader(self, fd: Any) -> bool:
         return self.readers.pop(fd, None) is not None
 
     def fire(self, fd: int) -> None:
-        handle = self.readers.get(fd)
-        if handle is not None:
-            self._ready.append(handle)  # type: ignore[attr-defined]
+        due = self.readers.get(fd)
+        if due is not None:
+            self._ready.append(due)  # type: ignore[attr-defined]
 
     def run_in_executor(self, executor: object, func: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
         """A thread's work takes a moment; where it is a coroutine in disguise, it is run."""

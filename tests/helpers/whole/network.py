@@ -14,6 +14,7 @@ from tests.helpers.whole.loop import NOBODY, Proc
 
 CALL_S = 2.0
 LAGS = (0.0, 0.0, 0.001, 0.02)
+_FAULTS = tuple(Fault(delay=lag) for lag in LAGS)
 
 
 class SimEtcd(MemoryEtcd):
@@ -54,7 +55,7 @@ class SimStore(MemoryStore):
 
     def _watch_lag(self, verb: str) -> Fault:
         bad = self._loop.time() < self.bad_until
-        return Fault(delay=self._rng.uniform(0.0, 0.5) if bad else self._rng.choice(LAGS))
+        return Fault(delay=self._rng.uniform(0.0, 0.5)) if bad else _FAULTS[int(self._rng.random() * len(_FAULTS))]
 
     def gone(self) -> None:
         """The process is dead: nobody listens to its watches any more."""
@@ -62,17 +63,18 @@ class SimStore(MemoryStore):
 
     async def txn(self, compares: Sequence[Compare], then: Sequence[Op]) -> TxnResult:
         double = any(isinstance(compare, ModRevision) for compare in compares)
-        return await self._send("txn", lambda: self.server.txn(compares, then), double=double)
+        return await self._send("txn", lambda: self.server.txn(compares, then), double=double)  # type: ignore[no-any-return]
 
     async def _call(self, verb: str, act: Callable[[], Any]) -> Any:
         return await self._send(verb, act)
 
-    async def _send(self, verb: str, act: Callable[[], Any], *, double: bool = False) -> Any:
+    def _send(self, verb: str, act: Callable[[], Any], *, double: bool = False) -> asyncio.Future[Any]:
         """`double`: it compares what it rests on, so that a copy of it that comes later must do no harm."""
         rng, loop = self._rng, self._loop
         if self._over():
             raise asyncio.CancelledError
         answer: asyncio.Future[Any] = loop.create_future()
+        give_up = loop.time() + self._timeout
         bad = loop.time() < self.bad_until
         after = 0
         if self.fuse:
@@ -80,35 +82,45 @@ class SimStore(MemoryStore):
             after = 0 if self.fuse else rng.choice((1, 2))
         if after == 1:
             self._die()
-        delay = rng.uniform(0.0, 7.0) if bad and rng.random() < 0.3 else rng.choice(LAGS)
-        if not (bad and rng.random() < 0.15):
-            lost = bad and rng.random() < 0.3
-            loop.call_later(delay, self._arrive, act, answer, lost, context=NOBODY)
+        delay = rng.uniform(0.0, 7.0) if bad and rng.random() < 0.3 else _lag(rng)
+        sent = not (bad and rng.random() < 0.15)
+        lost = bad and rng.random() < 0.3
+        if sent:
+            loop.call_later(delay, self._arrive, verb, act, None if lost else answer, give_up, context=NOBODY)
             if double and rng.random() < (0.3 if bad else 0.02):
-                loop.call_later(delay + rng.uniform(0.0, 3.0), self._arrive, act, None, True, context=NOBODY)
+                loop.call_later(delay + rng.uniform(0.0, 3.0), self._arrive, verb, act, None, give_up, context=NOBODY)
         if after == 2:
             loop.call_later(delay + 0.0005, self._die, context=NOBODY)
-        patience = loop.call_later(self._timeout, _settle, answer, None, _unheard(verb))
-        try:
-            return await answer
-        finally:
-            patience.cancel()
+        if lost or not sent or delay > self._timeout:
+            self._never(verb, answer, give_up)
+        return answer
 
-    def _arrive(self, act: Callable[[], Any], answer: asyncio.Future[Any] | None, lost: bool) -> None:
+    def _arrive(self, verb: str, act: Callable[[], Any], answer: asyncio.Future[Any] | None, give_up: float) -> None:
+        """`answer`: None where nobody will hear it."""
         if not self._reachable():
+            if answer is not None:
+                self._never(verb, answer, give_up)
             return
         try:
             result, error = act(), None
         except VnpuError as raised:
             result, error = None, raised
-        if answer is not None and not lost:
-            self._loop.call_later(self._rng.choice(LAGS), _settle, answer, result, error, context=NOBODY)
+        if answer is not None:
+            self._loop.call_later(_lag(self._rng), _settle, answer, result, error, context=NOBODY)
+
+    def _never(self, verb: str, answer: asyncio.Future[Any], give_up: float) -> None:
+        """No answer comes in time: who asked finds out when its patience ends."""
+        self._loop.call_at(max(give_up, self._loop.time()), _settle, answer, None, _unheard(verb), context=NOBODY)
 
     def _revoke(self, lease: int) -> None:
         try:
             self.server.expire_lease(lease)
         except LeaseLost:
             return
+
+
+def _lag(rng: Random) -> float:
+    return LAGS[int(rng.random() * len(LAGS))]
 
 
 def _settle(answer: asyncio.Future[Any], result: Any, error: Exception | None) -> None:

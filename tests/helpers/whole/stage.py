@@ -3,6 +3,7 @@ socket, a vendor library or a real clock is replaced where it is looked up."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import coordinator.runtime
+import coordinator.store.session
 import engine_patch.agent
 import engine_patch.errands
 import engine_patch.pulse
@@ -20,11 +22,15 @@ import native.daemon.masters
 import native.daemon.node
 from tests.helpers.whole import coordinator as sim_coordinator
 from tests.helpers.whole.daemon import SimClient, SimServer
-from tests.helpers.whole.loop import current
+from tests.helpers.whole.loop import Limit, current
 from tests.helpers.whole.machine import BOOT, SimDriver
 
 if TYPE_CHECKING:
     from tests.helpers.whole.world import World
+
+
+KEEP_ALIVES_PER_TTL = 3
+"""Leases of simulated processes last 2 s, not 5: they are renewed about as often a second as in life."""
 
 
 class _Time:
@@ -54,6 +60,8 @@ def staged(world: World) -> Iterator[None]:
         (coordinator.runtime, "Admin", sim_coordinator.NoAdmin),
         (coordinator.runtime, "Metrics", sim_coordinator.NoMetrics),
         (coordinator.runtime, "Gateway", partial(sim_coordinator.SimGateway, world=world)),
+        (coordinator.store.session, "KEEP_ALIVES_PER_TTL", KEEP_ALIVES_PER_TTL),
+        (asyncio, "timeout", Limit),
         (time, "time", world.wall),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]

@@ -142,7 +142,7 @@ class World:
 
     def crash(self, engine: SimEngine, restart_s: float = 1.0) -> None:
         """The process dies; whoever supervises starts it anew."""
-        if not engine.alive:
+        if not engine.alive or self.over:
             return
         self.say(f"{engine.id} dies in {engine.phase}")
         engine.proc.dead = True
@@ -153,7 +153,7 @@ class World:
         self.later(restart_s, self._respawn, engine)
 
     def _respawn(self, engine: SimEngine) -> None:
-        if self.engines[engine.id] is engine:
+        if self.engines[engine.id] is engine and not self.over:
             self.spawn(engine.kind)
 
     def _kill_pid(self, pid: int) -> None:
@@ -347,9 +347,11 @@ class World:
         main.cancel()
 
     def _away(self) -> None:
-        """Nothing counts any more, and no call of anybody reaches anybody."""
+        """Nothing counts any more, no call of anybody reaches anybody, nobody dies or is started."""
         self.over = True
-        self.loop.put_away(self.procs)
+        left = self.loop.put_away(self.procs)
+        if left and not self.wrong:
+            self.wrong = f"I6: {len(left)} tasks do not end when they are cancelled: {left[0]}"
 
     def specs(self) -> dict[str, Spec]:
         """Engines that stand in etcd."""
