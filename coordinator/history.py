@@ -35,6 +35,7 @@ PHASES = {
     "enter": "enter",
     "map": "map",
     "copy": "copy",
+    "fetch": "copy",
     "device": "copy",
     "load": "copy",
     "kv": "copy",

@@ -24,6 +24,7 @@ from engine_patch.inventory import identity, laid_out
 from engine_patch.loader import Bound, bind
 from engine_patch.loader_options import FORMAT, Options, read
 from engine_patch.memory import Hands
+from engine_patch.peers import Peers
 from engine_patch.revision import revision
 from engine_patch.settings import Birth
 from engine_patch.streaming import Near, Streaming
@@ -44,6 +45,7 @@ class Exchange:
         load = vllm_config.load_config
         options = read(load.model_loader_extra_config or {}) if load.load_format == FORMAT else Options()
         self._arena = hands.weights.arena
+        self._hands = hands
         self._streaming: Streaming | None = None
         self._identity: Identity | None = None
         why = ""
@@ -71,7 +73,9 @@ class Exchange:
         except Unstreamable as why:
             log.info("weights are not served: %s", why)
             return
-        self._streaming.serve(laid_out(self._identity, found), found)
+        whole = laid_out(self._identity, found)
+        self._streaming.serve(whole, found)
+        self._hands.elsewhere = Peers(self._streaming, whole, found)
 
     def stepping(self) -> AbstractContextManager[None]:
         """Within it the engine computes for a request."""

@@ -18,8 +18,10 @@ from contextlib import contextmanager
 from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
 from engine_patch.common_pages import CommonPages
-from engine_patch.host_memory import Mapping, SaveRoom, close_master, new_master, open_master
+from engine_patch.elsewhere import Elsewhere, Nowhere, bring_back
+from engine_patch.host_memory import SaveRoom
 from engine_patch.left_behind import LeftBehind
+from engine_patch.master import CALL_S, Master
 from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
 from engine_patch.region import Region, drop_both, map_both
@@ -40,11 +42,6 @@ log = logging.getLogger("vllm.vnpu.memory")
 
 SPILL = 0.01
 """Share of the weights that may lie outside device pages."""
-CALL_S = 50.0
-"""Longest wait for the daemon within an operation: under the operation's own limit."""
-FILL_S = 120.0
-FILLS = 3
-"""How often a master is filled and found gone again (the daemon restarts) before the engine gives up."""
 
 
 class Hands:
@@ -73,7 +70,7 @@ class Hands:
         self._pieces = Pieces(bus, self.weights.base, chunk)
         self._left = LeftBehind(self._pieces)
         self._restoring: Restoring | None = None
-        self._master: Mapping | None = None
+        self._master = Master(client, bus)
         self._buffer = SaveRoom(client.report_host, bus.lock, bus.unlock)
         self._kv_keep = kv_keep
         self._saved: list[tuple[int, int, int]] = []
@@ -83,6 +80,7 @@ class Hands:
         self._turn = threading.Lock()
         """Held while pages or the master come or go."""
         self.partners: Partners = Apart()
+        self.elsewhere: Elsewhere = Nowhere()
         self._common = CommonPages(client, bus, self.weights, allowed=share)
         self.used = False
         """Set by whoever runs requests on the sealed weights."""
@@ -91,8 +89,11 @@ class Hands:
         self._view = 0
         self.digest = ""
         self.resident = True
-        self.copied_out = 0
+
+    @property
+    def copied_out(self) -> int:
         """Bytes of weights that the last offload had to copy to a new master, because there was none any more."""
+        return self._master.copied_out
 
     @property
     def held(self) -> Bytes:
@@ -161,7 +162,7 @@ class Hands:
         self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
         layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
         self.digest = f"{self.content()}:{layout}"
-        self._master = self._some_master()
+        self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
         self._pieces.seal(self._weight_chunks, self.live(self.weights), owners)
         # A chunk more than the budget: vLLM's null block and what else lies beside the KV cache is saved as well.
         self._buffer.fit(self.kv.bytes if self._kv_keep is None else min(self.kv.bytes, self._kv_keep + self.kv.chunk))
@@ -177,9 +178,9 @@ class Hands:
         offset = self._offset(address)
         if self._read_pages or offset is None:
             return address
-        if self._master is None:
+        if self._master.memory is None:
             raise MemoryFault(f"{address:#x} has no host master", remedy="report this")
-        return self._master.address + offset
+        return self._master.memory.address + offset
 
     def lend(self) -> Loan | None:
         """What another process of this node may map of the sealed weights: the host master, so that a switch here need
@@ -189,7 +190,7 @@ class Hands:
             DaemonError: the daemon is away, or refuses.
         """
         with self._turn:
-            if self._master is not None:
+            if self._master.memory is not None:
                 return Loan(Lent(master=self.digest), self.place)
             if not self.digest or not self.resident or not self.settled or self._common.joined:
                 return None
@@ -204,7 +205,7 @@ class Hands:
 
     def place(self, address: int, length: int) -> int | None:
         """Where these bytes, as `at` names them, lie in what is lent; None: nowhere."""
-        master = self._master
+        master = self._master.memory
         if master is not None and 0 <= address - master.address <= master.size - length:
             return address - master.address
         return self._offset(address)
@@ -216,38 +217,12 @@ class Hands:
         return slot * self.weights.chunk + within if self._weight_chunks[slot : slot + 1] == (index,) else None
 
     def _read_from(self, *, pages: bool) -> None:
-        """Readers who are inside finish with the other place, or are cut off."""
+        """Readers who are inside finish with the other place, or are cut off. Where there is no other, nobody reads."""
         if not self.readers.close():
             raise MemoryFault("a client of these weights does not let go", remedy="report this")
         self._read_pages = pages
-        self.readers.open()
-
-    def _some_master(self) -> Mapping:
-        """The daemon's, or else a new one out of the pages that are mapped."""
-        for _ in range(FILLS):
-            if (master := open_master(self.client, self.digest, CALL_S)) is not None:
-                self.bus.lock(master)
-                return master
-            self._fill_master()
-        raise MemoryFault("the host master that was just sealed is gone", remedy="see the daemon's log")
-
-    def _fill_master(self) -> None:
-        ranges = self.weights.ranges(self._weight_chunks)
-        size = sum(length for _, length in ranges)
-        filled = new_master(self.client, size, FILL_S)
-        try:
-            self.bus.lock(filled)
-            self.bus.save([(to, at, length) for at, to, length in end_to_end(ranges, filled.address)])
-        finally:
-            self.bus.unlock(filled)
-            filled.close()
-        self.copied_out += size
-        try:
-            self.client.seal_master(self.digest)
-        except DaemonRefused as refused:
-            if refused.code is not Code.NOT_FOUND:  # that: the daemon was restarted meanwhile
-                raise
-            log.warning("the host master was lost before it was sealed: %s", refused)
+        if pages or self._master.memory is not None:
+            self.readers.open()
 
     def spare(self, digest: str) -> None:
         """The daemon needs host memory: let go of the master, if the pages are here. They fill a new one before they
@@ -257,20 +232,17 @@ class Hands:
             DaemonUnavailable: the daemon is away or silent; it is let go of all the same.
         """
         with self._turn:
-            master = self._master
-            if not self.resident or not self.settled or master is None or digest != self.digest:
+            if not self.resident or not self.settled or self._master.memory is None or digest != self.digest:
                 return
             self._read_from(pages=True)
-            self._master = None
             log.info("the host master is let go of: the node's memory for masters is short")
-            self.bus.unlock(master)
-            close_master(self.client, digest, master, CALL_S)
+            self._master.let_go(digest)
 
     # ---- switches
 
     def offload(self, keep: Sequence[Range]) -> tuple[int, tuple[Step, ...]]:
         """Save the ranges in `keep`, unmap everything. Returns bytes saved, and steps. Where the master was let go of
-        and evicted (`spare`), the weights are copied out first.
+        and evicted (`spare`), the weights are copied out first, or dropped: no room, and another engine has them.
 
         Raises:
             DaemonRefused: NO_SPACE: there is no host memory to keep the weights or the KV in; nothing was unmapped.
@@ -279,10 +251,10 @@ class Hands:
         watch = Stopwatch()
         with self._turn:
             self.bus.quiesce()
-            self.copied_out = 0
-            if self._master is None:
+            self._master.copied_out = 0
+            if self._master.memory is None:
                 with watch.step("master"):
-                    self._master = self._some_master()
+                    self._keep_weights()
             if self.used and self.partners.alone and self._common.unproven(self.digest):
                 with watch.step("still"):
                     self._common.prove(self.digest.startswith(f"{self.content()}:"))
@@ -293,12 +265,24 @@ class Hands:
                 self._drop(self._left.leave(whole=self.settled))
         return saved, tuple(watch.steps)
 
+    def _keep_weights(self) -> None:
+        """Raises as `Master.make`: they can be had from nobody else either."""
+        try:
+            self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
+        except DaemonRefused as refused:
+            if refused.code is not Code.NO_SPACE or not self.elsewhere.withdraw():
+                self.elsewhere.serve()
+                raise
+            log.warning("the weights are dropped, another engine has them: %s", refused)
+
     def drop(self) -> None:
         """Unmap whatever is mapped and give it back, after an end of the copy under way; what was saved stays saved."""
         if self._restoring is not None:
             self._restoring.cancel()  # so that nobody who has the turn waits for it
         with self._turn:
             self._left.forget()
+            if self._master.memory is None:
+                self._read_from(pages=False)
             self._drop()
 
     def _drop(self, left: str = "") -> None:
@@ -322,6 +306,7 @@ class Hands:
 
         Raises:
             DaemonRefused: no pages; call `drop` to undo.
+            MemoryFault: the weights were dropped, and nobody gives them back.
         """
         watch = Stopwatch()
         with self._turn, self.partners.meeting(watch):
@@ -329,6 +314,8 @@ class Hands:
                 still = self._map()
             with watch.step("recall"):
                 still = self._left.confirm(still)
+            if self._master.memory is None:
+                still = self._without_master(still, watch)
             start = functools.partial(self.bus.start, beside=beside)
             self._restoring = Restoring(start, self._entries(still), self._pieces.check)
             self.resident = True
@@ -381,13 +368,25 @@ class Hands:
         # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
         return map_both(self.weights, self.kv, (self._weight_chunks, self._kv_chunks), CALL_S, self._left.name)
 
+    def _without_master(self, still: Set[int], watch: Stopwatch) -> Set[int]:
+        """The weights were dropped: pages hold them still, somebody made a master since, or another engine has them.
+        Returns which chunks have theirs."""
+        there = self._common.joined or still == frozenset(self._weight_chunks)
+        if not there and not self._master.open(self.digest):
+            with watch.step("fetch"):
+                self.bus.zero(self.weights.holes(self.live(self.weights)))
+                bring_back(self.elsewhere, self.digest, self.content)
+            still = frozenset(self._weight_chunks)
+        self._read_from(pages=self._master.memory is None)
+        self.elsewhere.serve()
+        return still
+
     def _entries(self, still: Set[int]) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
         if self._common.joined:
             return [self._saved, *([] for _ in self._pieces.stages[1:])]
-        if self._master is None:
-            raise MemoryFault("there is no host master", remedy="report this")
-        first, *later = self._pieces.entries(self._master.address, still)
+        master = self._master.memory
+        first, *later = self._pieces.entries(master.address if master is not None else 0, still)
         return [self._saved + first, *later]
 
     def content(self) -> str:

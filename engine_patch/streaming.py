@@ -224,6 +224,23 @@ class Streaming:
         self._publish(have=streamed.manifest.size, source="")
         return streamed
 
+    def fetch_again(self, identity: Identity, addresses: Sequence[int], limit_s: float) -> Streamed:
+        """What was loaded once and is here no more, from whoever has all of it; none of it is passed on meanwhile.
+
+        Raises:
+            TransferError: why not. The memory holds nothing of use then, and nobody writes to it any more.
+        """
+        me = Peer(name="me", host=self._host, port=0, ticket=(0.0, self._engine), whole=False, machine=self._machine)
+
+        def directory() -> list[Peer]:
+            return [peer for peer in self._peers(identity.fingerprint) if peer.whole]
+
+        return Client(me, identity, addresses, directory, self._dial, agree=self._agree).run(limit_s)
+
+    def elsewhere(self, fingerprint: str) -> bool:
+        """Whether another engine has all of these weights."""
+        return any(peer.whole for peer in self._peers(fingerprint))
+
     def _begin(self, identity: Identity, table: Table, since: float) -> None:
         self._addresses = table.addresses
         self._fingerprint = identity.fingerprint
@@ -305,6 +322,10 @@ class Streaming:
             return
         self._begin(identity, table, 0.0)
         threading.Thread(target=self._sum_up, args=(identity, table), name="vnpu-sums", daemon=True).start()
+
+    def offer(self, *, served: bool) -> None:
+        """Whether others may count on what `serve` told them."""
+        self._publish(port=self._port if served else 0)
 
     def _sum_up(self, identity: Identity, table: Table) -> None:
         if self._cpus:

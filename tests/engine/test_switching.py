@@ -18,7 +18,8 @@ from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.model import Order, Phase, Seed
 from coordinator.embedded import find_binary
 from coordinator.store import keys
-from coordinator.store.codec import decode
+from coordinator.store.base import Delete, Put
+from coordinator.store.codec import decode, encode
 from coordinator.store.follow import follow
 from coordinator.weights import weight_bytes
 from engine_patch.host_bus import RESERVED
@@ -30,11 +31,16 @@ from tests.helpers.processes import alive
 from tests.helpers.puppet import Puppet
 from tests.helpers.vllm_engine import PATIENCE_S, VllmEngine, resident_bytes
 from tests.helpers.vllm_probe import SPOILT_LAYER_RAN
-from tests.helpers.weights import Rank, dialler
+from tests.helpers.weights import LOCAL, Rank, dialler
+from transfer.netloader import wire
 from transfer.netloader.client import Client
 from transfer.netloader.identity import Identity
-from transfer.netloader.manifest import Extent
+from transfer.netloader.manifest import Extent, manifest
 from transfer.netloader.plan import Peer
+from transfer.netloader.server import Server
+from transfer.netloader.shelf import Shelf
+from transfer.netloader.source import Source, block_sums
+from transfer.transports.listener import Listener
 from transfer.transports.trust import KEY_FILE, Trust
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200), pytest.mark.asyncio(loop_scope="module")]
@@ -45,6 +51,9 @@ KEEP = 8 << 20
 BLOCK = 1 << 20
 """More than a KV block of this model, bytes."""
 PROMPTS = ("def main():", "The daemon owns", "class Engine:\n    ")
+HOST_RAM = 320 << 20
+"""Of the node, bytes: room for the engine's weights and what it saves of its KV, or for `CROWD` beside that."""
+CROWD = 256 << 20
 FILLS = (0xA5, 0x7F, 0xFF)
 """0x7F7F is huge and 0xFFFF is NaN as bfloat16: what is not restored or zeroed shows."""
 
@@ -81,6 +90,27 @@ class RealLab(Lab):
 
     answers: dict[str, list[int]]
 
+    async def offered(self) -> tuple[Identity, tuple[Extent, ...]]:
+        """Which weights the engine serves."""
+        offer = await self.engine.probe("offer")
+        return msgspec.convert(offer["identity"], Identity), msgspec.convert(offer["extents"], tuple[Extent, ...])
+
+    def fetch(self, seed: Seed, who: Identity, what: Sequence[Extent]) -> Rank:
+        rank = Rank([extent.length for extent in what])
+        peer = Peer(name="real", host=seed.host, port=seed.port)
+        me = Peer(name="me", host="", port=0, ticket=(1.0, "me"), whole=False)
+        Client(me, who, rank.addresses, lambda: [peer], dialler(Trust(self.key.read_bytes()))).run(PATIENCE_S)
+        return rank
+
+    @asynccontextmanager
+    async def crowded(self) -> AsyncIterator[None]:
+        """Somebody else takes the node's host memory."""
+        other = await self.leader.register("crowd", [self.device], size=CAPACITY)
+        async with await Puppet.start(self.daemon.socket, "crowd", other.holder.nonce, "worker") as worker:
+            await worker.call("create_master", CROWD)
+            yield
+        await self.store.revoke_lease(other.lease)
+
     async def offload_overwrite_restore(self, fill: int) -> None:
         """Another owner takes every page of the device in between and fills it."""
         offloaded = await self.order(self.engine, Order.OFFLOAD)
@@ -112,7 +142,8 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealLab
     await etcd.start()
     store = etcd.client()
     try:
-        with DaemonProcess(folder, etcd.url, devices=[f"0:host:{CAPACITY}"]) as daemon:
+        more = ("--host-ram", str(HOST_RAM))
+        with DaemonProcess(folder, etcd.url, devices=[f"0:host:{CAPACITY}"], more=more) as daemon:
             await daemon.ready(store)
             one = RealLab(folder, etcd, daemon, store, patience=600)
             one.model = model
@@ -236,16 +267,10 @@ async def test_many_requests_wait_at_the_gate_of_a_sleeping_engine(lab: RealLab)
 async def test_weights_are_served_awake_asleep_and_across_switches(lab: RealLab):
     """A client in this process: whatever the pages hold meanwhile, what it gets is the same to the last bit."""
     seed = await lab.seed(lab.engine, lambda seed: seed.whole)
-    offer = await lab.engine.probe("offer")
-    who, what = msgspec.convert(offer["identity"], Identity), msgspec.convert(offer["extents"], tuple[Extent, ...])
-    trust = Trust(lab.key.read_bytes())
+    who, what = await lab.offered()
 
     def fetch() -> tuple[bytes, ...]:
-        rank = Rank([extent.length for extent in what])
-        peer = Peer(name="real", host=seed.host, port=seed.port)
-        me = Peer(name="me", host="", port=0, ticket=(1.0, "me"), whole=False)
-        Client(me, who, rank.addresses, lambda: [peer], dialler(trust)).run(PATIENCE_S)
-        return rank.content
+        return lab.fetch(seed, who, what).content
 
     awake = await asyncio.to_thread(fetch)
     assert sum(map(len, awake)) == seed.total
@@ -258,6 +283,34 @@ async def test_weights_are_served_awake_asleep_and_across_switches(lab: RealLab)
         for fill in FILLS:
             await lab.offload_overwrite_restore(fill)
     assert fetching.result() == [True] * 3
+
+
+async def test_weights_that_have_no_room_at_home_come_back_from_an_engine_elsewhere(lab: RealLab):
+    """A copy of them, packed as this engine's kernels use them, is served from this process."""
+    who, what = await lab.offered()
+    rank = await asyncio.to_thread(lab.fetch, await lab.seed(lab.engine, lambda seed: seed.whole), who, what)
+    source = Source(manifest(who, what, block_sums(what, rank.addresses)), rank.addresses)
+    digest, size = await lab.engine.probe("digest"), sum(extent.length for extent in what)
+    trust, serve = Trust(lab.key.read_bytes()), Server(Shelf(source)).serve
+    with Listener(LOCAL, 0, trust, wire.SERVICE, serve, max_message=wire.MAX_MESSAGE) as listener:
+        seed = Seed(host=LOCAL, port=listener.port, family=who.family, total=size, have=size)
+        key = keys.seed("elsewhere", who.fingerprint)
+        await lab.store.txn([], [Put(key, encode(seed))])
+        async with lab.crowded():
+            offloaded = await lab.order(lab.engine, Order.OFFLOAD)
+            assert (offloaded.held.total, offloaded.d2h) == (0, 0)
+            await lab.overwrite(0xFF)
+            restored = await lab.order(lab.engine, Order.RESTORE)
+        assert restored.phase is Phase.RESIDENT, restored.error
+        assert "fetch" in {step.name for step in restored.steps}
+        await lab.store.txn([], [Delete(key)])
+    assert await lab.engine.probe("digest") == digest
+    for prompt in PROMPTS:
+        assert await lab.engine.complete(prompt) == lab.answers[prompt]
+        assert await lab.engine.complete(prompt, salt="again") == lab.answers[prompt]
+    offloaded = await lab.order(lab.engine, Order.OFFLOAD)
+    assert offloaded.d2h >= 0.99 * weight_bytes(lab.model)
+    await lab.order(lab.engine, Order.RESTORE)
 
 
 async def test_an_engine_on_another_node_streams_its_weights_from_one_that_serves(lab: RealLab):

@@ -59,11 +59,13 @@ class LightEngine(Child):
         fault: str = "",
         ttl: int = 2,
         content: str = "",
+        claims: str = "",
         join: float = 60.0,
     ) -> LightEngine:
-        """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `fault`: `skip`
-        leaves a chunk out of a restore, `write` writes to the weights with each request. `join`: seconds of
-        patience."""
+        """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `claims`: as which
+        content it streams them (`tests.helpers.light_peers`). `fault`: `skip` leaves a chunk out of a restore, `write`
+        writes to the weights with each request, `forget` does not find again what it left in its pages. `join`: seconds
+        of patience."""
         port = free_port()
         light = {
             "port": port,
@@ -72,6 +74,7 @@ class LightEngine(Child):
             "fault": fault,
             "join": join,
             "content": content or engine,
+            "claims": claims,
         }
         environ = {
             **os.environ,
@@ -116,6 +119,12 @@ class LightEngine(Child):
 
 
 # ---- in the process
+
+
+def content_of(seed: str, size: int) -> bytes:
+    """The weights that are made of `seed`."""
+    block = hashlib.sha256(seed.encode()).digest()
+    return (block * (size // len(block) + 1))[:size]
 
 
 class ArenaPools:
@@ -172,11 +181,16 @@ class Memory:
         self.size = light["size"]
         self._scratch = Mapping(self.size)
         self.at = self.hands.weights.arena.allocate(self.size)
-        seed = hashlib.sha256(light["content"].encode()).digest()
-        self._put(self.at, (seed * (self.size // len(seed) + 1))[: self.size])
+        self._put(self.at, content_of(light["content"], self.size))
         self.kv_at = self.hands.kv.arena.allocate(self.hands.kv.bytes)
         for region in (self.hands.weights, self.hands.kv):
             self.hands.trim(region)
+        if light.get("claims"):
+            from tests.helpers.light_peers import stream
+
+            stream(self.hands, birth.engine, light["claims"], self.at, self.size, birth.desk)
+        if light["fault"] == "forget":
+            self.hands._left.leave = lambda whole: ""  # type: ignore[method-assign]
         self._hold = set(light["hold"])
         self._writes = light["fault"] == "write"
         self.gated = "settle" in self._hold

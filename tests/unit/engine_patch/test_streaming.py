@@ -134,6 +134,32 @@ async def test_sources_that_were_named_are_asked_and_nobody_else(town: Town):
     assert not town.engine("c", Options(source=(RankSources(7, ("h:1",)),))).known(source.identity.family)
 
 
+async def test_what_was_loaded_once_comes_again_and_is_told_as_ever(town: Town):
+    first, second = Rank(LENGTHS, seed=1), Rank(LENGTHS, seed=1)
+    await town.whole("a", first)
+    streaming = await town.whole("b", second)
+    told = len(town.board.history)
+    for held in second.held:
+        held[:] = bytes(len(held))
+    streamed = streaming.fetch_again(second.identity, second.addresses, 30.0)
+    assert second.content == first.content
+    assert [name.split()[0] for name in streamed.blocks] == ["a"]
+    assert all(seed.whole for engine, seed in town.board.history[told:] if engine == "b")
+
+
+async def test_who_has_no_copy_just_now_is_nobodys_source(town: Town):
+    """Nor is who is loading still."""
+    rank = Rank(LENGTHS, seed=1)
+    fingerprint = rank.identity.fingerprint
+    first, second = await town.whole("a", rank), await town.whole("b", rank)
+    town.board.seeds["c", fingerprint] = Seed(host="h", port=1, family="f", total=2, have=1)
+    for served in (False, True):
+        first.offer(served=served)
+        await eventually(lambda served=served: ((seed := town.board.seed("a")) and seed.port > 0) == served)
+        assert second.elsewhere(fingerprint) == served
+    assert not second.elsewhere("another")
+
+
 class Neighbour:
     """Sources' memory as a window, without a daemon: one descriptor behind the addresses of a rank's first extent."""
 

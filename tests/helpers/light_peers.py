@@ -1,0 +1,69 @@
+"""Light engines' weights as others stream them: an engine of the test's own that serves them, and a light engine's end.
+
+Which content somebody serves and which one he `claims` to have are two things here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from coordinator.core.model import Seed
+from coordinator.store import keys
+from coordinator.store.base import Delete, Put
+from coordinator.store.codec import encode
+from tests.helpers.light_engine import content_of
+from tests.helpers.light_lab import LightLab
+from tests.helpers.weights import LOCAL, Directory, Engine, Rank
+from tests.helpers.wires import TRUST
+from transfer.netloader.identity import Identity
+from transfer.netloader.manifest import Extent, layout_digest
+
+BESIDE = b"norm" * 16
+"""A tensor that is too small for device pages."""
+
+
+def extents(size: int) -> tuple[Extent, ...]:
+    return (Extent("weights", size, 0), Extent("norm", len(BESIDE)))
+
+
+def identity(claims: str, size: int) -> Identity:
+    return Identity(model=claims, dtype="uint8", vllm="light", kernels="light", layout=layout_digest(extents(size)))
+
+
+class LightRank(Rank):
+    """Memory with a light engine's weights."""
+
+    def __init__(self, content: str, claims: str, size: int, beside: bytes = BESIDE) -> None:
+        self.identity, self.extents = identity(claims, size), extents(size)
+        self.held = [bytearray(content_of(content, size)), bytearray(beside)]
+        self.addresses = [ctypes.addressof(ctypes.c_char.from_buffer(one)) for one in self.held]
+
+
+@asynccontextmanager
+async def serving(lab: LightLab, rank: LightRank, **more: Any) -> AsyncIterator[Engine]:
+    """Somewhere else an engine serves it, and stands in etcd; `more`: of `tests.helpers.weights.Engine`."""
+    name, fingerprint = f"elsewhere {rank.identity.model}", rank.identity.fingerprint
+    with Engine(name, rank, Directory(), **more) as engine:
+        size = sum(extent.length for extent in rank.extents)
+        seed = Seed(host=LOCAL, port=engine.peer.port, family=rank.identity.family, total=size, have=size)
+        await lab.store.txn([], [Put(keys.seed(name, fingerprint), encode(seed))])
+        yield engine
+        await lab.store.txn([], [Delete(keys.seed(name, fingerprint))])
+
+
+def stream(hands: Any, name: str, claims: str, at: int, size: int, desk: str) -> None:
+    """In a light engine's process, before its weights are sealed: it serves them, and can have them back."""
+    from engine_patch.desk import Desk
+    from engine_patch.loader_options import Options
+    from engine_patch.peers import Peers
+    from engine_patch.streaming import Streaming
+    from engine_patch.tensors import Table
+
+    hands.beside = ctypes.create_string_buffer(BESIDE, len(BESIDE))
+    table = Table(extents(size), (at, ctypes.addressof(hands.beside)))
+    streaming = Streaming(name, 0, Options(), Desk(desk), TRUST, LOCAL, guard=hands.readers, locate=hands.at)
+    streaming.serve(identity(claims, size), table)
+    hands.elsewhere = Peers(streaming, identity(claims, size), table)
