@@ -7,7 +7,7 @@ until it is answered, so there is at most one per device in a round.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import msgspec
 
@@ -18,7 +18,7 @@ from coordinator.core.commands import Command
 from coordinator.core.demand import Queue, Waiter
 from coordinator.core.entries import DeviceEntry, EngineEntry
 from coordinator.core.foresight import next_needed
-from coordinator.core.model import DeviceId, Holder, Order, Phase
+from coordinator.core.model import DeviceId, EngineId, Holder, Order, Phase
 from coordinator.core.orders import Lead, Orders, Why
 from coordinator.core.plan import Plan, Projection, Verdict, plan
 from coordinator.core.policy import Wanted
@@ -216,10 +216,10 @@ class Round:
         if waiter.engine is None and any(self._coming(engine, at) for engine, at in stands):
             return False
         ready = {Standing.ASLEEP} if waiter.engine is None else {Standing.ASLEEP, Standing.UNBORN}
-        plans = [self._plan(waiter, engine) for engine, at in stands if at.standing in ready]
-        best = min(plans, key=self._preference, default=None)
+        plans = {engine.id: self._plan(waiter, engine) for engine, at in stands if at.standing in ready}
+        best = min(plans.values(), key=self._preference, default=None)
         if best is None or best.verdict is Verdict.IMPOSSIBLE:
-            self._unready(waiter, stands)
+            self._unready(waiter, stands, plans)
             return False
         if self._speaks(waiter):
             self._desk.refusals.lift(waiter.model)
@@ -254,22 +254,22 @@ class Round:
         residents = len(self._ledger.device(place).held)
         return Wanted(engine.id, waiter.model, self._world.models.of(waiter.model), waiter.since, around, residents)
 
-    def _unready(self, waiter: Waiter, stands: list[tuple[EngineEntry, Stand]]) -> None:
+    def _unready(self, waiter: Waiter, stands: list[tuple[EngineEntry, Stand]], plans: Mapping[EngineId, Plan]) -> None:
         """None of its engines can be restored now."""
         for engine, at in stands:
             self._alarm(engine.devices[0], at.until)
-        hopes = [self._hope(waiter, engine, at) for engine, at in stands]
+        hopes = [self._hope(waiter, engine, at, plans.get(engine.id)) for engine, at in stands]
         if hopes and all(reason for reason, _ in hopes):
             self._refuse(waiter, *hopes[0])
 
-    def _hope(self, waiter: Waiter, engine: EngineEntry, at: Stand) -> tuple[str, float]:
+    def _hope(self, waiter: Waiter, engine: EngineEntry, at: Stand, known: Plan | None) -> tuple[str, float]:
         """Why those who wait should not wait for this engine, and when to come back; no reason: they should."""
         if at.standing is Standing.FAILED:
             return f"{engine.id} failed: {at.why}", RETRY_AFTER_S
         if at.standing is Standing.RESTING and engine.failures >= TRIES_UNTOLD:
             return f"{engine.id} failed {engine.failures} times in a row: {at.why}", at.until - self._now
         if at.standing in (Standing.UNBORN, Standing.ASLEEP):
-            plan_ = self._plan(waiter, engine)
+            plan_ = known or self._plan(waiter, engine)
             return (plan_.why if plan_.verdict is Verdict.IMPOSSIBLE else ""), RETRY_AFTER_S
         return "", 0.0
 

@@ -52,8 +52,10 @@ class _Watcher:
     broken: bool = False
 
     def offer(self, changes: Changes) -> None:
-        seen = tuple(change for change in changes.changes if change.key.startswith(self.prefix))
-        if seen and not self.broken:
+        if self.broken:
+            return
+        seen = tuple([change for change in changes.changes if change.key.startswith(self.prefix)])
+        if seen:
             self.pending.append(Changes(seen, changes.revision))
             self.wake.set()
 

@@ -35,6 +35,7 @@ LATE_S, SOON_S = 8.0, 0.5
 OVERDUE_S = 5.0
 """What finding out and reclaiming take beyond an order's limit, where nothing breaks any more."""
 _SEATS = keys.ROOT + "seats/"
+_LAGS = (0.0, 0.0, 0.001, 0.01)
 
 
 class Request:
@@ -122,7 +123,7 @@ class World:
         self.loop.call_later(seconds, act, *args, context=NOBODY)
 
     def lag(self) -> float:
-        return self.rng.choice((0.0, 0.0, 0.001, 0.01))
+        return _LAGS[int(self.rng.random() * len(_LAGS))]
 
     def cuts(self) -> bool:
         """Whether a connection to a daemon breaks now, its answer unheard."""

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from coordinator.core.model import Order
+from coordinator.core.model import EngineId, Order
 from coordinator.core.policies.registry import POLICIES, make
 from coordinator.simulate.fleet import Device, Duration, Fleet, Model, Size
 from coordinator.simulate.generate import FAMILIES, workload
@@ -61,6 +61,8 @@ def test_pages_that_nobody_needed_are_not_copied_again() -> None:
     world.run()
     restores = [(move.model, round(move.bytes / GB, 1)) for move in world.moves if move.order is Order.RESTORE]
     assert restores == [("a", 6), ("b", 3), ("c", 8), ("a", 4)]
+    learned = world._scheduler._costs._measured[EngineId("a"), Order.RESTORE]
+    assert (learned.seconds, learned.bytes) == (pytest.approx(4.0, abs=0.1), pytest.approx(4 * GB, rel=0.02))
 
 
 def test_a_switch_and_its_figures() -> None:
