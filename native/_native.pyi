@@ -267,7 +267,15 @@ def cpu_features() -> list[str]:
     """What the dispatch found on this CPU, e.g. `["avx512f", "avx2", "sse4.2"]`."""
 
 def crc32c(address: int, length: int, init: int = 0, kernel: str = "") -> int:
-    """CRC-32C (Castagnoli, RFC 3720 B.4) of a range; `init` continues an earlier one. `kernel`: `portable` or empty."""
+    """CRC-32C (Castagnoli, RFC 3720 B.4) of a range; `init` continues an earlier one. `kernel`: empty (the best),
+    `instruction` or `portable`."""
+
+def crc32c_bytes(data: bytes, init: int = 0) -> int:
+    """CRC-32C of `data`; `init` continues an earlier one."""
+
+def crc32c_fold(parts: Sequence[tuple[int, int]]) -> int:
+    """CRC-32C of parts end to end, each given as its own CRC-32C and its length in bytes: crc(A B) = crc(A) * x^(8 |B|)
+    + crc(B) in GF(2)[x]."""
 
 def crc32c_rows(rows: Sequence[tuple[int, int]], init: int = 0) -> int:
     """CRC-32C of ranges as if they lay end to end; `init` continues an earlier one."""
@@ -277,6 +285,10 @@ def send_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) ->
 
 def receive_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> tuple[int, int]:
     """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came."""
+
+def receive_frame(socket: int, due: bytes, address: int, length: int, timeout_s: float) -> tuple[int, bytes, int]:
+    """A header as long as `due`, from a stream socket; where it is that very one, `length` bytes behind it, written to
+    `address`. An error as of `receive_rows`, the header that came, the CRC-32C of what was written."""
 
 def wipe_file(descriptor: int, size: int) -> None:
     """Make a chunk of the host driver zero whose creator is gone, by a descriptor that was exported from it.
@@ -288,6 +300,10 @@ def wipe_file(descriptor: int, size: int) -> None:
 def checked_copy(destination: int, source: int, length: int, init: int = 0) -> int:
     """Copy past the caches, in the caller's thread; CRC-32C of what was read, `init` continues an earlier one. For
     sources that nobody writes to meanwhile. The ranges do not overlap."""
+
+def checked_copies(copies: Sequence[tuple[int, int, int, int]]) -> int:
+    """`checked_copy` of (destination, source, length, CRC-32C that is due), one after the other. How many were right
+    before the first that was not; that one is written, those behind it are not."""
 
 def sample_digests(addresses: Sequence[int], length: int) -> list[int]:
     """`sample_digest` of each range of `length` bytes on its own, in one call without Python's lock."""

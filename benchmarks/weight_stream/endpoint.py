@@ -48,13 +48,15 @@ class Card:
 
     def limit_receiving(self, channel: Channel) -> Channel:
         """Waits after each block, so that the sender's next one is not taken from the wire before."""
-        into = channel.into
+        expect = channel.expect
 
-        def slower(header: Header, address: int, deadline: Deadline) -> None:
-            into(header, address, deadline)
-            self._in.wait(header.length)
+        def slower(due: Header, address: int, deadline: Deadline) -> Header:
+            header = expect(due, address, deadline)
+            if header == due:
+                self._in.wait(header.length)
+            return header
 
-        channel.into = slower  # type: ignore[method-assign]
+        channel.expect = slower  # type: ignore[method-assign]
         return channel
 
 

@@ -144,16 +144,50 @@ std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double
     return vnpu::receive_rows(socket, rows_of(rows), timeout_s);
 }
 
+nb::tuple receive_frame(int socket, const nb::bytes& due, std::uint64_t address, std::size_t length, double timeout_s) {
+    vnpu::Frame came{};
+    {
+        const std::string_view wanted(due.c_str(), due.size());
+        const nb::gil_scoped_release released;
+        came = vnpu::receive_frame(socket, wanted, {reinterpret_cast<void*>(address), length}, timeout_s);
+    }
+    return nb::make_tuple(came.error, nb::bytes(came.header.data(), came.header.size()), came.sum);
+}
+
 void bind_wire(nb::module_& module) {
     module.def("crc32c_rows", &crc32c_rows, "rows"_a, "init"_a = 0, NoGil(), "CRC-32C of ranges end to end.");
     module.def("send_rows", &send_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
                "Ranges end to end into a stream socket; 0 or an errno.");
     module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
                "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came.");
+    module.def("receive_frame", &receive_frame, "socket"_a, "due"_a, "address"_a, "length"_a, "timeout_s"_a,
+               "A header; where it is `due`, the body too. An error as above, the header, the body's CRC-32C.");
 }
 
 std::uint32_t crc32c(std::uint64_t address, std::size_t length, std::uint32_t init, const std::string& kernel) {
     return vnpu::crc32c(reinterpret_cast<const void*>(address), length, init, kernel);
+}
+
+std::uint32_t crc32c_bytes(const nb::bytes& data, std::uint32_t init) {
+    return vnpu::crc32c(data.c_str(), data.size(), init, "");
+}
+
+std::uint32_t crc32c_fold(const std::vector<std::pair<std::uint32_t, std::size_t>>& pairs) {
+    std::vector<vnpu::SummedPart> parts;
+    parts.reserve(pairs.size());
+    for (const auto& [sum, length] : pairs) {
+        parts.push_back({sum, length});
+    }
+    return vnpu::crc32c_fold(parts);
+}
+
+std::size_t checked_copies(const std::vector<std::tuple<std::uint64_t, std::uint64_t, std::size_t, std::uint32_t>>& all) {
+    std::vector<vnpu::CheckedCopy> copies;
+    copies.reserve(all.size());
+    for (const auto& [destination, source, length, sum] : all) {
+        copies.push_back({reinterpret_cast<void*>(destination), reinterpret_cast<const void*>(source), length, sum});
+    }
+    return vnpu::checked_copies(copies);
 }
 
 std::uint32_t checked_copy(std::uint64_t destination, std::uint64_t source, std::size_t length, std::uint32_t init) {
@@ -184,6 +218,10 @@ void bind_digest(nb::module_& module) {
                "CRC-32C of a range; `init` continues an earlier one.");
     module.def("checked_copy", &checked_copy, "destination"_a, "source"_a, "length"_a, "init"_a = 0, NoGil(),
                "Copy past the caches; CRC-32C of what was read.");
+    module.def("checked_copies", &checked_copies, "copies"_a, NoGil(),
+               "Such copies (destination, source, length, CRC-32C) in turn; how many were right before one was not.");
+    module.def("crc32c_bytes", &crc32c_bytes, "data"_a, "init"_a = 0, "CRC-32C of bytes.");
+    module.def("crc32c_fold", &crc32c_fold, "parts"_a, "CRC-32C of parts (CRC-32C, length) end to end.");
     module.def("sample_digest", &sample_digest, "ranges"_a, "stride"_a = vnpu::sample_stride, "width"_a = vnpu::sample_width, NoGil(),
                "64-bit digest of samples of the ranges: the canary of a restore.");
     module.def("sample_digests", &sample_digests, "addresses"_a, "length"_a, NoGil(),

@@ -1,9 +1,12 @@
-// CRC-32C. The instruction has a latency of three cycles and can start every cycle, so three parts of the data are run
-// side by side and their sums joined: crc(A B) = crc(A) * x^(8 |B|) + crc(B) in GF(2)[x] modulo the polynomial.
+// CRC-32C, by the widest way that the CPU has (crc32c_wide), else by its instruction. That has a latency of three cycles
+// and can start every cycle, so three parts of the data are run side by side and their sums joined:
+// crc(A B) = crc(A) * x^(8 |B|) + crc(B) in GF(2)[x] modulo the polynomial.
 #include <array>
 #include <cstring>
 #include <stdexcept>
 
+#include "crc32c_powers.h"
+#include "crc32c_wide.h"
 #include "digest.h"
 
 #if defined(__x86_64__)
@@ -22,37 +25,14 @@ namespace vnpu {
 
 namespace {
 
-constexpr std::uint32_t polynomial = 0x82f63b78;  // bit-reversed: the highest bit is the coefficient of x^0
-constexpr std::uint32_t one = 0x80000000;
-
-constexpr std::uint32_t times_x(std::uint32_t a) { return (a >> 1) ^ ((a & 1) != 0 ? polynomial : 0); }
-
-constexpr std::uint32_t multiply(std::uint32_t a, std::uint32_t b) {
-    std::uint32_t product = 0;
-    for (std::uint32_t bit = one; bit != 0; bit >>= 1) {
-        product ^= (a & bit) != 0 ? b : 0;
-        b = times_x(b);
-    }
-    return product;
-}
-
-// x^(8 n): what appending n zero bytes multiplies a sum by.
-constexpr std::uint32_t shift_by(std::size_t n) {
-    std::uint32_t result = one;
-    std::uint32_t square = 0x00800000;  // x^8
-    for (; n != 0; n >>= 1) {
-        result = (n & 1) != 0 ? multiply(result, square) : result;
-        square = multiply(square, square);
-    }
-    return result;
-}
+using crc::multiply;
 
 constexpr std::array<std::uint32_t, 256> make_table() {
     std::array<std::uint32_t, 256> table{};
     for (std::uint32_t byte = 0; byte < 256; ++byte) {
         std::uint32_t sum = byte;
         for (int bit = 0; bit < 8; ++bit) {
-            sum = times_x(sum);
+            sum = crc::times_x(sum);
         }
         table[byte] = sum;
     }
@@ -70,8 +50,8 @@ std::uint32_t update_portable(std::uint32_t sum, const unsigned char* data, std:
 #if defined(__x86_64__) || defined(__aarch64__)
 
 constexpr std::size_t part = 8192;
-constexpr std::uint32_t shift_one_part = shift_by(part);
-constexpr std::uint32_t shift_two_parts = shift_by(2 * part);
+constexpr std::uint32_t shift_one_part = crc::shift_by(part);
+constexpr std::uint32_t shift_two_parts = crc::shift_by(2 * part);
 
 std::uint64_t load(const unsigned char* data) {
     std::uint64_t word = 0;
@@ -127,15 +107,45 @@ bool has_hardware() { return false; }
 
 #endif
 
+std::uint32_t update_best(std::uint32_t sum, const unsigned char* data, std::size_t length) {
+    const std::size_t wide = has_wide() ? length / wide_step * wide_step : 0;
+    if (wide != 0) {
+        sum = update_wide(sum, data, wide);
+    }
+    return update_hardware(sum, data + wide, length - wide);
+}
+
+using Update = std::uint32_t (*)(std::uint32_t, const unsigned char*, std::size_t);
+
+Update find_update(const std::string& kernel) {
+    if (!kernel.empty() && kernel != "portable" && kernel != "instruction") {
+        throw std::invalid_argument("crc32c kernel '" + kernel + "' is unknown: use 'portable', 'instruction' or nothing");
+    }
+    static const bool hardware = has_hardware();
+    if (kernel == "portable" || !hardware) {
+        return update_portable;
+    }
+    return kernel.empty() ? update_best : update_hardware;
+}
+
 }  // namespace
 
 std::uint32_t crc32c(const void* data, std::size_t length, std::uint32_t init, const std::string& kernel) {
-    if (!kernel.empty() && kernel != "portable") {
-        throw std::invalid_argument("crc32c kernel '" + kernel + "' is unknown: use 'portable' or nothing");
+    return ~find_update(kernel)(~init, static_cast<const unsigned char*>(data), length);
+}
+
+std::uint32_t crc32c_fold(const std::vector<SummedPart>& parts) {
+    std::uint32_t whole = 0;
+    std::size_t known = 0;
+    std::uint32_t shift = crc::one;
+    for (const SummedPart& part : parts) {
+        if (part.length != known) {
+            known = part.length;
+            shift = crc::shift_by(known);
+        }
+        whole = multiply(whole, shift) ^ part.sum;
     }
-    const auto* bytes = static_cast<const unsigned char*>(data);
-    const auto update = kernel.empty() && has_hardware() ? update_hardware : update_portable;
-    return ~update(~init, bytes, length);
+    return whole;
 }
 
 }  // namespace vnpu

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <tuple>
 
 #include "digest.h"
 
@@ -132,6 +133,17 @@ std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, 
         }
     }
     return {0, sum};
+}
+
+Frame receive_frame(int socket, std::string_view due, iovec body, double timeout_s) {
+    Frame came{0, std::string(due.size(), '\0'), 0};
+    const auto deadline = deadline_in(timeout_s);
+    came.error = receive_rows(socket, {{came.header.data(), came.header.size()}}, timeout_s).first;
+    if (came.error == 0 && came.header == due) {
+        const double left = std::chrono::duration<double>(deadline - Clock::now()).count();
+        std::tie(came.error, came.sum) = receive_rows(socket, {body}, left);
+    }
+    return came;
 }
 
 }  // namespace vnpu

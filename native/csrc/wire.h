@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,5 +22,14 @@ constexpr int end_of_stream = -1;
 
 // The same and the sum of what came; `end_of_stream` where the peer closed before all of it.
 std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s);
+
+struct Frame {
+    int error;
+    std::string header;
+    std::uint32_t sum;
+};
+
+// A header as long as `due`; where it is that very one, `body` too, and its sum. Errors as of `receive_rows`.
+Frame receive_frame(int socket, std::string_view due, iovec body, double timeout_s);
 
 }  // namespace vnpu

@@ -1,7 +1,7 @@
 """`vnpu up` with a tensor-parallel engine, and others of the same checkpoint that start later and find its weights
 by themselves: on the same node, two ranks to two ranks; one whose kernels lay them out differently, which gets the
-checkpoint from them; and, over TCP and while the first one serves requests, one on another node with its own daemon.
-One node for the whole file: four engine starts."""
+checkpoint from them; one whose sources break off in mid-stream, which disk makes whole; and, over TCP and while the
+first one serves requests, one on another node with its own daemon. One node for the whole file: five engine starts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,18 +22,19 @@ import pytest
 import yaml
 
 from coordinator.cli.make_model import Recipe, make_model
-from coordinator.core.model import Daemon, Residency, Seed
+from coordinator.core.model import Daemon, Residency, Seed, Spec
 from coordinator.demo.node import Node, own_environment, start
 from coordinator.picture import Mirror
 from coordinator.store import connect
 from coordinator.supervise.layout import RunFile
 from tests.helpers.eventually import eventually
+from tests.helpers.proxy import Proxy
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(1800)]
 
 PATIENCE_S = 600.0
 STOP_S = 90.0
-FIRST, SECOND, THIRD, FAR = "first", "second", "third", "far"
+FIRST, SECOND, THIRD, FAR, BROKEN = "first", "second", "third", "far", "broken"
 RATE = 8_000_000
 """Bytes a second that each rank of the first engine serves while it has requests: ten seconds for its 80 MB."""
 PROMPT = "the harbour at night"
@@ -149,6 +150,8 @@ async def test_two_ranks_stream_to_two_ranks(running: Running):
     async with watching(found) as mirror, by_hand(running.config, run, "engine", SECOND) as log:
         await mirror.until(lambda picture: SECOND in picture.of(Residency))
         assert await complete(found, SECOND) == running.tokens
+        specs = mirror.picture.of(Spec)
+        assert same_bits(specs[FIRST], specs[SECOND])
         assert log.read_text().count("bytes streamed in") == 2
         # On one node the weights are mapped, by each rank its own.
         assert len(re.findall("memory of first at .* is mapped", log.read_text())) == 2
@@ -162,6 +165,38 @@ async def test_two_ranks_stream_to_two_ranks(running: Running):
             await mirror.until(lambda picture: THIRD in picture.of(Residency))
             assert len(set(await complete(found, THIRD))) > 2
             assert "bytes of checkpoint streamed in" in log.read_text()
+
+
+def same_bits(one: Spec, other: Spec) -> bool:
+    """SHA-256 of all weights as they lie in device pages, of each rank."""
+    return len(set(one.digest.split(","))) == len(one.devices) and one.digest == other.digest
+
+
+async def test_sources_that_break_off_leave_nothing_that_disk_would_mind(running: Running):
+    """The model was built and a part of its weights had come, three times over, when the last source was given up."""
+    found, run = running.found, running.folder / "run"
+    async with watching(found) as mirror, AsyncExitStack() as stack:
+        await mirror.until(lambda picture: sum(seed.whole for seed in picture.of(Seed).values()) >= 2)
+        addresses = {}
+        for name, seed in mirror.picture.of(Seed).items():
+            if name.startswith(f"{FIRST}/"):
+                proxy = await stack.enter_async_context(Proxy(seed.port))
+                proxy.most = 5 << 20
+                addresses[seed.rank] = f"127.0.0.1:{proxy.port}"
+        sources = [{"device_id": rank, "sources": [one]} for rank, one in addresses.items()]
+        extra = {"load_format": "vnpu_netloader", "model_loader_extra_config": {"SOURCE": sources}}
+        broken = {BROKEN: model(running.folder, engine_args={**ENGINE_ARGS, **extra})}
+        config = running.folder / "broken.yaml"
+        config.write_text(yaml.safe_dump(node_of("here", ("384MiB", "384MiB", "1GiB"), broken)))
+        log = await stack.enter_async_context(by_hand(config, run, "engine", BROKEN))
+        await mirror.until(lambda picture: BROKEN in picture.of(Residency))
+        assert await complete(found, BROKEN) == running.tokens
+        specs = mirror.picture.of(Spec)
+        assert same_bits(specs[FIRST], specs[BROKEN])
+        text = log.read_text()
+        assert text.count("weights do not come as kernels use them: no source is left") == 2
+        assert text.count("weights do not come as a checkpoint: no source is left") == 2
+        assert text.count("weights come from disk: ") == 2
 
 
 # ---- another node

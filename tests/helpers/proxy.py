@@ -1,4 +1,4 @@
-"""A TCP proxy that misbehaves on purpose: freezes, cuts, swallows replies."""
+"""A TCP proxy that misbehaves on purpose: freezes, cuts, swallows replies, breaks off."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Proxy:
         """The answer to a request that contains these bytes does not come back: the connection is closed instead."""
         self.mute = False
         """New connections are accepted and nothing passes on them: a half-dead server."""
+        self.most: int | None = None
+        """Bytes that come back on one connection before it is closed."""
 
     async def __aenter__(self) -> Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
@@ -31,10 +33,13 @@ class Proxy:
         await self.cut()
 
     @property
-    def url(self) -> str:
+    def port(self) -> int:
         assert self._server is not None
-        port = self._server.sockets[0].getsockname()[1]
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{port}"
+        return int(self._server.sockets[0].getsockname()[1])
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def freeze(self) -> None:
         """Nothing passes on the connections there are; they stay open. New ones are served."""
@@ -98,10 +103,12 @@ class Proxy:
         flowing: asyncio.Event,
         swallowing: asyncio.Event,
     ) -> None:
+        passed = 0
         with suppress(OSError):
             while data := await source.read(CHUNK):
                 await flowing.wait()
-                if swallowing.is_set():
+                passed += len(data)
+                if swallowing.is_set() or (self.most is not None and passed > self.most):
                     return
                 sink.write(data)
                 await sink.drain()

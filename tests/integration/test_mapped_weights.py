@@ -14,8 +14,9 @@ from tests.helpers.weights import BLOCK, Rank
 from tests.helpers.wires import meanwhile, two_ends
 from transfer.errors import Corrupt, PeerLost, TransferError
 from transfer.netloader import ways
+from transfer.netloader.intake import RUN
 from transfer.netloader.plan import Peer
-from transfer.netloader.pull import RUN, Pull
+from transfer.netloader.pull import Pull
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Presence, Source
@@ -101,8 +102,8 @@ def test_everything_lands_and_little_is_said(monkeypatch: pytest.MonkeyPatch):
         assert found.pull.error is None
         assert found.pull.blocks == BLOCKS
         assert found.starter.content == found.source.content
-        # Offer, loan, and the blocks of each of three requests together.
-        assert len(found.sends) == 5
+        # Offer, loan, and the blocks of the one request together.
+        assert len(found.sends) == 3
 
 
 @pytest.mark.parametrize("flipped", [0, RUN - 1, RUN, BLOCKS - 1])

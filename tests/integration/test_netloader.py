@@ -18,11 +18,12 @@ from tests.helpers.weights import BLOCK, LOCAL, Directory, Engine, Rank, Town, d
 from tests.helpers.wires import TRUST, meanwhile, soon, two_ends
 from transfer.errors import PeerLost, PeerViolation, TransferError
 from transfer.netloader import client as client_module
-from transfer.netloader import pull, server, wire
-from transfer.netloader.client import StreamFailed
+from transfer.netloader import intake, pull, server, wire
+from transfer.netloader.client import Client, StreamFailed
 from transfer.netloader.guard import Guard, Switching
+from transfer.netloader.intake import Denied
 from transfer.netloader.plan import Peer
-from transfer.netloader.pull import Denied, Pull
+from transfer.netloader.pull import Pull
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source
@@ -180,6 +181,35 @@ def test_a_connection_that_breaks_once_costs_nothing():
         assert starter.rank.content == town.original.content
         assert streamed.blocks == {"A": streamed.manifest.grid.blocks}
         assert "A" in streamed.reasons
+
+
+def test_a_source_that_fails_as_the_last_block_comes_is_told_of_too():
+    """It ended by itself, and nobody has looked since: whoever reads what it cost learns why all the same."""
+    looked, clients = threading.Event(), list[Client]()
+
+    def fail(channel: Channel) -> None:
+        _expect(looked)
+        channel.abort()
+
+    with Town(MANY) as town:
+        town.source("A", serve=before_block(None, fail))
+        town.source("B", serve=before_block(None, lambda channel: _expect(looked)))
+        starter, looks = town.starter("C"), iter(range(100))
+
+        def directory() -> list[Peer]:
+            if next(looks) == 1:
+                looked.set()
+                for one in clients[0]._pulls:
+                    one._thread.join(30)
+                    assert not one.alive
+            return town.directory()
+
+        rank = starter.rank
+        clients.append(Client(starter.peer, rank.identity, rank.addresses, directory, dialler()))
+        streamed = clients[0].run(60)
+        assert rank.content == town.original.content
+        assert set(streamed.reasons) == {"A"}
+        assert streamed.blocks == {"B": streamed.manifest.grid.blocks}
 
 
 def test_a_source_that_is_cut_off_in_mid_block():
@@ -345,7 +375,7 @@ def _flipped(rank: Rank, at: int, bit: int, *, sending: bool) -> tuple[Pull, Ran
 
 def test_a_thousand_flipped_bits_and_none_becomes_a_ready_model(monkeypatch: pytest.MonkeyPatch):
     """Anywhere in what is received or sent: handshake, manifest, headers, weights, requests."""
-    for module, name in ((pull, "OFFER_S"), (pull, "FRAME_S"), (server, "ASK_S"), (server, "IDLE_S")):
+    for module, name in ((pull, "OFFER_S"), (intake, "FRAME_S"), (server, "ASK_S"), (server, "IDLE_S")):
         monkeypatch.setattr(module, name, 10.0)
     rank = Rank((900, 64, 7000), seed=1)
     sizes = {}

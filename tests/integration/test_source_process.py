@@ -17,7 +17,7 @@ from tests.helpers.source_process import LENGTHS
 from tests.helpers.weights import LOCAL, Directory, Engine, Rank, dialler
 from tests.helpers.wires import meanwhile
 from transfer.netloader import client as client_module
-from transfer.netloader import pull, ways
+from transfer.netloader import intake, pull, ways
 from transfer.netloader.client import Client, Streamed, StreamFailed
 from transfer.netloader.plan import Peer
 from transfer.transports.channel import Channel
@@ -66,7 +66,7 @@ def test_a_process_that_is_killed_or_falls_silent_is_replaced_by_another(
 ):
     """A block that is due never comes: the connection ends with the process, or with its deadline; what has landed
     stays, and the rest comes from elsewhere."""
-    monkeypatch.setattr(pull, "FRAME_S", 2.0)
+    monkeypatch.setattr(intake, "FRAME_S", 2.0)
     monkeypatch.setattr(pull, "OFFER_S", 5.0)
     with source_process(way, last=5) as (child, peer):
         starter, directory = Rank(LENGTHS), Directory(peer)

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native._native import checked_copy, crc32c, sample_digest, sample_digests
+from native._native import (
+    checked_copies,
+    checked_copy,
+    crc32c,
+    crc32c_bytes,
+    crc32c_fold,
+    sample_digest,
+    sample_digests,
+)
 from native.digest import LEAF, content_digest
 from tests.helpers.memory import buffer, read, write
 
@@ -24,7 +32,7 @@ def crc(data: bytes, init: int = 0, kernel: str = "") -> int:
         return crc32c(base, len(data), init, kernel)
 
 
-@pytest.mark.parametrize("kernel", ["", "portable"])
+@pytest.mark.parametrize("kernel", ["", "instruction", "portable"])
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
@@ -38,12 +46,23 @@ def crc(data: bytes, init: int = 0, kernel: str = "") -> int:
 )
 def test_crc32c_of_the_standard_and_known_texts(kernel: str, data: bytes, expected: int) -> None:
     assert crc(data, kernel=kernel) == expected
+    assert crc32c_bytes(data) == expected
 
 
-@given(st.integers(0, 200_000), st.integers(0, 64), st.integers(0, 2**32 - 1))
+@given(st.integers(0, 2000) | st.integers(0, 200_000), st.integers(0, 64), st.integers(0, 2**32 - 1))
 def test_the_fast_crc_is_the_plain_one(length: int, start: int, init: int) -> None:
     data = NOISE[start : start + length]
-    assert crc(data, init) == crc(data, init, "portable")
+    plain = crc(data, init, "portable")
+    assert crc(data, init) == crc(data, init, "instruction") == crc32c_bytes(data, init) == plain
+
+
+@given(st.lists(st.integers(0, 3000), max_size=6))
+def test_sums_of_parts_are_folded_to_that_of_the_whole(lengths: list[int]) -> None:
+    parts, at = [], 0
+    for length in lengths:
+        parts.append((crc(NOISE[at : at + length]), length))
+        at += length
+    assert crc32c_fold(parts) == crc(NOISE[:at])
 
 
 @given(st.lists(st.integers(0, 60_000), max_size=5))
@@ -55,14 +74,29 @@ def test_crc_goes_on_where_it_stopped(lengths: list[int]) -> None:
     assert total == crc(NOISE[:at])
 
 
-@given(st.integers(0, 70_000), st.integers(0, 64), st.integers(0, 2**32 - 1))
-def test_a_checked_copy_is_a_copy_and_a_sum(length: int, start: int, init: int) -> None:
+@given(st.integers(0, 2000) | st.integers(0, 70_000), st.integers(0, 64), st.integers(0, 64), st.integers(0, 2**32 - 1))
+def test_a_checked_copy_is_a_copy_and_a_sum(length: int, start: int, to: int, init: int) -> None:
     data = NOISE[start : start + length]
-    with buffer(length + 64 + 1) as source, buffer(length + 1) as target:
+    with buffer(length + 64 + 1) as source, buffer(to + length + 1) as target:
         write(source + start, data)
-        write(target, b"\xa5" * (length + 1))
-        assert checked_copy(target, source + start, length, init) == crc(data, init)
-        assert read(target, length + 1) == data + b"\xa5"
+        write(target, b"\xa5" * (to + length + 1))
+        assert checked_copy(target + to, source + start, length, init) == crc(data, init)
+        assert read(target, to + length + 1) == b"\xa5" * to + data + b"\xa5"
+
+
+def test_checked_copies_end_with_the_first_that_is_wrong() -> None:
+    with buffer(3 * MIB) as source, buffer(3 * MIB) as target:
+        write(source, NOISE)
+        write(target, bytes(3 * MIB))
+        copies = [(target + n * MIB, source + n * MIB, MIB, crc(NOISE[n * MIB : (n + 1) * MIB])) for n in range(3)]
+        assert checked_copies([]) == 0
+        assert checked_copies(copies) == 3
+        assert read(target, 3 * MIB) == NOISE
+        write(target, bytes(3 * MIB))
+        write(source + MIB + 5, bytes([NOISE[MIB + 5] ^ 1]))
+        assert checked_copies(copies) == 1
+        assert read(target, MIB) == NOISE[:MIB]
+        assert read(target + 2 * MIB, MIB) == bytes(MIB)
 
 
 def test_an_unknown_crc_kernel_is_named() -> None:

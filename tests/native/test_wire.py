@@ -78,3 +78,43 @@ def test_a_peer_that_is_gone() -> None:
         assert read(target[0], 100) == read(*source)
         assert _native.send_rows(other.fileno(), [source], LONG_S) == errno.EPIPE
         assert _native.send_rows(-1, [source], LONG_S) == errno.EBADF
+
+
+DUE = b"a header of 24 bytes...."
+
+
+def test_a_frame_that_is_the_one_that_is_due() -> None:
+    with ExitStack() as stack:
+        one, other = socket.socketpair()
+        stack.enter_context(one), stack.enter_context(other)
+        (source,) = rows(stack, [3 << 20], random.Random(4))
+        (target,) = rows(stack, [source[1]])
+        one.sendall(DUE)
+        sent = meanwhile(lambda: _native.send_rows(one.fileno(), [source], LONG_S))
+        assert _native.receive_frame(other.fileno(), DUE, *target, LONG_S) == (0, DUE, _native.crc32c(*source))
+        assert sent() == 0
+        assert content([target]) == content([source])
+
+
+def test_a_frame_that_is_another_is_left_where_its_header_ends() -> None:
+    with ExitStack() as stack:
+        one, other = socket.socketpair()
+        stack.enter_context(one), stack.enter_context(other)
+        (target,) = rows(stack, [5])
+        write(target[0], b"as it")
+        one.sendall(DUE.upper() + b"words")
+        assert _native.receive_frame(other.fileno(), DUE, *target, LONG_S) == (0, DUE.upper(), 0)
+        assert content([target]) == b"as it"
+        assert other.recv(100) == b"words"
+
+
+def test_a_frame_that_does_not_come() -> None:
+    with ExitStack() as stack:
+        one, other = socket.socketpair()
+        stack.enter_context(other)
+        (target,) = rows(stack, [5])
+        assert _native.receive_frame(other.fileno(), DUE, *target, 0.01)[0] == errno.ETIMEDOUT
+        one.sendall(DUE + b"wo")
+        one.close()
+        assert _native.receive_frame(other.fileno(), DUE, *target, LONG_S)[0] == -1
+        assert content([target])[:2] == b"wo"

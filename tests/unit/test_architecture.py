@@ -22,7 +22,6 @@ PURE = (
     "transfer/netloader/identity.py",
     "transfer/netloader/manifest.py",
     "transfer/netloader/plan.py",
-    "transfer/netloader/sums.py",
     "transfer/kv/boxes.py",
     "transfer/kv/coverage.py",
     "transfer/kv/layout.py",

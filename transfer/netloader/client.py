@@ -14,9 +14,10 @@ import msgspec
 from transfer.errors import NotTrusted, PeerViolation, TransferError
 from transfer.netloader import plan
 from transfer.netloader.identity import Identity
+from transfer.netloader.intake import RUN, Denied
 from transfer.netloader.manifest import Manifest
 from transfer.netloader.plan import Peer
-from transfer.netloader.pull import RUN, Agree, Denied, Dial, Pull
+from transfer.netloader.pull import Agree, Dial, Pull
 from transfer.netloader.work import Work
 
 log = logging.getLogger("vllm.vnpu.netloader")

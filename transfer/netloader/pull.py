@@ -1,48 +1,28 @@
-"""One connection of a client to one source, in its own thread: claims runs of blocks and receives them in place."""
+"""One connection of a client to one source, in its own thread."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from transfer.errors import PeerViolation, TransferError
 from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
+from transfer.netloader.intake import Denied, Intake
 from transfer.netloader.manifest import Manifest
 from transfer.netloader.plan import Peer
-from transfer.netloader.wire import Ask, Code, Offer, Read, Refused
-from transfer.netloader.work import Run, Work
+from transfer.netloader.wire import Ask, Code, Offer, Refused
+from transfer.netloader.work import Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
-from transfer.transports.frame import Header, Kind
 
 OFFER_S = 20.0
-FRAME_S = 20.0
-"""A source that sends no block in so long is lost; longer than a source waits for a block of its own."""
-RUN = 8
-"""Blocks in one request."""
-DEPTH = 2
-"""Requests under way: while one is received, the next is there already."""
-CLAIM_S = 1.0
-COPIERS = 2
-"""Threads that copy what is mapped: one alone does not fill the memory bus."""
 
 Dial = Callable[[Peer, Deadline], Channel]
 Adopt = Callable[[Manifest], Work]
 """Takes the first source's manifest for all, and refuses one with other content with PeerViolation."""
 Agree = Callable[[Peer, Channel], None]
 """May agree with the source, after its offer, on another way for the bytes. Raises TransferError: connect anew."""
-
-
-class Denied(TransferError):
-    """The source gives nothing, and says why. `passing`: it may later."""
-
-    def __init__(self, code: Code, details: Sequence[str]) -> None:
-        super().__init__(f"{code.value}: {'; '.join(details)}" if details else code.value)
-        self.code = code
-        self.passing = code in (Code.LATER, Code.SWITCHING)
 
 
 class Pull:
@@ -71,7 +51,6 @@ class Pull:
         self._stop = threading.Event()
         self._work: Work | None = None
         self._channel: Channel | None = None
-        self._copiers: ThreadPoolExecutor | None = None
         self._thread = threading.Thread(target=self._run, name="vnpu-pull", daemon=True)
         self._thread.start()
 
@@ -102,8 +81,11 @@ class Pull:
                 self._work = self._adopt(manifest)
                 if self._agree is not None:
                     self._agree(self.peer, channel)
-                with ThreadPoolExecutor(COPIERS, "vnpu-copy") as self._copiers:
-                    self._fetch(channel, manifest, self._work)
+                intake = Intake(channel, manifest, self._addresses, self._work, self._stop)
+                try:
+                    intake.run()
+                finally:
+                    self.blocks = intake.blocks
         except TransferError as error:
             self.error = error
         finally:
@@ -122,67 +104,3 @@ class Pull:
             raise Denied(Code.MISMATCH, wrong)
         answer.manifest.check()
         return answer.manifest
-
-    def _fetch(self, channel: Channel, manifest: Manifest, work: Work) -> None:
-        asked: deque[tuple[int, Run]] = deque()
-        tag = 0
-        try:
-            while not work.over:
-                while len(asked) < DEPTH and not self._stop.is_set():
-                    run = work.claim(0.0 if asked else CLAIM_S)
-                    if run is None:
-                        break
-                    tag = (tag + 1) & 0xFFFF
-                    asked.append((tag, run))
-                    channel.send(wire.encode(Read(*run)), Deadline.after(FRAME_S), tag=tag)
-                if asked:
-                    self._receive(channel, manifest, work, *asked[0])
-                    asked.popleft()
-                elif self._stop.is_set():
-                    return
-        finally:
-            for _, run in reversed(asked):
-                work.give_back(run)
-
-    def _receive(self, channel: Channel, manifest: Manifest, work: Work, tag: int, run: Run) -> None:
-        copying: list[Future[None]] = []
-        try:
-            self._receive_run(channel, manifest, work, tag, run, copying)
-        finally:
-            wait(copying)
-            self.blocks += sum(one.exception() is None for one in copying)
-        for one in copying:
-            one.result()
-
-    def _receive_run(
-        self, channel: Channel, manifest: Manifest, work: Work, tag: int, run: Run, copying: list[Future[None]]
-    ) -> None:
-        """Blocks land in this thread, or in those of `copying`."""
-
-        def copy(header: Header, place: int, address: int, deadline: Deadline) -> None:
-            channel.take(header, place, address, deadline)
-            work.land(header.position)
-
-        for number in range(run.first, run.first + run.length):
-            deadline = Deadline.after(FRAME_S)
-            header = channel.head(deadline)
-            if header.kind is Kind.MESSAGE:
-                _raise_refusal(channel.body(header, deadline))
-            block = manifest.grid.block(number)
-            if header != Header(header.kind, tag, block.length, number, manifest.sum(number)):
-                raise PeerViolation(f"block {number} was due, {header} came", remedy="the source has other content")
-            address = self._addresses[block.extent] + block.offset
-            if self._copiers is not None and header.kind is Kind.ASIDE and channel.parallel:
-                place = channel.place(header, deadline)
-                copying.append(self._copiers.submit(copy, header, place, address, deadline))
-                continue
-            channel.into(header, address, deadline)
-            work.land(number)
-            self.blocks += 1
-
-
-def _raise_refusal(body: bytes) -> None:
-    answer = wire.decode_answer(body)
-    if isinstance(answer, Refused):
-        raise Denied(answer.code, answer.details)
-    raise PeerViolation(f"{type(answer).__name__} where a block was due")

@@ -42,13 +42,20 @@ class Work:
         with self._changed:
             return not self._missing or self._ended
 
-    def claim(self, wait_s: float = 0.0) -> Run | None:
-        """The next run in order. None: nothing is unclaimed now, after one wait of at most `wait_s` for what others
-        give back."""
+    def claim(self, wait_s: float = 0.0, runs: int = 1) -> Run | None:
+        """The next run in order, or up to so many as one where they are neighbours. None: nothing is unclaimed now,
+        after one wait of at most `wait_s` for what others give back."""
         with self._changed:
             if not self._open and self._missing and not self._ended and wait_s:
                 self._changed.wait(wait_s)
-            return self._open.popleft() if self._open and not self._ended else None
+            if not self._open or self._ended:
+                return None
+            first, length = self._open.popleft()
+            for _ in range(runs - 1):
+                if not self._open or self._open[0].first != first + length:
+                    break
+                length += self._open.popleft().length
+            return Run(first, length)
 
     def give_back(self, run: Run) -> None:
         """What of the run has not landed goes to others, first of all."""
@@ -68,6 +75,10 @@ class Work:
 
     def has(self, number: int) -> bool:
         return bool(self._landed[number])
+
+    def has_all(self, run: Run) -> bool:
+        """Whether all of the run has landed."""
+        return 0 not in self._landed[run.first : run.first + run.length]
 
     def await_block(self, number: int, timeout_s: float) -> bool:
         """Whether the block is there, at the latest after so many seconds."""

@@ -6,7 +6,8 @@ receiver's `Taker` takes them. What a giver has no place for goes through the co
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 from transfer.transports.deadline import Deadline
 
@@ -31,6 +32,15 @@ class Giver(Protocol):
         """Nobody uses it any more. Idempotent."""
 
 
+class Piece(NamedTuple):
+    """Bytes that lie at a taker's `place` and belong at `address`, and their CRC-32C."""
+
+    place: int
+    address: int
+    length: int
+    sum: int
+
+
 class Taker(Protocol):
     """Used by the one thread that receives, but for `abort`; by several at once where it is `parallel`."""
 
@@ -44,6 +54,9 @@ class Taker(Protocol):
         Raises:
             PeerLost: they do not come any more. PeerViolation: there is no such place.
         """
+
+    def take_all(self, pieces: Sequence[Piece], deadline: Deadline) -> int:
+        """`take` of each in turn; how many had their sum, before the first that had not. Raises as `take`."""
 
     def abort(self) -> None:
         """As `Giver.abort`."""

@@ -21,7 +21,7 @@ from typing import Protocol
 from native import _native
 from transfer.errors import Corrupt, PeerLost, PeerViolation
 from transfer.transports import frame
-from transfer.transports.carrier import Giver, Taker
+from transfer.transports.carrier import Giver, Piece, Taker
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Header, Kind
 
@@ -113,7 +113,7 @@ class Channel:
 
     @property
     def parallel(self) -> bool:
-        """What comes aside may be taken by several threads at once: `place`, then `take`."""
+        """What comes aside may be taken by several threads at once: `place`, then `take_all`."""
         return self._taker is not None and self._taker.parallel
 
     def send_data(
@@ -186,9 +186,35 @@ class Channel:
         header = self.head(deadline)
         return header, self.body(header, deadline)
 
+    @property
+    def more(self) -> bool:
+        """Another header is here already: `head` will not wait."""
+        return len(self._ahead) >= frame.HEADER
+
     def head(self, deadline: Deadline) -> Header:
         """The next frame's header; then `body`, `into` or `skip` must take the rest. Raises as `receive`."""
         return frame.decode(self.receive_raw(frame.HEADER, deadline))
+
+    def expect(self, due: Header, address: int, deadline: Deadline) -> Header:
+        """`head`, and where it is `due`, which is DATA, at once `into`: in one step, for whoever knows what comes next.
+        `due` itself is returned then; another header, where the rest of the frame is still to be taken. Raises as
+        `head` and `into`."""
+        if self._ahead or isinstance(self._sock, ssl.SSLSocket):
+            header = self.head(deadline)
+            if header != due:
+                return header
+            self.into(header, address, deadline)
+            return due
+        wanted = frame.encode(due)
+        error, came, total = _native.receive_frame(
+            self._sock.fileno(), wanted, address, due.length, deadline.left()
+        )  # fmt: skip
+        self._raise_lost(error)
+        if came != wanted:
+            return frame.decode(came)
+        self.received += due.length
+        self._check(due, total)
+        return due
 
     def body(self, header: Header, deadline: Deadline) -> bytes:
         """The body of a MESSAGE. Raises as `receive`."""
@@ -210,7 +236,8 @@ class Channel:
             PeerLost: not before the deadline, or the connection broke; part of it may have been written.
         """
         if header.kind is Kind.ASIDE:
-            self.take(header, self.place(header, deadline), address, deadline)
+            place = self.place(header, deadline)
+            self._check(header, self._agreed().take(place, address, header.length, deadline))
             return
         self.into_rows(header, [(address, header.length)], deadline)
 
@@ -224,16 +251,20 @@ class Channel:
         self._check(header, total)
 
     def place(self, header: Header, deadline: Deadline) -> int:
-        """Where the bytes lie that an ASIDE frame announces, for `take`. Raises as `into`."""
+        """Where the bytes lie that an ASIDE frame announces, for `take_all`. Raises as `into`."""
         (place,) = frame.PLACE.unpack(self.receive_raw(frame.PLACE.size, deadline))
         self.received += header.length
         return int(place)
 
-    def take(self, header: Header, place: int, address: int, deadline: Deadline) -> None:
-        """Those bytes, written to `address`; by any thread where the channel is `parallel`. Raises as `into`."""
+    def take_all(self, pieces: Sequence[Piece], deadline: Deadline) -> int:
+        """What ASIDE frames announced, each written to its address; how many were right before the first that was
+        not. By any thread where the channel is `parallel`. Raises as `into`, but for that one."""
+        return self._agreed().take_all(pieces, deadline)
+
+    def _agreed(self) -> Taker:
         if self._taker is None:
             raise PeerViolation("bytes went aside, and no way was agreed on")
-        self._check(header, self._taker.take(place, address, header.length, deadline))
+        return self._taker
 
     def _check(self, header: Header, total: int) -> None:
         if total != header.sum:
@@ -254,6 +285,9 @@ class Channel:
         """Exactly `size` bytes. Raises PeerLost."""
         if self.parallel and len(self._ahead) < size:
             self._read_ahead(size, deadline)
+        if len(self._ahead) >= size:
+            found, self._ahead = bytes(self._ahead[:size]), self._ahead[size:]
+            return found
         data = bytearray(size)
         rest = memoryview(data)
         while rest:
@@ -276,10 +310,7 @@ class Channel:
         """Their sum."""
         if not self._ahead and not isinstance(self._sock, ssl.SSLSocket):
             error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left())
-            if error > 0:
-                raise PeerLost(f"no more bytes from {self.peer}: {_reason(error)}")
-            if error:
-                raise PeerLost(f"{self.peer} closed the connection")
+            self._raise_lost(error)
             return total
         total = 0
         for address, size in rows:
@@ -289,6 +320,13 @@ class Channel:
                 total = _native.crc32c(address + done, got, total)
                 done += got
         return total
+
+    def _raise_lost(self, error: int) -> None:
+        """`error`: as native calls tell it; 0: none."""
+        if error > 0:
+            raise PeerLost(f"no more bytes from {self.peer}: {_reason(error)}")
+        if error:
+            raise PeerLost(f"{self.peer} closed the connection")
 
     def _read_ahead(self, least: int, deadline: Deadline) -> None:
         buffer = memoryview(bytearray(max(AHEAD, least)))

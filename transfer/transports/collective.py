@@ -23,6 +23,7 @@ from torch import distributed as dist
 
 from native import _native
 from transfer.errors import PeerLost, PeerViolation, TransferError
+from transfer.transports.carrier import Piece
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
@@ -174,6 +175,13 @@ class Pair:
         staged = self._staged(length)
         self._do(lambda tensor: self._group.recv([tensor], self._other, 0), length, deadline)
         return _native.checked_copy(address, staged, length)
+
+    def take_all(self, pieces: Sequence[Piece], deadline: Deadline) -> int:
+        """As `Taker.take_all`."""
+        for number, piece in enumerate(pieces):
+            if self.take(piece.place, piece.address, piece.length, deadline) != piece.sum:
+                return number
+        return len(pieces)
 
     def abort(self) -> None:
         """As `Giver.abort`. What the backend still does touches nothing of the caller's."""

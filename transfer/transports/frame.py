@@ -9,7 +9,6 @@ bytes that never come. Pure.
 
 from __future__ import annotations
 
-import ctypes
 import struct
 from enum import IntEnum
 from typing import NamedTuple
@@ -34,6 +33,9 @@ class Kind(IntEnum):
     MESSAGE = 1
     DATA = 2
     ASIDE = 3
+
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 
 class Header(NamedTuple):
@@ -67,15 +69,15 @@ def decode(data: bytes) -> Header:
     fields, (check,) = data[: _FIELDS.size], _CHECK.unpack(data[_FIELDS.size :])
     if checksum(fields) != check:
         raise Corrupt("a frame's header is damaged", remedy="the stream cannot be followed any further: connect anew")
-    kind, flags, tag, length, position, body_sum = _FIELDS.unpack(fields)
-    if kind not in tuple(Kind) or flags or length > MAX_BODY:
+    number, flags, tag, length, position, body_sum = _FIELDS.unpack(fields)
+    kind = _KINDS.get(number)
+    if kind is None or flags or length > MAX_BODY:
         raise PeerViolation(
-            f"a frame of kind {kind}, flags {flags}, {length} bytes", remedy="run the same vNPU on both sides"
+            f"a frame of kind {number}, flags {flags}, {length} bytes", remedy="run the same vNPU on both sides"
         )
-    return Header(Kind(kind), tag, length, position, body_sum)
+    return Header(kind, tag, length, position, body_sum)
 
 
 def checksum(data: bytes, init: int = 0) -> int:
     """CRC-32C of `data`; `init` continues an earlier one."""
-    held = ctypes.c_char_p(data)
-    return _native.crc32c(ctypes.cast(held, ctypes.c_void_p).value or 0, len(data), init)
+    return _native.crc32c_bytes(data, init)

@@ -13,7 +13,8 @@ from transfer.errors import Corrupt, PeerLost, PeerViolation
 from transfer.transports import frame
 from transfer.transports.channel import PIECE, Channel
 from transfer.transports.deadline import Deadline
-from transfer.transports.frame import Header, Kind
+from transfer.transports.frame import HEADER, Header, Kind
+from transfer.transports.window import Window
 
 PAST = Deadline(0.0)
 
@@ -45,6 +46,61 @@ def test_data_lands_at_its_address(size: int):
     assert header[:4] == (Kind.DATA, 3, size, 8)
     assert bytes(target) == bytes(source)
     assert (one.sent, other.received) == (size, size)
+
+
+@pytest.mark.parametrize("size", [0, 1, PIECE - 1, 3 * PIECE + 17])
+def test_what_is_expected_lands_in_one_step(size: int):
+    source, target = Memory(random.Random(size).randbytes(size)), Memory(bytes(size))
+    due = Header(Kind.DATA, 3, size, 8, source.sum)
+    with two_ends() as (one, other):
+        sent = meanwhile(lambda: one.send_data(source.address, size, source.sum, soon(), tag=3, position=8))
+        assert other.expect(due, target.address, soon()) == due
+        sent()
+        assert bytes(target) == bytes(source)
+        assert other.received == size
+
+
+def test_what_is_expected_may_have_been_read_already():
+    source, target = Memory(b"weights"), Memory(bytes(7))
+    due = Header(Kind.DATA, 0, 7, 0, source.sum)
+    with two_ends() as (one, other):
+        other.carry(taker=Window([]))
+        one.send(b"word", soon())
+        one.send_data(source.address, 7, source.sum, soon())
+        assert not other.more
+        assert other.receive(soon())[1] == b"word"
+        assert other.more
+        assert other.expect(due, target.address, soon()) == due
+        assert bytes(target) == b"weights"
+
+
+def test_another_frame_than_was_expected_is_still_to_be_taken():
+    source, target = Memory(b"weights"), Memory(bytes(7))
+    with two_ends() as (one, other):
+        one.send_data(source.address, 7, source.sum, soon(), position=1)
+        one.send(b"refused", soon())
+        came = other.expect(Header(Kind.DATA, 0, 7, 0, source.sum), target.address, soon())
+        assert came == Header(Kind.DATA, 0, 7, 1, source.sum)
+        assert bytes(target) == bytes(7)
+        other.into(came, target.address, soon())
+        assert bytes(target) == b"weights"
+        came = other.expect(Header(Kind.DATA, 0, 7, 0, source.sum), target.address, soon())
+        assert other.body(came, soon()) == b"refused"
+
+
+def test_what_was_expected_and_is_damaged_or_does_not_come():
+    source, target = Memory(b"weights"), Memory(bytes(7))
+    due = Header(Kind.DATA, 0, 7, 0, source.sum ^ 1)
+    with two_ends() as (one, other):
+        one.send_data(source.address, 7, source.sum ^ 1, soon())
+        with pytest.raises(Corrupt, match="7 bytes"):
+            other.expect(due, target.address, soon())
+        one.send_raw(bytes(HEADER), soon())
+        with pytest.raises(Corrupt, match="header"):
+            other.expect(due, target.address, soon())
+        one.close()
+        with pytest.raises(PeerLost, match="closed"):
+            other.expect(due, target.address, soon())
 
 
 def test_a_wrong_sum_is_noticed():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 
 import msgspec
 import pytest
@@ -14,9 +15,8 @@ from tests.helpers.weights import LENGTHS, Rank, extents, identity
 from transfer.errors import PeerViolation
 from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
-from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest
-from transfer.netloader.sums import fold
-from transfer.netloader.wire import Ask, Borrow, Code, Lent, Offer, Read, Refused
+from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest, manifest
+from transfer.netloader.wire import Ask, Borrow, Code, Lent, Meet, Offer, Read, Refused
 
 OTHERS = {
     "model": "another", "dtype": "float16", "quantization": "fp8", "tp_rank": 1, "tp_size": 2, "pp_rank": 1,
@@ -60,7 +60,7 @@ def test_folded_sums_are_the_sum_of_the_whole(parts: list[bytes]):
         held = ctypes.create_string_buffer(data, len(data) + 1)
         return _native.crc32c(ctypes.addressof(held), len(data))
 
-    assert fold((crc(part), len(part)) for part in parts) == crc(b"".join(parts))
+    assert _native.crc32c_fold([(crc(part), len(part)) for part in parts]) == crc(b"".join(parts))
 
 
 @given(st.lists(st.integers(1, 3 * BLOCK + 1), min_size=1, max_size=6))
@@ -122,7 +122,27 @@ def test_golden_bytes_of_requests():
         "83a474797065a752656675736564a4636f6465a56c61746572a764657461696c7390"
     )
     assert wire.encode(Borrow("n b")).hex() == "82a474797065a6426f72726f77a76d616368696e65a36e2062"
+    assert wire.encode(Meet("gloo")).hex() == "82a474797065a44d656574a76261636b656e64a4676c6f6f"
     assert wire.encode(Lent(7)).hex() == "83a474797065a44c656e74a47669657707a66d6173746572a0"
+
+
+def test_golden_bytes_of_a_manifest():
+    """All that a client believes of the bytes before any has come: identity, extents, sums, digests."""
+    [extent] = extents((3,))
+    one = Identity(model="m", dtype="d", vllm="v", kernels="k", isa=("i",), layout=layout_digest([extent]))
+    assert wire.encode([extent]).hex() == "9196a774656e736f723003ffa575696e7438910390"
+    assert one.layout == "e8400903d6e940f6d2229f120b132a3c"
+    assert one.fingerprint == "b952328e99d697f2a496678e4d69a140"
+    assert hashlib.sha256(wire.encode(Ask(one))).hexdigest()[:32] == "b75afaea22b2befda8d4d299c9ee9da3"
+    whole = manifest(one, [extent], [0x01020304])
+    assert (whole.sums.hex(), whole.digests) == ("01020304", (0x01020304,))
+    assert wire.encode(Offer(whole)).hex() == (
+        "82a474797065a54f66666572a86d616e696665737484a86964656e746974798da56d6f64656ca16da56474797065a164"
+        "ac7175616e74697a6174696f6ea0a774705f72616e6b00a774705f73697a6501a770705f72616e6b00a770705f73697a"
+        "6501a765705f72616e6b00a765705f73697a6501a4766c6c6da176a76b65726e656c73a16ba369736191a169a66c6179"
+        "6f7574d9206538343030393033643665393430663664323232396631323062313332613363a7657874656e74739196a7"
+        "74656e736f723003ffa575696e7438910390a473756d73c40401020304a76469676573747391ce01020304"
+    )
 
 
 def test_messages_come_back_as_they_were():

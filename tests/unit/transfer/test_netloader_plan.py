@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer.netloader.plan import STRIPES, Peer, sources, spares
-from transfer.netloader.work import Work
+from transfer.netloader.work import Run, Work
 
 NAMES = "ABCDEFGHIJ"
 
@@ -114,6 +114,20 @@ def test_work_is_claimed_in_order_and_given_back_first():
     work.give_back(first)
     assert [work.claim(), work.claim(), work.claim()] == [(1, 1), (3, 1), None]
     assert not work.over
+
+
+def test_neighbouring_runs_may_be_claimed_as_one():
+    work = Work(20, 4)
+    assert work.claim(runs=3) == Run(0, 12)
+    work.land(1)
+    assert not work.has_all(Run(1, 2))
+    work.land(2)
+    assert work.has_all(Run(1, 2))
+    work.give_back(Run(0, 4))
+    assert work.claim(runs=3) == Run(0, 1)  # 1 and 2 are there
+    assert work.claim(runs=3) == Run(3, 1)  # 4 to 11 are somebody's
+    assert work.claim(runs=9) == Run(12, 8)
+    assert work.claim(runs=2) is None
 
 
 @pytest.mark.parametrize("seed", range(20))

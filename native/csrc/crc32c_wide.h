@@ -1,0 +1,21 @@
+// CRC-32C 256 bytes at a time, for CPUs that multiply without carry in 512 bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace vnpu {
+
+inline constexpr std::size_t wide_step = 256;
+
+// Whether this CPU and system can.
+bool has_wide();
+
+// The state `sum` (inverted sum of what came before) after `length` bytes, a multiple of `wide_step` and not 0.
+std::uint32_t update_wide(std::uint32_t sum, const unsigned char* data, std::size_t length);
+
+// The same, and streams them past the caches to `to`, a multiple of 64: one pass over memory. Follow it by a fence
+// (`CopyKernel::publish`).
+std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char* to, const unsigned char* data, std::size_t length);
+
+}  // namespace vnpu
