@@ -15,7 +15,7 @@ from transfer.transports.deadline import Deadline
 
 COPIERS = 2
 """Threads: one alone does not fill the memory bus."""
-BATCH = 8
+BATCH = 16
 """Blocks that a thread takes at once: what is done in Python for each would slow both down."""
 AHEAD = 2 * COPIERS
 """Batches that wait for a thread or are with one."""

@@ -104,29 +104,38 @@ class Intake:
 
     def _receive(self, tag: int, run: Run) -> None:
         grid, sums = self._manifest.grid, self._manifest.sum
+        kind, take = (Kind.ASIDE, self._take_near) if self._channel.parallel else (Kind.DATA, self._take)
         for number in range(run.first, run.first + run.length):
             block = grid.block(number)
-            due = Header(Kind.DATA, tag, block.length, number, sums(number))
-            self._take(due, self._addresses[block.extent] + block.offset)
+            take(Header(kind, tag, block.length, number, sums(number)), self._addresses[block.extent] + block.offset)
 
     def _take(self, due: Header, address: int) -> None:
-        """The next frame, which must bring this block; in the order of what is seen most."""
-        channel, deadline = self._channel, Deadline.after(FRAME_S)
-        header = channel.head(deadline) if channel.parallel else channel.expect(due, address, deadline)
+        """The next frame, which must bring this block."""
+        deadline = Deadline.after(FRAME_S)
+        header = self._channel.expect(due, address, deadline)
         if header is due:
             self._land(due.position)
-            return
-        if header.kind is not Kind.ASIDE:
-            self._copier.begin(deadline)
-        if header.kind is Kind.MESSAGE:
-            _raise_refusal(channel.body(header, deadline))
-        if header != due._replace(kind=header.kind):
-            raise PeerViolation(f"block {due.position} was due, {header} came", remedy="the source has other content")
-        if header.kind is Kind.ASIDE and channel.parallel:
+        else:
+            self._take_other(header, due, address, deadline)
+
+    def _take_near(self, due: Header, address: int) -> None:
+        """The same, where it most likely lies in what is mapped here."""
+        channel, deadline = self._channel, Deadline.after(FRAME_S)
+        header = channel.head(deadline)
+        if header == due:
             piece = Piece(channel.place(header, deadline), address, due.length, due.sum)
             self._copier.put(due.position, piece, deadline, more=channel.more)
-            return
-        channel.into(header, address, deadline)
+        else:
+            self._copier.begin(deadline)
+            self._take_other(header, due, address, deadline)
+
+    def _take_other(self, header: Header, due: Header, address: int, deadline: Deadline) -> None:
+        """It comes another way, or not at all."""
+        if header.kind is Kind.MESSAGE:
+            _raise_refusal(self._channel.body(header, deadline))
+        if header != due._replace(kind=header.kind):
+            raise PeerViolation(f"block {due.position} was due, {header} came", remedy="the source has other content")
+        self._channel.into(header, address, deadline)
         self._land(due.position)
 
     def _land(self, number: int) -> None:
