@@ -52,6 +52,8 @@ class Town(ExitStack):
 @pytest.fixture
 def town(monkeypatch: pytest.MonkeyPatch) -> Iterator[Town]:
     monkeypatch.setattr(client, "EMPTY_S", 0.3)
+    for name in ("REFRESH_S", "REST_S"):  # far below it: else a source that rests counts as gone
+        monkeypatch.setattr(client, name, 0.01)
     with Town() as town:
         yield town
 
