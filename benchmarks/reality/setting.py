@@ -32,12 +32,13 @@ KEEP_ALIVE_S = 3600.0
 GAP_S = 2.5
 """Between requests, on average."""
 TOKENS = 8
-SEED = 4
+JUDGED, BEFORE, AFTER = 4, 5, 6
+"""Seeds of the trace, and of those in which it is practised."""
 
 
-def trace(seconds: float) -> list[Request]:
-    """Arrivals at random, always the same. What a prompt takes is in the engine's `first`."""
-    draw, at, found = random.Random(SEED), 0.0, []
+def trace(seconds: float, seed: int) -> list[Request]:
+    """Arrivals at random, the same for a seed. What a prompt takes is measured in practice."""
+    draw, at, found = random.Random(seed), 0.0, []
     while (at := at + draw.expovariate(1 / GAP_S)) < seconds:
         (model,) = draw.choices(list(KINDS), WEIGHED)
         found.append(Request(t=at, model=model, prompt_tokens=0, output_tokens=TOKENS))
