@@ -15,7 +15,7 @@ from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
 from tests.helpers.light_engine import LightEngine
 from tests.helpers.light_lab import LightLab
-from tests.helpers.light_peers import BESIDE, LightRank, serving
+from tests.helpers.light_peers import LightRank, serving
 from transfer.transports.channel import Channel
 
 MIB = 1 << 20
@@ -96,18 +96,14 @@ def dying(serve: Serve) -> Serve:
 
 
 @pytest.mark.parametrize(
-    ("content", "beside", "serve", "why"),
-    [
-        ("w", BESIDE, dying, "no source is left"),
-        ("lies", BESIDE, honest, "gave other weights"),
-        ("w", b"lies" * 16, honest, "not what was loaded here"),
-    ],
-    ids=["dies", "lies", "lies beside"],
+    ("content", "serve", "why"),
+    [("w", dying, "no source is left"), ("lies", honest, "gave other weights")],
+    ids=["dies", "lies"],
 )
 async def test_who_gets_nothing_or_something_else_ends_and_never_answers(
-    lab: LightLab, content: str, beside: bytes, serve: Wrap, why: str
+    lab: LightLab, content: str, serve: Wrap, why: str
 ) -> None:
-    rank = LightRank(content, "w", SIZE, beside)
+    rank = LightRank(content, "w", SIZE)
     async with crowded(lab) as (engine, sleeper), serving(lab, rank, serve=serve):
         await lab.order(engine, Order.OFFLOAD)
         await lab.grant(engine, Order.RESTORE)

@@ -298,3 +298,19 @@ async def test_a_part_that_cannot_be_unmapped_takes_nobodys_view(daemon: DaemonP
         await a.leave(fence)
         await b.worker.call("close_view", view)
         assert len(await b.worker.call("open_view", view)) == 2  # type: ignore[arg-type]
+
+
+async def test_who_has_joined_keeps_it_though_another_answer_never_reaches_it(
+    daemon: DaemonProcess, leader: Leader
+) -> None:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        weights = await first(a)
+        await joined(b)
+        fence = await b.begin()
+        await b.worker.call("open_share_unread", b.device, DIGEST)
+        await b.worker.call("hang_up")
+        await b.leave(fence)
+        fence = await a.begin(Order.OFFLOAD, size=0)
+        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
+        await a.leave(fence)
+        assert await charged(leader, a.device) == {name(b): (WEIGHTS, KV)}
