@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
         config = load(options.config, environ)
         log_to_stderr(log_level(environ, config.log.level))
         raise_file_limit()
-        store = connect(_endpoints(options.etcd, config, environ), environ=environ)
+        store = connect(_endpoints(options.etcd, config, environ), environ=environ, vetted=True)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             told = settings(config, options.id, environ)
             file = ConfigFile(options.config, environ, config, options.watch_config, options.supervised)
@@ -90,7 +90,7 @@ async def _serve(told: Settings, file: ConfigFile, store: EtcdStore) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _signalled, stop, number)
     try:
-        if not await _fit(store, stop, embedded=not file.config.endpoints):
+        if not await _fit(store, stop):
             return 0
         return await _coordinate(Runtime(told, store, scheduler(file.config), file=file), stop)
     finally:
@@ -108,11 +108,11 @@ async def _coordinate(runtime: Runtime, stop: asyncio.Event) -> int:
     return 1 if failures else 0
 
 
-async def _fit(store: EtcdStore, stop: asyncio.Event, *, embedded: bool) -> bool:
+async def _fit(store: EtcdStore, stop: asyncio.Event) -> bool:
     """Whether this etcd may be used, as soon as it answers; False when told to stop before."""
     while not stop.is_set():
         try:
-            await preflight(store, embedded=embedded)
+            await preflight(store)
             return True
         except StoreUnavailable as error:
             log.warning("waiting for etcd: %s", error)

@@ -157,7 +157,7 @@ class AgentThread:
             self._broken(error)
 
     async def _live(self) -> None:
-        store = connect(self.settings.endpoints)
+        store = connect(self.settings.endpoints, vetted=True)
         try:
             self._agent = Agent(self.settings, self._plan, self._holder, store, self._ended)
             await self._agent.run(self._joined.set_result)

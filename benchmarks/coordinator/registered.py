@@ -17,6 +17,7 @@ from coordinator.store import connect, keys
 from coordinator.store.base import Put, Store
 from coordinator.store.codec import decode, encode
 from coordinator.store.etcd import EtcdStore
+from coordinator.store.floor import development
 
 TTL_S = 3600
 """Nobody renews these leases."""
@@ -92,7 +93,7 @@ async def _measured(folder: Path, etcd: str, store: EtcdStore, engines: int, set
     command = (sys.executable, "-m", "coordinator", "--config", str(config), "--etcd", etcd, "--id", "c1")
     with (folder / "coordinator.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            *command, stderr=log, env={**os.environ, "VNPU_LOG_LEVEL": "warning"}
+            *command, stderr=log, env={**os.environ, **development(os.environ), "VNPU_LOG_LEVEL": "warning"}
         )
     try:
         async with asyncio.timeout(LIMIT_S):

@@ -20,6 +20,7 @@ from coordinator.errors import SchemaError
 from coordinator.store import connect, keys
 from coordinator.store.codec import decode
 from coordinator.store.etcd import EtcdStore
+from coordinator.store.floor import development
 from coordinator.store.session import TTL_S
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.light_engine import LightEngine
@@ -190,6 +191,7 @@ async def running(folder: Path, *, mute: bool = False, coordinators: int = 1) ->
     """Etcd, the daemon (`mute`: it leaves leases to expire) and `coordinators`; no engine yet. All gone at the end."""
     etcd = EmbeddedEtcd(folder / "etcd", folder / "etcd.log", binary=find_binary({}))
     await etcd.start()
+    os.environ.update(development(os.environ))
     store = connect([etcd.url], environ={})
     audit = Audit()
     following = asyncio.create_task(audit.follow(store))

@@ -20,6 +20,7 @@ from coordinator.config import Config
 from coordinator.errors import ConfigError
 from coordinator.placement import Engine, engines
 from coordinator.store.access import credentials_apart
+from coordinator.store.floor import development
 from coordinator.supervise import programs
 from coordinator.supervise.engine_command import Command, cores_by_engine, engine_command
 from coordinator.supervise.keeper import Program
@@ -43,7 +44,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 def daemon(asked: Asked) -> int:
     config = configuration.load(asked.file, os.environ)
-    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
+    etcd, secrets = _reached(config, asked, os.environ)
     if not (asked.show or asked.as_json):
         asked.run_dir.daemon.mkdir(mode=0o700, parents=True, exist_ok=True)
     return _become(programs.daemon(config, etcd, asked.run_dir, sys.executable), secrets, asked)
@@ -51,7 +52,7 @@ def daemon(asked: Asked) -> int:
 
 def coordinator(asked: Asked, identifier: str | None, *, watch: bool = False) -> int:
     config = configuration.load(asked.file, os.environ)
-    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
+    etcd, secrets = _reached(config, asked, os.environ)
     identifier = identifier or f"{config.node}-{os.getpid()}"
     program = programs.coordinator(config, asked.file.absolute(), etcd, identifier, sys.executable, watch=watch)
     return _become(program, secrets, asked)
@@ -62,7 +63,7 @@ def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     model = _engine_of(asked.file, engines(config), name).model
     cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
     port = port or model.port or free_port(_ports(config))
-    etcd, secrets = credentials_apart(endpoints(config, asked, os.environ))
+    etcd, secrets = _reached(config, asked, os.environ)
     command = _with_key(engine_command(config, name, etcd, port, cores, sys.executable), asked)
     return _run(command.argv, {**command.env, **secrets}, asked)
 
@@ -84,14 +85,21 @@ def _with_key(command: Command, asked: Asked) -> Command:
     return msgspec.structs.replace(command, env={**command.env, programs.TRANSFER_KEY: str(asked.run_dir.transfer_key)})
 
 
-def endpoints(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Of the command line, the environment, the configuration, or the node that runs in `--run-dir`, in this order.
+def _reached(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Where etcd is, and what of it the environment has to say. Raises ConfigError where nobody knows."""
+    known = named(config, asked, environ)
+    etcd, secrets = credentials_apart(known or _of_node(asked))
+    return etcd, secrets if known else {**secrets, **development(environ)}
 
-    Raises ConfigError where none of them knows."""
-    named = asked.etcd or environ.get("VNPU_ETCD_ENDPOINTS") or environ.get("ETCD_ENDPOINTS") or ""
-    given = tuple(url.strip() for url in named.split(",") if url.strip())
-    if given or config.endpoints:
-        return given or config.endpoints
+
+def named(config: Config, asked: Asked, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """On the command line, in the environment, or in the configuration, in this order; empty: nowhere."""
+    said = asked.etcd or environ.get("VNPU_ETCD_ENDPOINTS") or environ.get("ETCD_ENDPOINTS") or ""
+    return tuple(url.strip() for url in said.split(",") if url.strip()) or config.endpoints
+
+
+def _of_node(asked: Asked) -> tuple[str, ...]:
+    """The embedded etcd of the node that runs in `--run-dir`. Raises ConfigError where none does."""
     try:
         return asked.run_dir.read().etcd
     except NotRunning:

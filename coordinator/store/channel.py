@@ -11,6 +11,7 @@ import msgspec
 from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
 from coordinator.store import wire
 from coordinator.store.access import Access, Endpoint
+from coordinator.store.floor import Check, judge, refusal
 from coordinator.store.transport import NotSent, Refused, ReplyLost, Transport
 
 log = logging.getLogger(__name__)
@@ -34,14 +35,17 @@ _NEVER_BEGUN = ("no leader", "too many requests", "Error while dialing", "there 
 
 
 class Channel:
-    """A cluster behind one `Transport`. After a failure the next endpoint is the preferred one for everybody."""
+    """A cluster behind one `Transport`. After a failure the next endpoint is the preferred one for everybody. No member
+    is called before its version was seen to be fit (`check`)."""
 
-    def __init__(self, transport: Transport, access: Access, *, call_timeout: float) -> None:
+    def __init__(self, transport: Transport, access: Access, *, call_timeout: float, check: Check = Check.OFF) -> None:
         self.transport = transport
+        self.check = check
         self.endpoints = access.endpoints
         self.authenticates = bool(access.user)
         self._credentials = msgspec.json.encode({"name": access.user, "password": access.password})
         self._call_timeout = call_timeout
+        self._unseen = set(access.endpoints) if check is not Check.OFF else set()
         self._preferred = 0
         self._token = ""
         self._login = asyncio.Lock()
@@ -79,6 +83,23 @@ class Channel:
         except (NotSent, ReplyLost) as error:
             raise StoreUnavailable(str(error)) from error
 
+    async def admit(self, endpoint: Endpoint) -> None:
+        """Before each call: a member's version is asked for once. Raises `ConfigError` where it must not be used,
+        `NotSent` where it does not say."""
+        if endpoint not in self._unseen:
+            return
+        try:
+            version = await self.transport.version(endpoint, timeout=ATTEMPT_TIMEOUT_S)
+        except ReplyLost as error:
+            raise NotSent(str(error)) from error
+        verdict = judge(version, auth=self.authenticates, check=self.check)
+        if (refused := refusal({endpoint.url: verdict})) is not None:
+            raise refused
+        if endpoint in self._unseen:  # no other call has warned of it meanwhile
+            self._unseen.discard(endpoint)
+            for warning in verdict.warnings:
+                log.warning("%s: %s", endpoint.url, warning)
+
     async def token(self) -> str:
         """The token to send; empty without a user. Raises `NotSent` where nobody hands one out, `Refused` for a wrong
         user or password."""
@@ -108,6 +129,7 @@ class Channel:
         while (left := deadline - clock()) > 0:
             endpoint, token = self.endpoint, ""
             try:
+                await self.admit(endpoint)
                 token = await self.token()
                 limit = min(left, ATTEMPT_TIMEOUT_S) if repeatable else left
                 return await self.transport.post(endpoint, path, body, timeout=limit, token=token)

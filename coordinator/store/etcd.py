@@ -10,6 +10,7 @@ from coordinator.store import wire
 from coordinator.store.access import Access
 from coordinator.store.base import Changes, Compare, KeyValue, Listing, Op, TxnResult
 from coordinator.store.channel import FAILED_PRECONDITION, Channel
+from coordinator.store.floor import Check
 from coordinator.store.transport import Etcd3Transport, Refused
 from coordinator.store.watch import Watch
 
@@ -24,9 +25,9 @@ class EtcdStore:
         self._stall = stall
 
     @classmethod
-    def at(cls, access: Access, *, call_timeout: float, stall: float) -> EtcdStore:
+    def at(cls, access: Access, *, call_timeout: float, stall: float, check: Check) -> EtcdStore:
         """Through etcd3-py; see `coordinator.store.connect`."""
-        return cls(Channel(Etcd3Transport(access), access, call_timeout=call_timeout), stall=stall)
+        return cls(Channel(Etcd3Transport(access), access, call_timeout=call_timeout, check=check), stall=stall)
 
     async def get(self, key: str) -> KeyValue | None:
         reply = await self.channel.rpc("/kv/range", {"key": wire.encode_key(key)}, wire.RangeReply)

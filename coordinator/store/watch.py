@@ -91,6 +91,7 @@ class Watch:
     async def _one_stream(self, endpoint: Endpoint) -> AsyncGenerator[Changes, None]:
         start = max(1, self._following - self._spare)
         body = msgspec.json.encode(wire.watch_body(self._prefix, start))
+        await self._channel.admit(endpoint)
         self._token = await self._channel.token()
         framer = Framer()
         self._heard = False

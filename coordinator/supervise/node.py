@@ -24,6 +24,7 @@ from coordinator.placement import engines
 from coordinator.store import connect
 from coordinator.store.access import credentials_apart
 from coordinator.store.etcd import EtcdStore
+from coordinator.store.floor import development
 from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
 from coordinator.supervise.backoff import Backoff
@@ -85,7 +86,7 @@ class Node:
         self._display = display
         self._endpoints: tuple[str, ...] = config.endpoints
         self._urls, secrets = credentials_apart(config.endpoints)
-        self._environ = {**environ, **secrets}
+        self._environ = {**environ, **secrets, **({} if config.endpoints else development(environ))}
         self._python = python
         self._watch = watch
         self._engines = engines(config)
@@ -139,7 +140,7 @@ class Node:
         """Brings the node up; raises when it cannot go on."""
         if not self._urls:
             await self._start_etcd()
-        store = connect(self._urls, environ=self._environ)
+        store = connect(self._urls, environ=self._environ, vetted=True)
         try:
             self._mirror = Mirror(store)
             self._roll = Roll(
@@ -161,7 +162,7 @@ class Node:
 
     async def _with_store(self, store: EtcdStore) -> None:
         await self._store_answers()
-        await preflight(store, embedded=not self._config.endpoints)
+        await preflight(store)
         await self._start_core()
         programs_ = self._engine_programs(self._config, self._names)
         self._on_demand += [self._lazily(self._config, program) for program in programs_ if self._lazy(program)]

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         journal = Journal(options.state_dir, boot_id())
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(options, journal, connect(options.etcd)))
+            runner.run(_serve(options, journal, connect(options.etcd, vetted=True)))
     except* (VnpuError, DeviceFailed, JournalError, SocketError, OSError) as failures:
         for failure in _leaves(failures):
             log.error("%s", failure)

@@ -108,6 +108,11 @@ class LightEngine(Child):
         assert self._process.stdin is not None
         self._process.stdin.write(b"\n")
 
+    async def ended(self) -> int:
+        """Its exit status, once it has one."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._process.wait()
+
     async def ask(self, prompt: str = "a", steps: int = 1, headers: dict[str, str] | None = None) -> tuple[int, Any]:
         """Status and JSON of one request to its own port."""
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)

@@ -22,9 +22,12 @@ from coordinator.store import keys
 from coordinator.store.base import Delete, KeyValue, Listing, Put, Store
 from coordinator.store.codec import decode
 from coordinator.store.election import observe
+from coordinator.store.floor import VARIABLE
 from coordinator.store.follow import follow
 from tests.helpers.coordinator import Coordinator, config_file, coordinator, coordinator_process
+from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.light_engine import LightEngine
 from tests.helpers.stub_engine import node
 
 
@@ -336,13 +339,20 @@ async def test_a_leader_that_is_told_to_end_hands_over_at_once(etcd: RealEtcd, s
         assert not (await store.list(keys.COORDINATORS)).kvs
 
 
-async def test_an_etcd_that_loses_data_is_refused(etcd: RealEtcd, tmp_path: Path) -> None:
-    """The tests' own 3.5.1 is one, when the configuration does not say that it is embedded."""
-    config = config_file(tmp_path, ["a"])
-    config.write_text(config.read_text() + f"etcd: [{etcd.url}]\n")
-    async with coordinator_process(config, etcd.url, "p1") as p1:
+async def test_an_etcd_that_loses_data_is_refused_by_coordinator_daemon_and_engine(
+    etcd: RealEtcd, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests' own 3.5.1 is one, where nobody says that it is for development; nothing is written to it."""
+    monkeypatch.delenv(VARIABLE)
+    async with coordinator_process(config_file(tmp_path, ["a"]), etcd.url, "p1") as p1:
         assert await p1.ended() == 2
-    assert "can lose consistency when killed" in p1.log.read_text()
+    with DaemonProcess(tmp_path, etcd.url, node="unsafe", devices=["0:host:64MiB"]) as daemon:
+        assert await daemon.ended() == 1
+    async with await LightEngine.start(tmp_path, etcd.url, "unsafe", node="unsafe", size=1 << 20) as engine:
+        assert await engine.ended() != 0
+    for log in (p1.log, daemon.log, engine.log):
+        assert "can lose consistency when killed" in log.read_text()
+    assert not [kv.key for kv in (await store.list(keys.ROOT)).kvs if "unsafe" in kv.key]
 
 
 async def test_a_lost_epoch_is_replaced_by_the_leader(store: Store) -> None:
@@ -372,5 +382,5 @@ def test_a_port_that_is_taken_ends_with_1(etcd: RealEtcd, tmp_path: Path, caplog
         config.write_text(
             config.read_text().replace('gateway: {listen: "127.0.0.1:0"}', f'gateway: {{listen: "127.0.0.1:{port}"}}')
         )
-        assert main(["--config", str(config), "--etcd", etcd.url], {}) == 1
+        assert main(["--config", str(config), "--etcd", etcd.url], {VARIABLE: "development"}) == 1
     assert str(port) in caplog.text

@@ -14,6 +14,7 @@ import pytest
 from coordinator.cli import main as cli
 from coordinator.cli import parser
 from coordinator.cli.make_model import CLASSES, SHAPES
+from coordinator.store.floor import VARIABLE
 from coordinator.supervise.layout import RunDir, RunFile
 from tests.helpers.model_folder import model_folder
 
@@ -133,6 +134,9 @@ def test_endpoints_come_from_the_words_then_the_environment_then_the_file_then_t
     def shown(*words: str) -> str:
         return json.loads(run(capsys, "engine", "--json", "a", *words)[1])["env"]["VNPU_ETCD_ENDPOINTS"]
 
+    def checked() -> str | None:
+        return json.loads(run(capsys, "daemon", "--json")[1])["env"].get(VARIABLE)
+
     folder = RunDir(here / ".vnpu")
     folder.root.mkdir()
     folder.write(
@@ -141,8 +145,10 @@ def test_endpoints_come_from_the_words_then_the_environment_then_the_file_then_t
         )
     )
     assert shown() == "http://run:1"
+    assert checked() == "development"  # it is that node's own
     (here / "vnpu.yaml").write_text(CONFIG + "etcd: [http://file:1]\n")
     assert shown() == "http://file:1"
+    assert checked() is None
     monkeypatch.setenv("ETCD_ENDPOINTS", "http://env:1")
     assert shown() == "http://env:1"
     monkeypatch.setenv("VNPU_ETCD_ENDPOINTS", "http://ours:1")
