@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from coordinator.config_roles import expand
 from coordinator.core.policies.registry import make
 from coordinator.document import Document, Struct
 from coordinator.errors import ConfigError
+from coordinator.hub import located
 from coordinator.placement import ANY
 from coordinator.sizes import parse_duration, parse_size
 
@@ -191,8 +193,8 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A whole node. `models` have `defaults` merged in, `path` absolute and `device` filled in; `host_ram` None:
-    no limit."""
+    """A whole node. `models` have `defaults` merged in, `path` absolute (or `hub.MISSING` and an id) and `device`
+    filled in; `host_ram` None: no limit."""
 
     devices: list[Device]
     models: dict[str, Model]
@@ -249,8 +251,9 @@ def decoded(root: Document, environ: Mapping[str, str], folder: Path) -> Config:
     values["policy"] = _policy(root)
     values["log"] = _section(root, "log", Log)
     values["devices"] = devices = _devices(root)
+    locate = partial(located, folder=folder, environ=environ)
     values["models"] = {
-        name: model_of(section, defaults.mapping(), devices, folder)
+        name: model_of(section, defaults.mapping(), devices, locate)
         for model, whole in named_models(root).items()
         for name, section in engine_sections(model, whole).items()
     }
@@ -315,13 +318,15 @@ def engine_sections(model: str, whole: Document) -> dict[str, Document]:
     return config_replicas.expand(model, whole, REPLICAS_OWN)
 
 
-def model_of(section: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path) -> Model:
-    """One engine's model, `defaults` merged in. Raises ConfigError."""
+def model_of(
+    section: Document, defaults: Mapping[str, object], devices: list[Device], locate: Callable[[str], str]
+) -> Model:
+    """One engine's model, `defaults` merged in; `locate` says which folder a path means. Raises ConfigError."""
     section.known(Model.__struct_fields__, LATER["models"])
     merged = Document(section.file, {**defaults, **section.mapping()}, section.path)
     model = merged.decode(Model, hook, LATER["models"])
     device = model.device if model.device not in ("", []) else _only(section, devices)
-    return msgspec.structs.replace(model, path=str((folder / model.path).resolve()), device=device)
+    return msgspec.structs.replace(model, path=locate(model.path), device=device)
 
 
 def _only(section: Document, devices: list[Device]) -> str:

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from coordinator import hub
 from coordinator.admin.keyring import HASH, Role
 from coordinator.config_replicas import is_replicated, model_of
 from coordinator.config_roles import is_paired, pairs, section_of
@@ -216,8 +217,6 @@ def _started(section: Document, model: Model, *, paired: bool) -> None:
 
 
 def _replica(section: Document, model: Model) -> None:
-    if model.start == "lazy":
-        raise section.error("a model with replicas is started with the node", "leave `start: lazy` out", "start")
     if model.anywhere:
         raise section.error("each replica is in one place", "name its device, or leave `replicas` out", "device")
 
@@ -279,6 +278,13 @@ def _needs(section: Document, device: Device, model: Model) -> tuple[int, int]:
 
 
 def _weights(section: Document, model: Model) -> int:
+    if model.path.startswith(hub.MISSING):
+        id_ = model.path.removeprefix(hub.MISSING)
+        raise section.error(
+            f"there is no folder {id_}, and no whole model of this id in the hub's cache",
+            "fetch it: vnpu fetch; or mend the path, or make one: vnpu make-model OUT",
+            "path",
+        )
     try:
         return weight_bytes(Path(model.path))
     except WeightsError as error:

@@ -18,6 +18,7 @@ from coordinator import config_checks as checks
 from coordinator.config import Config, Device, Policy, Size
 from coordinator.document import Document
 from coordinator.errors import ConfigError
+from coordinator.hub import located
 
 SECTIONS: Mapping[str, type[msgspec.Struct]] = {
     "defaults": config.Defaults,
@@ -40,7 +41,7 @@ def faults(path: Path, environ: Mapping[str, str]) -> list[ConfigError]:
         if missing := document.unset(raw, environ):
             return missing
         root = document.expand(raw, environ)
-        found = list(_in_sections(root, path.parent))
+        found = list(_in_sections(root, partial(located, folder=path.parent, environ=environ)))
         return found or _across(root, config.decoded(root, environ, path.parent))
     except ConfigError as error:  # of the file as a whole
         return [error]
@@ -57,7 +58,7 @@ def _across(root: Document, decoded: Config) -> list[ConfigError]:
     return list(found.values())
 
 
-def _in_sections(root: Document, folder: Path) -> Iterator[ConfigError]:
+def _in_sections(root: Document, locate: Callable[[str], str]) -> Iterator[ConfigError]:
     yield from _mended(root, lambda whole: whole.known(Config.__struct_fields__, config.LATER[""]))[1]
     loose = {key: value for key, value in root.mapping().items() if key in LOOSE}
     yield from _mended(Document(root.file, loose), _loose)[1]
@@ -69,7 +70,7 @@ def _in_sections(root: Document, folder: Path) -> Iterator[ConfigError]:
             defaults = sound
     devices, found = _devices(root)
     yield from found
-    yield from _models(root, defaults, devices, folder)
+    yield from _models(root, defaults, devices, locate)
 
 
 def _loose(top: Document) -> object:
@@ -95,7 +96,7 @@ def _devices(root: Document) -> tuple[list[Device], list[ConfigError]]:
 
 
 def _models(
-    root: Document, defaults: Mapping[str, object], devices: list[Device], folder: Path
+    root: Document, defaults: Mapping[str, object], devices: list[Device], locate: Callable[[str], str]
 ) -> Iterator[ConfigError]:
     """`devices`: as many as there are; which ones is looked at later."""
     try:
@@ -111,7 +112,7 @@ def _models(
             continue
         told: set[tuple[str, str]] = set()
         for section in engines.values():
-            found = _mended(section, lambda one: config.model_of(one, defaults, devices, folder))[1]
+            found = _mended(section, lambda one: config.model_of(one, defaults, devices, locate))[1]
             below = {(error.key.removeprefix(section.path + "."), error.fault): error for error in found}
             yield from (error for known, error in below.items() if known not in told)
             told |= {known for known in below if _top(known[0], "", [*whole.mapping()])}  # both roles have it from here

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import msgspec
 
 from coordinator.errors import VnpuError
+
+_SHARD = re.compile(r"(.+)-[0-9]{5}-of-([0-9]{5})\.safetensors")
 
 
 class WeightsError(VnpuError):
@@ -34,7 +37,7 @@ def weight_bytes(folder: Path) -> int:
         raise WeightsError(f"{folder} holds no *.safetensors", remedy="convert the weights to safetensors")
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise WeightsError(f"{folder} lacks {missing[0]}, which its index names", remedy="fetch the model again")
+        raise WeightsError(f"{folder} lacks {missing[0]}, a part of its weights", remedy="fetch the model again")
     return sum(file.stat().st_size for file in files)
 
 
@@ -47,4 +50,13 @@ def _files(folder: Path) -> list[Path]:
         except msgspec.MsgspecError:
             raise WeightsError(f"{index} is not readable JSON", remedy="fetch the model again") from None
         return [folder / name for name in sorted(set(named))]
-    return sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated"))
+    found = [file for file in folder.glob("*.safetensors") if not file.name.startswith("consolidated")]
+    return sorted({one for file in found for one in _shards(file)})
+
+
+def _shards(file: Path) -> list[Path]:
+    """The file, and those that its name says there are: `model-00002-of-00003.safetensors` is one of three."""
+    part = _SHARD.fullmatch(file.name)
+    if part is None:
+        return [file]
+    return [file.with_name(f"{part[1]}-{n:05}-of-{part[2]}.safetensors") for n in range(1, int(part[2]) + 1)]

@@ -52,6 +52,9 @@ def _config(args: argparse.Namespace) -> Path:
 def _up(args: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from coordinator.cli.fetch import bring
+
+    bring(_config(args), os.environ, Console())
     if args.detach:
         from coordinator.cli.detached import up_detached, words_of
         from coordinator.supervise.layout import RunDir
@@ -96,6 +99,14 @@ def _config_check(args: argparse.Namespace) -> int:
     from coordinator.cli.check import check
 
     return check(Path(args.file) if args.file else _config(args), os.environ, as_json=args.json)
+
+
+def _fetch(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from coordinator.cli.fetch import fetch
+
+    return fetch(_config(args), os.environ, Console())
 
 
 def _completion(args: argparse.Namespace) -> int:
@@ -179,6 +190,7 @@ COMMANDS: Mapping[str, Callable[[argparse.Namespace], int]] = {
     "status": _status,
     "logs": _logs,
     "config": _config_check,
+    "fetch": _fetch,
     "completion": _completion,
     "daemon": _daemon,
     "coordinator": _coordinator,

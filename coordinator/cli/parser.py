@@ -93,6 +93,16 @@ examples:
   vnpu config check prod.yaml
   vnpu config check --json | jq -r '.faults[].key'
 """
+_FETCH = """\
+Fetches the models that the configuration names by an id of the Hugging Face hub (`path: org/name`, `org/name@REVISION`)
+into the hub's cache; what is there is brought up to date. `vnpu up` begins with those that are not there. $HF_ENDPOINT
+names a mirror, $HF_TOKEN gets at what is private, $HF_HOME says where the cache is.
+"""
+_FETCH_EXAMPLES = """\
+examples:
+  vnpu fetch                                  before a node is started where there is no network
+  HF_ENDPOINT=https://hub.example.com vnpu fetch --config prod.yaml
+"""
 _COMPLETION = """\
 Prints what makes a shell complete the words of vnpu: commands, options, and the names of models and processes.
 """
@@ -201,6 +211,7 @@ def build() -> argparse.ArgumentParser:
     _status(command("status", "what of the node runs", _STATUS, _STATUS_EXAMPLES))
     _logs(command("logs", "what a process of the node says", _LOGS, _LOGS_EXAMPLES))
     _config_check(command("config", "check a configuration", _CONFIG_CHECK, _CONFIG_EXAMPLES))
+    _config(command("fetch", "fetch models of the hub", _FETCH, _FETCH_EXAMPLES))
     _completion(command("completion", "for bash, zsh or fish", _COMPLETION, _COMPLETION_EXAMPLES))
     _daemon(command("daemon", "run a node daemon alone", _DAEMON, _DAEMON_EXAMPLES))
     _coordinator(command("coordinator", "run a coordinator alone", _COORDINATOR, _COORDINATOR_EXAMPLES))

@@ -321,7 +321,6 @@ def test_replicas_are_engines_of_one_model(load):
         ("device: 0, port", "device: any, port", ["models.org/a.replicas[0].device", "in one place"]),
         ("32MiB", "900MiB", ["models.org/a.replicas[1]", "more than it lends"]),
         ("priority: 3", "port: 9000", ["models.org/a.port", "several engines"]),
-        ("priority: 3", "start: lazy", ["start", "replicas is started with the node"]),
         ("priority: 3", "roles: {prefill: {}, decode: {}}", ["replicas", "roles"]),
         ("org/a:", "org/a@2:", ["models.org/a@2: is not a model's name"]),
     ],
