@@ -44,6 +44,8 @@ class Process(Value, frozen=True, kw_only=True):
     """This run of the supervisor: orders to an earlier one are void."""
     life: Life
     lazy: bool = False
+    together: bool = False
+    """One of a model's replicas: they are started with each other, as far as host memory has room."""
     bytes: ByteCount = 0
     weights: ByteCount = 0
     measured: bool = False

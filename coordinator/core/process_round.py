@@ -171,6 +171,8 @@ class ProcessRound:
         else:
             self._desk.refusals.lift(model)
             self._follow(model, best)
+            if best.verdict is Verdict.GO:
+                self._start_replicas(model, [entry for entry in able if entry is not best.entry])
 
     def _retry_at(self, entry: ProcessEntry) -> float:
         """A process that could not be started is let alone for a while; then who asks tries again."""
@@ -310,6 +312,15 @@ class ProcessRound:
         self._alarm(best.entry, best.until)
         if best.holds and best.verdict is not Verdict.GO:
             self._reserve(best)
+
+    def _start_replicas(self, model: ModelId, others: list[ProcessEntry]) -> None:
+        """With the one that is started: nobody makes room for them."""
+        for entry in others:
+            if entry.process is None or not entry.process.together:
+                continue
+            start = self._plan(model, entry)
+            if start.verdict is Verdict.GO:
+                self._follow(model, start)
 
     def _reserve(self, best: Start) -> None:
         """Those behind see the newcomer in its place; what leaves for it is counted as leaving."""

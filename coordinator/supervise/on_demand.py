@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from coordinator.config import Config
+from coordinator.config_replicas import is_replicated
 from coordinator.core.process import Life, Process, ProcessOrder, Wish
 from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
 from coordinator.picture import Mirror, Picture
@@ -47,6 +48,7 @@ def told(config: Config, name: str, keeper: str) -> Process:
         keeper=keeper,
         life=Life.STOPPED,
         lazy=True,
+        together=is_replicated(name, config.models),
         bytes=PROCESS_BYTES * ranks,
         weights=weights * ranks,
         stop_after=None if model.stop_after is None else float(model.stop_after),

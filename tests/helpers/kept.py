@@ -36,6 +36,7 @@ class KeptStage(Stage):
         weights: int = 40,
         stop_after: float | None = None,
         lazy: bool = True,
+        together: bool = False,
     ) -> list[Command]:
         """The supervisor says that it can start it."""
         self.processes[engine] = Process(
@@ -44,6 +45,7 @@ class KeptStage(Stage):
             keeper=KEEPER,
             life=Life.STOPPED,
             lazy=lazy,
+            together=together,
             bytes=size,
             weights=weights,
             stop_after=stop_after,

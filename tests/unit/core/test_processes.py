@@ -318,6 +318,47 @@ def test_one_process_for_a_model_is_enough() -> None:
     assert directs(stage.demand("a", 5)) == []
 
 
+def replicas(stage: KeptStage, count: int, **kept: object) -> KeptStage:
+    for number in range(count):
+        stage.keep(f"a@{number}", f"n/{number}", model="a", together=True, **kept)  # type: ignore[arg-type]
+    return stage
+
+
+def test_replicas_are_started_together() -> None:
+    stage = replicas(KeptStage("n/0", "n/1", "n/2", budget=200), 3)
+    found = stage.demand("a", 1)
+    assert sorted(directs(found)) == [(RUN, "a@0"), (RUN, "a@1"), (RUN, "a@2")]
+    for direct in of(Direct, found):
+        stage.obeyed(direct)
+    assert directs(stage.demand("a", 5)) == []
+
+
+def test_replicas_are_started_as_far_as_there_is_room_and_nobody_leaves_for_more_than_one() -> None:
+    stage = replicas(KeptStage("n/0", "n/1", budget=100), 2, size=50, weights=10)
+    assert [wish for wish, _ in directs(stage.demand("a", 1))] == [RUN]
+    stage = running("x", "y")
+    for number in range(2):
+        stage.keep(f"a@{number}", "n/0", model="a", together=True)
+    assert [wish for wish, _ in directs(stage.demand("a", 1))] == [CLOSE]
+
+
+def test_a_replica_that_was_stopped_comes_back_when_none_is_left() -> None:
+    stage = replicas(KeptStage("n/0", "n/1", budget=200), 2)
+    for direct in of(Direct, stage.demand("a", 1)):
+        stage.obeyed(direct)
+    for engine in ("a@0", "a@1"):
+        stage.run(engine)
+    stage.demand("a", 0)
+    gone = ProcessOrder(keeper=KEEPER, wish=STOP)
+    stage.see(ProcessOrderSeen(EngineId("a@1"), gone, stage.next()))
+    stage.stopped("a@1")
+    assert directs(stage.demand("a", 1)) == []
+    stage.demand("a", 0)
+    stage.see(ProcessOrderSeen(EngineId("a@0"), gone, stage.next()))
+    stage.stopped("a@0")
+    assert sorted(directs(stage.demand("a", 1))) == [(RUN, "a@0"), (RUN, "a@1")]
+
+
 def test_a_closed_engine_holds_no_other_of_its_model_back() -> None:
     stage = KeptStage("n/0", "n/1", budget=200)
     stage.keep("a@0", "n/0", model="a")
