@@ -59,7 +59,7 @@ def test_what_is_copied_exists_and_reaches_the_builder(dockerfile: Path) -> None
             assert _reaches_the_builder(source), source
 
 
-@pytest.mark.parametrize("name", ["coordinator", "engine-cpu", "engine-ascend"])
+@pytest.mark.parametrize("name", ["coordinator", "engine-cpu", "engine-ascend", "engine-cuda"])
 def test_our_images_do_not_run_as_root(name: str) -> None:
     words = _instructions(DOCKER / f"{name}.Dockerfile")
 
@@ -113,7 +113,28 @@ def test_overlays_lie_over_services_that_exist() -> None:
     base = _compose("compose.yaml")["services"]
 
     assert set(_compose("compose.test.yaml")["services"]) - set(base) == {"models"}
-    assert set(_compose("compose.ascend.yaml")["services"]) <= set(base)
+    for driver in ("ascend", "cuda"):
+        assert set(_compose(f"compose.{driver}.yaml")["services"]) <= set(base)
+
+
+@pytest.mark.parametrize("driver", ["ascend", "cuda"])
+def test_an_overlay_for_a_device_says_its_driver_to_all_that_ask(driver: str) -> None:
+    """And gives no privilege that the plain containers have not."""
+    services = _compose(f"compose.{driver}.yaml")["services"]
+
+    for name in ("coordinator", "engine-a", "engine-b"):
+        assert services[name]["environment"]["VNPU_DRIVER"] == driver
+    command = services["daemon"]["command"]
+    base = _compose("compose.yaml")["services"]["daemon"]["command"]
+    own = ("--device", "--pages")
+    assert next(word for word in command if word.startswith("--device=")).startswith(f"--device=0:{driver}:")
+    assert {word for word in command if not word.startswith(own)} >= {
+        word for word in base if word.startswith("--") and not word.startswith(own)
+    }
+    for service in services.values():
+        assert not {"cap_add", "privileged", "user", "pid", "security_opt"} & set(service)
+        if "image" in service:
+            assert (ROOT / service["build"]["dockerfile"]).exists()
 
 
 def test_engines_are_reached_by_the_hosts_that_the_coordinator_allows() -> None:
