@@ -157,6 +157,8 @@ async def run(plan: Plan, progress: Progress) -> Result:
 
 def result(levels: dict[int, Level], held: Kept, share: float, limit: int) -> Result:
     ratios = {"added_ttft_p99": figures.ratio(levels[JUDGED_TTFT].added_ttft(OURS))}
+    if NGINX in levels[JUDGED_TTFT].runs:
+        ratios["added_ttft_p99_nginx"] = figures.ratio(levels[JUDGED_TTFT].added_ttft(NGINX))
     values = {"held_kb": held.bytes_each / 1000, "watch_core_share": share}
     notes = [f"open files: {limit}", *(f"held, answered {status}: {count}" for status, count in held.statuses.items())]
     for streams, level in levels.items():

@@ -76,7 +76,7 @@ class Asked(msgspec.Struct, frozen=True):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 etcd or the admin API does not answer or refuses, 2 wrong use, 130 Ctrl-C."""
-    args = _parser().parse_args(argv)
+    args = command_line().parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     try:
         asked = understood(args.words, once=args.once, as_json=args.json, at=args.at_revision)
@@ -120,7 +120,8 @@ def understood(words: Sequence[str], *, once: bool, as_json: bool, at: int | Non
     return Asked(command, names, once, as_json, at)
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The words of it."""
     parser = argparse.ArgumentParser(
         "vnpu-watch", description=_ABOUT, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coordinator.cli.completion import SHELLS
-from coordinator.cli.watch import COMMANDS, OPTIONS, _parser, main, understood
+from coordinator.cli.watch import COMMANDS, OPTIONS, command_line, main, understood
 from coordinator.errors import ConfigError
 
 
@@ -40,7 +40,8 @@ def test_every_shell_gets_a_script(shell: str, capsys: pytest.CaptureFixture[str
 
 
 def test_the_options_are_those_of_the_parser() -> None:
-    known = {option for action in _parser()._actions for option in action.option_strings if option.startswith("--")}
+    said = [option for action in command_line()._actions for option in action.option_strings]
+    known = {option for option in said if option.startswith("--")}
     assert known == set(OPTIONS)
 
 
