@@ -25,6 +25,7 @@ from pathlib import Path
 import aiohttp
 
 from coordinator.errors import ConfigError, StoreUnavailable
+from coordinator.store import prompt
 
 log = logging.getLogger(__name__)
 
@@ -246,6 +247,7 @@ def _dies_with(parent: int) -> Callable[[], None]:
     def arrange() -> None:
         """Runs between fork and exec: system calls only, everything else was prepared before."""
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        prompt.be_prompt()
         if os.getppid() != parent:  # died before the line above
             os._exit(1)
 

@@ -7,10 +7,12 @@ through the API server's process and back, in which the device would do nothing.
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
-from engine_patch import report
+from coordinator.store import prompt
+from engine_patch import report, spin
 from engine_patch.live_blocks import live_blocks
 
 OFFLOAD = "vnpu_offload"
@@ -26,8 +28,21 @@ def offload(core: Any, budget: int | None) -> list[str]:
         RuntimeError: the scheduler does not stand still, or a step is in flight; no worker was asked.
     """
     require_still(core)
+    _hand_on()
     reports: list[str] = core.collective_rpc(OFFLOAD, args=(live_blocks(core, budget),))
     return reports
+
+
+def _hand_on() -> None:
+    """Who computes and copies gets the processors; this process only hands on, but at once."""
+    spin.rest()
+    _be_prompt()
+
+
+@functools.cache
+def _be_prompt() -> None:
+    """Once; not when it starts: its workers, which compute, would do as it does."""
+    prompt.all_prompt()
 
 
 def require_still(core: Any) -> None:
@@ -42,9 +57,11 @@ def require_still(core: Any) -> None:
 
 def restore(core: Any) -> list[str]:
     """The workers' reports. Where every rank has its memory, requests run on before anybody hears of it."""
+    _hand_on()
     reports: list[str] = core.collective_rpc(RESTORE)
     if runs(report.decode(reports)):
         core.resume_scheduler()
+        spin.work(spin.SETTLE_S)
     return reports
 
 

@@ -4,7 +4,7 @@ Events in (what was seen, what a step brought), actions out (what to do next). I
 seconds arrive in events, and the agent carries the actions out. At most one operation is under way; every action that
 belongs to it is answered by exactly one event, or by `Failed`, which is final.
 
-    resident --offload--> drain -> enter -> offload -> leave -> publish offloaded
+    resident --offload--> drain, and enter meanwhile -> offload -> leave -> publish offloaded
     offloaded --restore-> enter -> restore -> resume and leave -> publish resident
                                         \\--> resume and settle -> leave -> publish resident
     starting --restore--> enter -> (workers load) -> resume and leave -> publish resident
@@ -60,10 +60,10 @@ MAX_STEPS = 32
 
 
 class Stage(StrEnum):
-    """Where the operation under way stands. `SETTLE`: requests run, the copy goes on. `CLOSE`: memory is as it should
-    be; resume and leaves are under way."""
+    """Where the operation under way stands. `ENTER`: devices are entered and, before pages leave, what runs is frozen;
+    memory is touched when both are done. `SETTLE`: requests run, the copy goes on. `CLOSE`: memory is as it should be;
+    resume and leaves are under way."""
 
-    DRAIN = "drain"
     ENTER = "enter"
     WORK = "work"
     SETTLE = "settle"
@@ -79,6 +79,7 @@ class _Operation:
         self.fence = fence
         self.before = before
         self.stage = Stage.ENTER
+        self.draining = False
         self.asked: set[str] = set()
         self.entered: set[str] = set()
         self.unsure: set[str] = set()
@@ -185,8 +186,8 @@ class Lifecycle:
         if not op.works:
             return self._enter(op, self.devices)
         if op.order is Order.OFFLOAD:
-            self.phase, op.stage = Phase.DRAINING, Stage.DRAIN
-            return (Publish(self._residency(), soon=True), Drain())
+            self.phase, op.draining = Phase.DRAINING, True
+            return (Publish(self._residency(), soon=True), Drain(), *self._enter(op, self.devices))
         if self.phase is Phase.OFFLOADED:
             self.phase = Phase.RESTORING
         return (Publish(self._residency(), soon=True), *self._enter(op, self.devices))
@@ -198,20 +199,23 @@ class Lifecycle:
         if op is None:
             return self._fail(f"{type(event).__name__} came while no operation was under way")
         match op.stage, event:
-            case Stage.DRAIN, Drained(seconds=seconds):
+            case Stage.ENTER, Drained(seconds=seconds) if op.draining:
+                op.draining = False
                 op.steps.append(Step("drain", seconds))
-                return self._enter(op, self.devices) if self._stands(op) else self._give_up(op)
+                return self._on_entry(op)
             case Stage.ENTER, Entered(device=device, seconds=seconds):
+                op.asked.discard(device)
                 op.entered.add(device)
                 op.unsure.discard(device)
                 op.steps.append(Step("enter", seconds))
-                return self._on_entry(op, device)
+                return self._on_entry(op)
             case Stage.ENTER, EnterRefused(device=device, reason=reason, retry=retry, unsure=unsure):
                 (op.unsure.add if unsure else op.unsure.discard)(device)
                 if retry and not op.refusal and self._stands(op):
                     return (Enter(device, op.fence),)
                 op.refusal = op.refusal or reason
-                return self._on_entry(op, device)
+                op.asked.discard(device)
+                return self._on_entry(op)
             case Stage.WORK, Worked(outcome=outcome) | Loaded(outcome=outcome):
                 return self._on_worked(op, outcome)
             case Stage.WORK, Ready(outcome=outcome) if op.order is Order.RESTORE:
@@ -242,9 +246,8 @@ class Lifecycle:
         op.asked.update(devices)
         return tuple(Enter(device, op.fence) for device in devices)
 
-    def _on_entry(self, op: _Operation, device: str) -> tuple[Action, ...]:
-        op.asked.discard(device)
-        if op.asked:
+    def _on_entry(self, op: _Operation) -> tuple[Action, ...]:
+        if op.asked or op.draining:
             return ()
         if op.refusal:
             return self._give_up(op)

@@ -18,8 +18,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
+import uvloop
+
 from coordinator.core.model import Holder
-from coordinator.store import connect
+from coordinator.store import connect, prompt
 from engine_patch.agent import Agent
 from engine_patch.door import Door
 from engine_patch.engine import Engine, VllmEngine
@@ -92,6 +94,7 @@ class AgentThread:
 
     def attach(self, state: Any) -> None:
         """`state`: vLLM's application state, with `engine_client` and the server's `args`."""
+        prompt.all_prompt()  # not before: the engine's other processes, which compute, have been started
         loop, keep = asyncio.get_running_loop(), self.settings.kv_keep
         self._worth = kv_worth(state.engine_client.vllm_config.cache_config)
         engine = VllmEngine(state.engine_client, self.door(), loop, self._agent.postbox, keep, self._worth)
@@ -140,8 +143,10 @@ class AgentThread:
     # ---- in the agent's thread
 
     def _run(self) -> None:
+        prompt.be_prompt()
         try:
-            asyncio.run(self._main())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(self._main())
         finally:
             self._gone = True
 

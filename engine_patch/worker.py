@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from coordinator.core.model import Bytes, Order
-from engine_patch import modules, report, settings
+from coordinator.store import prompt
+from engine_patch import modules, report, settings, spin
 from engine_patch.bus import Bus
 from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
@@ -180,6 +181,7 @@ class VnpuWorker:
         if not self._hands.resident:
             raise RuntimeError("a step was scheduled while this engine's memory is away")
         self._hands.used = True
+        spin.work()
         if self._gates is not None:
             self._gates.pass_first(self._hands.settled)
         self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
@@ -205,6 +207,7 @@ class VnpuWorker:
         """`live`: KV blocks that are still needed, as the scheduler has it."""
 
         def work() -> dict[str, Any]:
+            spin.rest()
             self._flight.drain(DRAIN_S)
             self._books.forget_all_but(live)
             self._sharing.part()
@@ -243,6 +246,7 @@ class VnpuWorker:
             self._wake_pulls()
             return {"restored": moved, "steps": steps, "turn": turn}
 
+        prompt.be_prompt()
         try:
             answer = self._report(work, turn=turn)
             self._desk.settled(answer)

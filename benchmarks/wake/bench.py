@@ -27,6 +27,7 @@ LIMIT_S = 120.0
 RESTART_LIMIT_S = 300.0
 SAMPLE = 256 << 20
 SETTLE_S = 0.5
+"""Before each wake that is measured: what came before is over (workers spin on, chunks are wiped, keys are put)."""
 
 
 class Samples(msgspec.Struct):
@@ -101,15 +102,17 @@ class Bench:
         await self._asleep(OTHER)
         await self._ask(SUBJECT)
         await self._asleep(SUBJECT)
+        await asyncio.sleep(SETTLE_S)
         _, added = await self._wake()
         return added
 
     async def _free(self) -> tuple[float, float]:
         """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device; the other
-        has been there meanwhile."""
+        has been there meanwhile. It begins as late after what was before as a switch does (`_after_victim`)."""
         await self._asleep(SUBJECT)
         await self._ask(OTHER)
         await self._asleep(OTHER)
+        await asyncio.sleep(SETTLE_S)
         measured = await self._wake()
         self._wakes.append(self._last_wake)
         return measured

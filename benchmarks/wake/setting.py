@@ -15,7 +15,7 @@ from rich.progress import Progress
 from coordinator.demo.audit import Audit
 from coordinator.demo.node import running_node
 from coordinator.demo.scenario import ENGINE_ARGS
-from coordinator.store import connect
+from coordinator.store import connect, prompt
 from coordinator.supervise.layout import RunFile
 
 SUBJECT = "large"
@@ -58,6 +58,7 @@ async def prepared_node(models: Path, run_dir: Path, progress: Progress) -> Asyn
     async with running_node(config, run_dir / "run") as node:
         found = await node.wait_ready()
         progress.remove_task(starting)
+        prompt.all_prompt()  # who looks on must not be late: its clock times orders and answers
         store = connect(found.etcd)
         audit = Audit()
         following = asyncio.create_task(audit.follow(store))

@@ -11,7 +11,7 @@ import sys
 import uvloop
 
 from coordinator.errors import VnpuError
-from coordinator.store import connect
+from coordinator.store import connect, prompt
 from coordinator.store.base import Store
 from native.connections import SocketError
 from native.daemon.device import DeviceFailed
@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     _raise_descriptor_limit()
+    prompt.be_prompt()
     code = 0
     try:
         journal = Journal(options.state_dir, boot_id())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import warnings
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +30,15 @@ from engine_patch.flight import Flight
 pytestmark = pytest.mark.engine
 
 NOW = 0.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def not_for_this_process() -> Iterator[None]:
+    """How an EngineCore waits would stay for all tests after these."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coordinator.store.prompt.all_prompt", lambda: None)
+        patch.setattr("engine_patch.spin._rests_until", 0.0)
+        yield
 
 
 class Output:

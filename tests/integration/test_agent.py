@@ -167,11 +167,11 @@ async def test_kill_9_frees_the_device_whatever_was_going_on(lab: LightLab, when
 
 
 async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_refused(lab: LightLab):
-    async with await lab.bring_up(hold=["drain"]) as engine:
+    async with await lab.bring_up(hold=["enter"]) as engine:
         before = await lab.registered(engine)
         answer = await engine.ask()
         granted = await lab.grant(engine, Order.OFFLOAD)
-        await engine.at("drain")
+        await engine.at("enter")
         engine.stop()
         await lab.gone(engine)
         closed = await lab.leader.closed(lab.device, granted)
@@ -184,9 +184,29 @@ async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_re
         assert again.lease != before.lease
         assert await engine.ask() == answer
         granted = await lab.grant(engine, Order.OFFLOAD)
-        await engine.at("drain")
+        await engine.at("enter")
         engine.go_on()
         assert (await lab.residency(engine, at(granted))).phase is Phase.OFFLOADED
+
+
+async def test_stopped_past_its_lease_while_it_drains_what_it_has_entered_runs_on(lab: LightLab):
+    """PROTOCOL rule 7: the daemon lets nobody else in, and the engine ends what it has begun."""
+    async with await lab.bring_up(hold=["drain"]) as engine:
+        before = await lab.registered(engine)
+        granted = await lab.grant(engine, Order.OFFLOAD)
+        await engine.at("drain")
+        await lab.leader.until(lab.device, lambda device: device.open is not None)
+        engine.stop()
+        await lab.gone(engine)
+        device = await lab.leader.device(lab.device)
+        assert device is not None
+        assert device.open is not None
+        assert device.closed < granted.revision
+        engine.go_on()
+        engine.resume()
+        residency = await lab.residency(engine, lambda r: r.phase is Phase.OFFLOADED and not r.busy)
+        assert (residency.held.total, (await lab.leader.closed(lab.device, granted)).owners) == (0, ())
+        assert (await lab.registered(engine)).lease != before.lease
 
 
 async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: LightLab):

@@ -106,6 +106,7 @@ class World(RuleBasedStateMachine):
                 self.todo.append(action)
             case Offload() | Restore() | Settle() | Undo():
                 assert set(self.open) == set(DEVICES), "memory changes only when every device is entered"
+                assert self.frozen or not isinstance(action, Offload), "pages leave only when nothing runs"
                 self.todo.append(action)
             case Leave(device=device, fence=fence, residency=said):
                 assert self.open.get(device) == fence, "what is left was entered"
@@ -115,6 +116,7 @@ class World(RuleBasedStateMachine):
                 self.todo.append(action)
             case Resume():
                 assert self.mapped, "requests run on mapped memory only"
+                assert not any(isinstance(each, Drain) for each in self.todo), "one call of the engine at a time"
                 self.todo.append(action)
             case End():
                 raise AssertionError(action.reason)

@@ -4,17 +4,26 @@ takes both back."""
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
+from math import inf
 from typing import Any
 
 import pytest
 
 from coordinator.core.model import Load
-from engine_patch import core_calls, report
+from engine_patch import core_calls, report, spin
 from engine_patch.door import Door
 from engine_patch.engine import VllmEngine
 from engine_patch.postbox import Postbox
 from engine_patch.report import Report
+
+
+@pytest.fixture(autouse=True)
+def not_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How an EngineCore waits would stay for all tests after these."""
+    monkeypatch.setattr("coordinator.store.prompt.all_prompt", lambda: None)
+    monkeypatch.setattr("engine_patch.spin._rests_until", 0.0)
 
 
 class Core:
@@ -23,9 +32,11 @@ class Core:
     def __init__(self, reports: Sequence[Report]) -> None:
         self.reports = reports
         self.did: list[str] = []
+        self.rested: list[float] = []
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[str]:
         self.did.append(method)
+        self.rested.append(spin._rests_until)
         return [report.encode(one).decode() for one in self.reports]
 
     def resume_scheduler(self) -> None:
@@ -47,6 +58,15 @@ def test_requests_run_on_exactly_where_every_rank_has_its_memory(reports: list[R
     texts = core_calls.restore(core)
     assert core.did == [core_calls.RESTORE, *(["resume"] if runs else [])]
     assert report.decode(texts) == tuple(sorted(reports, key=lambda one: one.rank))
+
+
+@pytest.mark.parametrize("reports", [[READY], [DENIED]])
+def test_it_does_not_spin_before_memory_is_there_and_a_step_was_run(reports: list[Report]) -> None:
+    core = Core(reports)
+    core_calls.restore(core)
+    assert core.rested == [inf]
+    assert (spin._rests_until < inf) is (reports == [READY])
+    assert spin._rests_until > time.monotonic()
 
 
 class Client:

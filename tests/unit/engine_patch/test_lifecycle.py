@@ -103,16 +103,35 @@ def test_start_up_enters_then_waits_for_the_workers_then_publishes_the_truth():
     assert [s.name for s in last.residency.steps] == ["enter", "copy"]
 
 
-def test_offload_goes_drain_enter_offload_leave_publish():
+def test_offload_drains_and_enters_then_offloads_leaves_publishes():
     life = resident()
-    assert kinds(life.handle(tokens(held(Order.OFFLOAD, 8)))) == [Publish, Drain]
-    assert life.handle(Drained(0.01)) == (Enter(DEV, Fence("e", 8)),)
+    publish, drain, enter = life.handle(tokens(held(Order.OFFLOAD, 8)))
+    assert (kinds((publish,)), drain, enter) == ([Publish], Drain(), Enter(DEV, Fence("e", 8)))
+    assert life.handle(Drained(0.01)) == ()
     assert life.handle(Entered(DEV, 0.01)) == (Offload(),)
     (leave,) = life.handle(Worked(Outcome(kv_saved=2)))
     (last,) = life.handle(Left(DEV, 0.0))
     assert isinstance(last, Publish)
     assert leave == Leave(DEV, Fence("e", 8), last.residency)
     assert (last.residency.phase, last.residency.held.total, last.residency.kv_saved) == (Phase.OFFLOADED, 0, 2)
+
+
+def test_no_page_leaves_before_what_runs_is_frozen():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    assert life.handle(Entered(DEV, 0.01)) == ()
+    assert life.handle(Drained(0.02)) == (Offload(),)
+
+
+def test_a_refused_entry_is_given_up_only_when_what_runs_is_frozen():
+    """Requests are let run on when they stand still: never while they are being frozen."""
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    assert life.handle(EnterRefused(DEV, "stale")) == ()
+    assert life.handle(Drained(0.0)) == (Resume(),)
+    (publish,) = life.handle(Resumed(0.0))
+    assert isinstance(publish, Publish)
+    assert (publish.residency.phase, publish.residency.fence) == (Phase.RESIDENT, Fence("e", 5))
 
 
 def test_restore_opens_the_gate_before_the_residency_is_put():
@@ -157,7 +176,7 @@ def test_a_token_that_comes_during_the_copy_waits_for_its_end():
     assert life.handle(tokens(held(Order.OFFLOAD, 12))) == ()
     assert life.handle(Resumed(0.0)) == ()
     life.handle(Worked(OUTCOME))
-    assert kinds(life.handle(Left(DEV, 0.0))) == [Publish, Publish, Drain]
+    assert kinds(life.handle(Left(DEV, 0.0))) == [Publish, Publish, Drain, Enter]
 
 
 def test_a_copy_that_fails_ends_the_engine_though_requests_run():
@@ -194,10 +213,30 @@ def test_lease_lost_while_draining_touches_nothing_and_serves_on():
     life = resident()
     life.handle(tokens(held(Order.OFFLOAD, 8)))
     life.handle(LeaseLost())
-    assert life.handle(Drained(0.0)) == (Resume(),)
+    assert life.handle(Drained(0.0)) == ()
+    assert life.handle(EnterRefused(DEV, "stale")) == (Resume(),)
     (publish,) = life.handle(Resumed(0.0))
     assert isinstance(publish, Publish)
     assert (publish.residency.phase, publish.residency.fence) == (Phase.RESIDENT, Fence("e", 5))
+
+
+def test_an_entry_that_waits_while_draining_is_not_asked_again_when_its_token_is_gone():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    assert life.handle(EnterRefused(DEV, "timeout", retry=True)) == (Enter(DEV, Fence("e", 8)),)
+    life.handle(LeaseLost())
+    assert life.handle(EnterRefused(DEV, "timeout", retry=True)) == ()
+    assert life.handle(Drained(0.0)) == (Resume(),)
+
+
+def test_what_was_entered_while_draining_runs_on_without_its_lease():
+    """PROTOCOL rule 7: an entered operation ends by `leave`, never with its token."""
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    life.handle(Entered(DEV, 0.0))
+    life.handle(LeaseLost())
+    assert life.handle(Drained(0.0)) == (Offload(),)
+    assert kinds(life.handle(Worked(Outcome()))) == [Leave]
 
 
 def test_an_entered_operation_outlives_its_lease_and_says_busy():
@@ -284,6 +323,7 @@ def test_the_next_token_waits_for_the_operation_under_way():
     life = resident()
     life.handle(tokens(held(Order.OFFLOAD, 8)))
     assert life.handle(tokens(held(Order.RESTORE, 9))) == ()
+    assert life.handle(EnterRefused(DEV, "stale")) == ()
     assert kinds(life.handle(Drained(0.0))) == [Resume]
     actions = life.handle(Resumed(0.0))
     assert kinds(actions) == [Publish, Enter]
@@ -294,8 +334,8 @@ def test_a_new_epoch_voids_the_lease():
     assert life.handle(EpochSeen("e2")) == (Renew(),)
     assert life.handle(tokens(held(Order.OFFLOAD, 8))) == ()
     life.handle(LeaseGained(9))
-    (_, drain) = life.handle(tokens(held(Order.OFFLOAD, 2, lease=9)))
-    assert drain == Drain()
+    (_, drain, enter) = life.handle(tokens(held(Order.OFFLOAD, 2, lease=9)))
+    assert (drain, enter) == (Drain(), Enter(DEV, Fence("e2", 2)))
 
 
 def test_an_epoch_that_is_gone_permits_nothing():
@@ -303,7 +343,7 @@ def test_an_epoch_that_is_gone_permits_nothing():
     assert life.handle(EpochSeen(None)) == (Renew(),)
     life.handle(LeaseGained(9))
     assert life.handle(tokens(held(Order.OFFLOAD, 20, lease=9))) == ()
-    assert kinds(life.handle(EpochSeen("e2"))) == [Publish, Drain]
+    assert kinds(life.handle(EpochSeen("e2"))) == [Publish, Drain, Enter]
 
 
 def test_a_failure_is_published_and_ends_the_engine_for_good():
