@@ -28,7 +28,7 @@ from coordinator.log_level import log_level
 from coordinator.process import log_to_stderr, raise_file_limit, settle
 from coordinator.reload import ConfigFile
 from coordinator.runtime import Runtime, Settings
-from coordinator.store import connect, prompt
+from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
 from coordinator.store.preflight import preflight
 
@@ -50,7 +50,6 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] = os.envi
             told = settings(config, options.id, environ)
             file = ConfigFile(options.config, environ, config, options.watch_config, options.supervised)
             settle()
-            prompt.be_prompt()
             return runner.run(_serve(told, file, store))
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")

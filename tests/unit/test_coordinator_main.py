@@ -37,7 +37,6 @@ def not_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("settle", "raise_file_limit"):
         monkeypatch.setattr(f"coordinator.__main__.{name}", lambda: None)
     monkeypatch.setattr("coordinator.__main__.log_to_stderr", lambda level: None)
-    monkeypatch.setattr("coordinator.store.prompt.be_prompt", lambda: True)
 
 
 @pytest.fixture
