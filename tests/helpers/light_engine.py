@@ -203,19 +203,9 @@ class Memory:
         self._loop = server_loop
         self.running = asyncio.Event()
         if "enter" in self._hold:
-            self._hold_entries()
+            from tests.helpers.held_entries import hold_entries
 
-    def _hold_entries(self) -> None:
-        """From now on; that of the start-up is over."""
-        from engine_patch.errands import Errands
-
-        enter = Errands.enter
-
-        async def held(errands: Any, device: str, fence: Any) -> None:
-            await self._held("enter")
-            await enter(errands, device, fence)
-
-        Errands.enter = held  # type: ignore[method-assign]
+            hold_entries(lambda: self._held("enter"))
 
     def read(self, prompt: str) -> str:
         """A function of every byte of the weights, for which it waits; faults where they are away."""
