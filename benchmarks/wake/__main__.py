@@ -38,6 +38,8 @@ def result(samples: Samples) -> Result:
         "switch_over_restore": samples.switch,
         "switch_busy_over_restore": samples.switch_busy,
     }
+    if samples.recompute_over_keep:
+        named["recompute_over_keep"] = samples.recompute_over_keep
     return Result(
         benchmark="wake",
         version=figures.version(),

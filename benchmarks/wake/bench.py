@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import statistics
 import time
@@ -14,9 +15,9 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks import figures
-from benchmarks.wake.setting import OTHER, SUBJECT
+from benchmarks.wake.setting import KV_CACHE, OTHER, SUBJECT
 from benchmarks.wake.smaps import device_bytes
-from coordinator.core.model import Phase
+from coordinator.core.model import Phase, Residency
 from coordinator.demo import memcpy
 from coordinator.demo.audit import Audit, Seen
 from coordinator.demo.client import Answer, ask, connect
@@ -28,6 +29,10 @@ RESTART_LIMIT_S = 300.0
 SAMPLE = 256 << 20
 SETTLE_S = 0.5
 """Before each wake that is measured: what came before is over (workers spin on, chunks are wiped, keys are put)."""
+LONG = 200
+"""Words of the prompt whose KV is kept, and computed again."""
+KEPT = 5
+"""Pairs of that at most: each takes seconds."""
 
 
 class Samples(msgspec.Struct):
@@ -39,6 +44,7 @@ class Samples(msgspec.Struct):
     cold_over_wake: list[float] = []
     switch: list[float] = []
     switch_busy: list[float] = []
+    recompute_over_keep: list[float] = []
     values: dict[str, float] = {}
     notes: list[str] = []
     dropped: int = 0
@@ -67,6 +73,8 @@ class Bench:
         for _ in range(pairs):
             await self._pair()
             self._progress.advance(task)
+        for _ in range(min(pairs, KEPT)):  # last: what is kept goes along with each wake from then on
+            await self._keep_or_compute()
         await self._cold()
         self._samples.values["d2h_bytes"] = float(self._d2h)
         await self._client.close()
@@ -150,6 +158,45 @@ class Bench:
         awake = await self._ask(SUBJECT)
         return arrived.at - ordered, asleep.ttft_s - awake.ttft_s
 
+    async def _keep_or_compute(self) -> None:
+        """One pair of these, with a calibrator of its own."""
+        before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        computed, kept = await self._keep()
+        after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+        if not kept:  # the engine found that keeping is the dearer way
+            self._samples.notes.append("KV was not kept")
+        elif figures.steady(before, after):
+            self._samples.recompute_over_keep.append(computed / kept)
+        else:
+            self._samples.notes.append("a pair of recompute_over_keep was dropped because memcpy drifted")
+
+    async def _keep(self) -> tuple[float, float]:
+        """A long prompt is computed, then found in the cache, then kept while the subject sleeps: seconds of computing
+        it, and of moving its KV out and back (0: it was not kept)."""
+        await self._ask(SUBJECT)
+        prompt = self._prompt(SUBJECT, 1, LONG)
+        before = await self._metric(SUBJECT, "vllm:prompt_tokens_total")
+        computed = await ask(self._client, prompt)
+        tokens = await self._metric(SUBJECT, "vllm:prompt_tokens_total") - before
+        found = await ask(self._client, prompt)
+        await self._asleep(SUBJECT)
+        left, seen = self._audit.residency(SUBJECT), len(self._audit.history[SUBJECT])
+        await ask(self._client, prompt)
+        await self._audit.until(lambda: self._arrivals(seen) != [], LIMIT_S)
+        back = self._arrivals(seen)[0].residency
+        if not (left.kv_saved and back.restored):
+            return computed.ttft_s - found.ttft_s, 0.0
+        kept = tokens * await self._token_bytes()
+        moved = kept * (_seconds(left, "save_kv") / left.kv_saved + _seconds(back, "copy") / back.restored)
+        self._samples.values |= {"kv_bytes": kept, "kv_keep_ms": moved * 1e3, "kv_saved_bytes": float(left.kv_saved)}
+        return computed.ttft_s - found.ttft_s, moved
+
+    async def _token_bytes(self) -> float:
+        """KV of one token of the subject."""
+        line = (await self._metrics(SUBJECT, "vllm:cache_config_info"))[0]
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', line))
+        return KV_CACHE / (int(labels["num_gpu_blocks"]) * int(labels["block_size"]))
+
     def _arrivals(self, seen: int) -> list[Seen]:
         """When the subject became resident, since so many residencies; a busy neighbour may have it leave at once."""
         return [s for s in self._audit.history[SUBJECT][seen:] if s.residency.phase is Phase.RESIDENT]
@@ -183,22 +230,31 @@ class Bench:
     async def _settled(self, model: str, phase: Phase) -> None:
         await self._audit.until(lambda: self._audit.phase(model) is phase, LIMIT_S)
 
-    def _prompt(self, model: str, tokens: int) -> Prompt:
-        """Short, and never seen before: the prefill of a long one is in both sides of each ratio and says nothing of a
-        wake."""
+    def _prompt(self, model: str, tokens: int, words: int = 0) -> Prompt:
+        """Never seen before; short where a wake is measured: the prefill of a long one is in both sides of each ratio
+        and says nothing of a wake."""
         self._asked += 1
-        return Prompt(model, f"{self._asked} {time.time_ns() % 1_000_000:06}", tokens)
+        return Prompt(model, f"{self._asked} {time.time_ns() % 1_000_000:06}" + " word" * words, tokens)
 
     async def _ask(self, model: str) -> Answer:
         return await ask(self._client, self._prompt(model, 4))
 
     async def _preemptions(self, model: str) -> float:
+        return await self._metric(model, "vllm:num_preemptions_total")
+
+    async def _metric(self, model: str, name: str) -> float:
+        return sum(float(line.rsplit(" ", 1)[1]) for line in await self._metrics(model, name))
+
+    async def _metrics(self, model: str, name: str) -> list[str]:
         url = f"{self._audit.specs[model].url}/metrics"
         async with aiohttp.ClientSession() as http, http.get(url) as reply:
-            lines = (await reply.text()).splitlines()
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:num_preemptions_total"))
+            return [line for line in (await reply.text()).splitlines() if line.startswith(name)]
 
     async def _admin(self, model: str, action: str) -> None:
         url = f"{self._found.admin}/v1/models/{model}/{action}"
         async with aiohttp.ClientSession(raise_for_status=True) as http, http.post(url):
             pass
+
+
+def _seconds(residency: Residency, name: str) -> float:
+    return sum(step.seconds for step in residency.steps if step.name == name)

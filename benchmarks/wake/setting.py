@@ -23,6 +23,8 @@ SUBJECT = "large"
 OTHER = "medium"
 SIZES = {SUBJECT: ("qwen3", "large"), OTHER: ("llama", "medium")}
 CAPACITY = "1408MiB"
+KV_CACHE = 64 << 20
+"""Bytes, of each."""
 
 
 def make_models(folder: Path, progress: Progress) -> None:
@@ -43,7 +45,7 @@ def configuration(models: Path) -> dict[str, object]:
         "admin": {"listen": "127.0.0.1:0"},
         "defaults": {"keep_alive": "1h", "min_residency": "200ms"},
         "models": {
-            name: {"path": str((models / name).absolute()), "kv_cache": "64MiB", "engine_args": dict(ENGINE_ARGS)}
+            name: {"path": str((models / name).absolute()), "kv_cache": KV_CACHE, "engine_args": dict(ENGINE_ARGS)}
             for name in SIZES
         },
     }
