@@ -48,8 +48,8 @@ def check_of(environ: Mapping[str, str]) -> Check:
 
 
 def development(environ: Mapping[str, str]) -> dict[str, str]:
-    """For processes beside an etcd of our own: what the user has set holds."""
-    return {} if environ.get(VARIABLE) else {VARIABLE: Check.DEVELOPMENT.value}
+    """For processes beside an etcd of our own, whatever else their environment has: what the user has set holds."""
+    return {VARIABLE: environ.get(VARIABLE) or Check.DEVELOPMENT.value}
 
 
 def judge(version: str, *, auth: bool, check: Check = Check.STRICT) -> Verdict:
