@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from transfer.errors import TransferError
 from transfer.kv.orders import Offer, Order, Orders, Places, let_go
+from transfer.kv.station import Results
 from transfer.kv.ticket import Door, Part, Ticket, prompt_digest, seal, unseal
 from transfer.transports.trust import Trust
 
@@ -182,6 +183,15 @@ class Bookings:
         made = Orders(tuple(self._offers), tuple(self._pulls), tuple(self._aborted), tuple(sorted(self._freed)))
         self._offers, self._pulls, self._aborted, self._freed = [], [], [], set()
         return made
+
+
+def losses(found: Results, groups: int) -> tuple[set[int], set[str]]:
+    """What vLLM is told of blocks that did not come: their ids, so that what came is kept, or the requests' own.
+
+    With several KV groups ids do not name blocks for vLLM, which ends the engine when it is told some
+    (`Scheduler._handle_invalid_blocks`): a request that lacks a block of whichever group is computed from its start.
+    """
+    return (set(), found.failed) if groups > 1 else ({missing.block for missing in found.blocks}, set())
 
 
 def _wanted(part: Part, skipped: int, ids: Sequence[int]) -> Places:

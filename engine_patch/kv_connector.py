@@ -33,7 +33,7 @@ from vllm.v1.request import RequestStatus
 from coordinator.errors import ConfigError
 from engine_patch import kv_caches, settings, versions
 from engine_patch.exchange import own_address
-from engine_patch.kv_bookings import Asked, Bookings
+from engine_patch.kv_bookings import Asked, Bookings, losses
 from engine_patch.kv_layout import written_blocks
 from transfer.errors import TransferError
 from transfer.kv.near import Near
@@ -169,14 +169,13 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
             self._station.perform(step.orders)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
-        """One snapshot, at once where a forward pass ran. With one KV group a failure is told by block, so that what
-        came is kept; vLLM can map blocks to requests only there. With several it is told by request."""
+        """One snapshot, at once where a forward pass ran. What did not come is told as `losses` says."""
         if self._station is None:
             return KVConnectorTransferResults()
         found = self._station.collect(IDLE_STEP_S if self._idle else 0.0)
-        several = len(self._cache.kv_cache_groups) > 1
-        self._failed_blocks |= set() if several else found.blocks
-        return KVConnectorTransferResults(found.sent, found.received, found.failed if several else set())
+        blocks, requests = losses(found, len(self._cache.kv_cache_groups))
+        self._failed_blocks |= blocks
+        return KVConnectorTransferResults(found.sent, found.received, requests)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         found = self.get_transfer_results(finished_req_ids)

@@ -244,20 +244,39 @@ class CopyJob:
     def seconds(self) -> float:
         """From the start until the last byte, or until now."""
 
+class Boxes:
+    """Strided copies, for `place` and `gather`, any number of times."""
+
+    def __init__(self, boxes: Sequence[tuple[int, int, int, Sequence[tuple[int, int, int]]]]) -> None:
+        """A box is `(destination offset, source offset, row length, loops)`; a loop is `(count, destination stride,
+        source stride)`, outermost first, at most four. Raises ValueError where there are more."""
+
 def place(
-    boxes: Sequence[tuple[int, int, int, Sequence[tuple[int, int, int]]]],
+    boxes: Boxes,
     destination: tuple[int, int],
     source: tuple[int, int],
     kernel: str = "",
 ) -> int:
     """Strided copies between two ranges `(address, length)`; bytes copied.
 
-    A box is `(destination offset, source offset, row length, loops)`; a loop is `(count, destination stride, source
-    stride)`, outermost first, at most four. Bounds are checked before a byte is touched; that no byte is written twice
-    is the caller's to see to. Kernels are those of `copy`; `memcpy` leaves the result in the caches.
+    Bounds are checked before a byte is touched; that no byte is written twice is the caller's to see to. Kernels are
+    those of `copy`; `memcpy` leaves the result in the caches.
 
     Raises:
-        ValueError: a box leaves a range or has over four loops, the ranges overlap, the kernel is unknown.
+        ValueError: a box leaves a range, the ranges overlap, the kernel is unknown.
+    """
+
+def gather(
+    boxes: Boxes,
+    destination: tuple[int, int],
+    source: tuple[int, int],
+) -> int:
+    """Rows of the source end to end into the first bytes of `destination`, in the order of the boxes and their loops;
+    the CRC-32C of those bytes. Boxes as for `place`, but where they say they go does not count. What was written stays
+    in the caches.
+
+    Raises:
+        ValueError: as `place`.
     """
 
 def copy_kernels() -> list[str]:

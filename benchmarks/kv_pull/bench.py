@@ -19,16 +19,20 @@ from benchmarks import figures
 from benchmarks.kv_pull.goals import CASES
 from benchmarks.kv_pull.pages import huge, shared, warm
 from benchmarks.kv_pull.peer import LOCAL, Ports, laid_out
-from benchmarks.kv_pull.work import MIB, Work, contiguous, copier, descriptors, heterogeneous, pull
+from benchmarks.kv_pull.work import MIB, Lanes, Work, contiguous, copier, descriptors, heterogeneous
 from transfer.kv.mapped import MappedReader, Part
+from transfer.kv.messages import Terms
 from transfer.kv.mooncake import MooncakeReader, make_engine
-from transfer.kv.reader import Reader, Span
+from transfer.kv.reader import Span
 from transfer.kv.tcp import SERVICE, TcpReader
+from transfer.transports.channel import Channel
+from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.trust import Trust
 from transfer.transports.window import Window
 
 TICK = 64 * MIB
+LANES = Terms().lanes
 
 
 class Cost(msgspec.Struct, frozen=True):
@@ -57,8 +61,8 @@ class Side:
 
     process: subprocess.Popen[str]
     ports: Ports
-    tcp: TcpReader
-    mapped: MappedReader
+    tcp: Lanes
+    mapped: Lanes
     regions: dict[int, Part]
 
 
@@ -80,9 +84,15 @@ def side(sizes: Sequence[int]) -> Iterator[Side]:
             process.stdin.flush()
             ports = msgspec.json.decode(process.stdout.readline(), type=Ports)
             trust = Trust(bytes.fromhex(key))
-            tcp = TcpReader(lambda deadline: dial(LOCAL, ports.tcp, trust, SERVICE, deadline))
-            yield Side(process, ports, tcp, MappedReader(window, regions), regions)
-            tcp.close()
+
+            def connect(deadline: Deadline) -> Channel:
+                return dial(LOCAL, ports.tcp, trust, SERVICE, deadline)
+
+            with (
+                Lanes([TcpReader(connect) for _ in range(LANES)]) as tcp,
+                Lanes([MappedReader(window, regions) for _ in range(LANES)]) as mapped,
+            ):
+                yield Side(process, ports, tcp, mapped, regions)
         finally:
             process.stdin.close()
             process.wait(30)
@@ -111,7 +121,7 @@ class Bench:
         plain = contiguous(work)
         with side(work.regions) as there, side(plain.regions) as alike, warm(max(work.into, plain.into)) as into:
             key = f"hetero_over_contiguous_{name}_{work.bytes // MIB}mib"
-            self._pairs(key, there, lambda: pull(there.tcp, work, into), lambda: pull(alike.tcp, plain, into))
+            self._pairs(key, there, lambda: there.tcp.pull(work, into), lambda: alike.tcp.pull(plain, into))
             sent, stand_for = descriptors(work)
             self.samples.values[f"descriptors_per_request_{name}_{work.bytes // MIB}mib"] = sent
             self.samples.values[f"runs_per_request_{name}_{work.bytes // MIB}mib"] = stand_for
@@ -119,7 +129,7 @@ class Bench:
     def _local(self, work: Work) -> None:
         with side(work.regions) as there, warm(work.into) as into, warm(work.bytes) as source:
             plain = copier(into, source, work.bytes)
-            self._pairs("local_over_memcpy", there, plain, lambda: pull(there.mapped, work, into))
+            self._pairs("local_over_memcpy", there, plain, lambda: there.mapped.pull(work, into))
 
     def _mooncake(self, work: Work) -> None:
         with side(work.regions) as there, warm(work.into) as into, warm(work.into) as check:
@@ -128,25 +138,27 @@ class Bench:
                 return
             regions = {handle: Span(there.ports.address + at, size) for handle, (at, size) in there.regions.items()}
             peer = f"{LOCAL}:{there.ports.mooncake}"
-            theirs = MooncakeReader(lambda: make_engine(LOCAL), peer, regions, [into])
-            self._same(work, [there.tcp, theirs, there.mapped], into, check)
-            costs = self._pairs(
-                f"tcp_over_mooncake_{work.bytes // MIB}mib",
-                there,
-                lambda: pull(theirs, work, into),
-                lambda: pull(there.tcp, work, into),
-            )
-            self.samples.pairs[f"cpu_over_mooncake_{work.bytes // MIB}mib"] = [b.cpu / a.cpu for a, b in costs]
-            theirs.close()
+            size = work.bytes // MIB
+            with Lanes(
+                [MooncakeReader(lambda: make_engine(LOCAL), peer, regions, [into]) for _ in range(LANES)]
+            ) as other:
+                self._same(work, [there.tcp, other, there.mapped], into, check)
+                costs = self._pairs(
+                    f"tcp_over_mooncake_{size}mib",
+                    there,
+                    lambda: other.pull(work, into),
+                    lambda: there.tcp.pull(work, into),
+                )
+            self.samples.pairs[f"cpu_over_mooncake_{size}mib"] = [b.cpu / a.cpu for a, b in costs]
 
-    def _same(self, work: Work, readers: list[Reader], into: Span, check: Span) -> None:
+    def _same(self, work: Work, ways: list[Lanes], into: Span, check: Span) -> None:
         """Every transport brings the same bytes; also warms each up."""
-        for at, reader in enumerate(readers):
+        for at, way in enumerate(ways):
             ctypes.memset(into.address, 0, into.size)
-            pull(reader, work, into)
+            way.pull(work, into)
             found = ctypes.string_at(into.address, into.size)
             if at and found != ctypes.string_at(check.address, check.size):
-                raise RuntimeError(f"{type(reader).__name__} brought other bytes")
+                raise RuntimeError(f"{type(way.readers[0]).__name__} brought other bytes")
             ctypes.memmove(check.address, into.address, into.size)
 
     def _pairs(self, name: str, there: Side, a: Callable[[], None], b: Callable[[], None]) -> list[tuple[Cost, Cost]]:
@@ -191,6 +203,9 @@ class Bench:
                 pairs[name] = worst((pairs[key] for key in kinds), key=lambda kept: figures.ratio(kept).median)
             else:
                 self.samples.notes.append(f"{name}: Mooncake is not installed here (extra `mooncake`, libibverbs1)")
+        for name in ("descriptors_per_request", "runs_per_request"):
+            most = [value for key, value in self.samples.values.items() if key.startswith(name)]
+            self.samples.values[name] = max(most)
         if not huge():
             self.samples.notes.append("this machine gives no huge pages: device pages are of 4 KiB")
         self.samples.notes.append(f"{self.samples.dropped} pairs dropped because memcpy drifted")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from transfer.kv.boxes import Box, boxes, runs
@@ -72,11 +73,32 @@ def descriptors(work: Work) -> tuple[int, int]:
     return sum(len(read.copies) for read in work.reads), sum(len(runs(read.copies)) for read in work.reads)
 
 
-def pull(reader: Reader, work: Work, into: Span) -> None:
-    """All reads, one after the other."""
-    deadline = Deadline.after(120)
-    for read in work.reads:
-        reader.read(read.handle, read.copies, Span(into.address + read.at, read.size), deadline, never)
+class Lanes:
+    """Reads as many at once as there are readers, as a `Puller` does. A context manager that ends its threads."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers = tuple(readers)
+        self._threads = ThreadPoolExecutor(len(readers))
+
+    def __enter__(self) -> Lanes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown()
+        for reader in self.readers:
+            reader.close()
+
+    def pull(self, work: Work, into: Span) -> None:
+        """All reads; who is free takes the next."""
+        left = iter(work.reads)
+        for lane in [self._threads.submit(self._run, reader, left, into) for reader in self.readers]:
+            lane.result()
+
+    @staticmethod
+    def _run(reader: Reader, left: Iterator[Read], into: Span) -> None:
+        deadline = Deadline.after(120)
+        for read in left:
+            reader.read(read.handle, read.copies, Span(into.address + read.at, read.size), deadline, never)
 
 
 def never() -> bool:

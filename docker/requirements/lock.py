@@ -30,7 +30,7 @@ def roots() -> dict[str, list[str]]:
         "build": [*PROJECT["build-system"]["requires"], "cmake", "ninja"],
         "runtime": project["dependencies"],
         "engine": [*extras["engine"], "xgrammar"],
-        "dev": [*extras["embedded"], *extras["demo"], *dev],
+        "dev": [*extras["embedded"], *extras["demo"], *extras["mooncake"], *dev],
     }
 
 

@@ -110,19 +110,36 @@ vnpu::PlaceBox place_box(const Boxes::value_type& tuple) {
     return box;
 }
 
-std::size_t place(const Boxes& tuples, const Pairs::value_type& destination, const Pairs::value_type& source,
-                  const std::string& kernel) {
+// Boxes that were read once: reading them takes as long as copying what a few of them hold, and holds the GIL.
+struct BoundBoxes {
     std::vector<vnpu::PlaceBox> boxes;
-    boxes.reserve(tuples.size());
-    for (const auto& tuple : tuples) {
-        boxes.push_back(place_box(tuple));
+
+    explicit BoundBoxes(const Boxes& tuples) {
+        boxes.reserve(tuples.size());
+        for (const auto& tuple : tuples) {
+            boxes.push_back(place_box(tuple));
+        }
     }
-    return vnpu::place(boxes, {destination.first, destination.second}, {source.first, source.second}, kernel);
+};
+
+vnpu::Region region(const Pairs::value_type& range) { return {range.first, range.second}; }
+
+std::size_t place(const BoundBoxes& bound, const Pairs::value_type& destination, const Pairs::value_type& source,
+                  const std::string& kernel) {
+    return vnpu::place(bound.boxes, region(destination), region(source), kernel);
+}
+
+std::uint32_t gather(const BoundBoxes& bound, const Pairs::value_type& destination, const Pairs::value_type& source) {
+    return vnpu::gather(bound.boxes, region(destination), region(source));
 }
 
 void bind_place(nb::module_& module) {
+    nb::class_<BoundBoxes>(module, "Boxes", "Strided copies: (destination, source, length, loops) each.")
+        .def(nb::init<const Boxes&>(), "boxes"_a);
     module.def("place", &place, "boxes"_a, "destination"_a, "source"_a, "kernel"_a = "", NoGil(),
                "Strided copies between two ranges (address, length); bytes copied.");
+    module.def("gather", &gather, "boxes"_a, "destination"_a, "source"_a, NoGil(),
+               "The source's rows end to end into a range; their CRC-32C.");
 }
 
 std::vector<iovec> rows_of(const Pairs& pairs) {

@@ -7,6 +7,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "digest.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -20,12 +21,19 @@ namespace {
 constexpr std::size_t line = 64;
 constexpr std::size_t long_row = 16384;  // from here on the kernels for long ranges, which unroll further, are as good
 constexpr std::size_t ahead = 2048;      // bytes that are asked for before they are copied: memory takes as long
+constexpr std::size_t piece = 24576;     // summed while it is in the first-level cache; what the sum takes in one go
 
 // `next`: where a row that comes soon after this one begins. It is asked for while this one is copied: the processor's
 // own prefetchers know neither the gaps between rows nor where pages go on.
 using RowCopy = void (*)(char* to, const char* from, std::size_t length, const char* next);
 
-void row_plain(char* to, const char* from, std::size_t length, const char*) { std::memcpy(to, from, length); }
+// Read once, so past the second-level cache: what is written there is read again soon.
+void row_plain(char* to, const char* from, std::size_t length, const char* next) {
+    for (std::size_t at = 0; at < length; at += line) {
+        __builtin_prefetch(next + at, 0, 0);
+    }
+    std::memcpy(to, from, length);
+}
 
 // Whole lines through `stream`; what is before the first and after the last plainly.
 template <auto stream>
@@ -166,6 +174,37 @@ std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region
     }
     whole.publish();
     return bytes;
+}
+
+std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source) {
+    std::size_t end = 0;
+    for (PlaceBox& box : boxes) {
+        box.destination = end;
+        std::size_t width = box.length;
+        for (auto dim = box.dims.rbegin(); dim != box.dims.rend(); ++dim) {
+            dim->destination_stride = width;
+            if (__builtin_mul_overflow(width, dim->count, &width)) {
+                throw std::invalid_argument("a box wraps around the end of memory");
+            }
+        }
+        if (__builtin_add_overflow(end, width, &end)) {
+            throw std::invalid_argument("a box wraps around the end of memory");
+        }
+    }
+    check(boxes, destination, source);
+    const auto* const start = reinterpret_cast<const char*>(destination.base);
+    const char* summed = start;
+    std::uint32_t sum = 0;
+    for (const PlaceBox& box : boxes) {
+        copy_box(box, destination, source, [&](char* to, const char* from, std::size_t length, const char* next) {
+            row_plain(to, from, length, next);
+            while (static_cast<std::size_t>(to + length - summed) >= piece) {
+                sum = crc32c(summed, piece, sum, "");
+                summed += piece;
+            }
+        });
+    }
+    return crc32c(summed, static_cast<std::size_t>(start + end - summed), sum, "");
 }
 
 }  // namespace vnpu

@@ -35,4 +35,9 @@ struct Region {
 // unknown. That boxes do not write the same bytes twice is the caller's to see to.
 std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region source, const std::string& kernel);
 
+// Rows of the source end to end into the first bytes of `destination`, in the order of the boxes and of their loops
+// (where boxes say they go does not count), which stays in the caches; the CRC-32C of what was written. Throws as
+// `place`.
+std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source);
+
 }  // namespace vnpu

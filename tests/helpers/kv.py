@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from transfer.kv.boxes import Box
 from transfer.kv.layout import KvLayout, cpu_packed, hnd, latent, nhd
 
 Addresses = npt.NDArray[np.int64]
@@ -49,6 +51,18 @@ def request_bytes(cache: Cache, blocks: Sequence[int], tokens: int) -> Addresses
     by_block = cache.addresses[:, list(blocks)]
     planes, count, slots, heads, width = by_block.shape
     return by_block.reshape(planes, count * slots, heads, width)[:, :tokens]
+
+
+def gathering(boxes: Iterable[Box]) -> list[Box]:
+    """The first half of a copy through a staging buffer, row by row: source to buffer."""
+    rows: list[Box] = []
+    at = 0
+    for box in boxes:
+        for steps in product(*(range(dim.steps) for dim in box.dims)):
+            src = box.src + sum(step * dim.src_stride for step, dim in zip(steps, box.dims, strict=True))
+            rows.append(Box(at, src, box.length, ()))
+            at += box.length
+    return rows
 
 
 KINDS = [f"{order}-{planes}" for order in ("nhd", "hnd") for planes in ("separate", "paired", "joint")]

@@ -101,7 +101,8 @@ class Engines:
 
         words = TcpReader(connect)
         handles = {layer: layer for layer in range(LAYERS)}
-        return Peer(rank.side.layout, handles, TcpReader(connect), words.ask, words.close)
+        readers = [TcpReader(connect) for _ in range(TERMS.lanes)]
+        return Peer(rank.side.layout, handles, readers, words.ask, words.close)
 
     # ---- what an engine does
 

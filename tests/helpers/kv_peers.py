@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
+import pytest
+
 from tests.helpers.wires import TRUST
 from transfer.kv.boxes import Box
 from transfer.kv.mapped import MappedReader, Part
@@ -167,6 +169,6 @@ def real_mooncake(size: int) -> AbstractContextManager[Peer]:
     return mooncake_peer(size, lambda: make_engine(LOCAL))
 
 
-PEERS = {"mapped": mapped_peer, "tcp": tcp_peer, "mooncake, played": mooncake_peer}
-if os.environ.get("VNPU_TEST_MOONCAKE"):  # it must be installed: `pip install 'vnpu[mooncake]'`, libibverbs1
-    PEERS["mooncake"] = real_mooncake
+PEERS = {"mapped": mapped_peer, "tcp": tcp_peer, "mooncake, played": mooncake_peer, "mooncake": real_mooncake}
+EACH = [pytest.param(name, marks=[pytest.mark.system] if name == "mooncake" else []) for name in PEERS]
+"""For tests of every kind. Mooncake itself wants Debian's libibverbs1."""

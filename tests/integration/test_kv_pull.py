@@ -10,11 +10,14 @@ from dataclasses import replace
 
 import pytest
 
+from native._native import Boxes
 from tests.helpers.kv_engines import LAYERS, Engines, engines
 from tests.helpers.wires import PATIENCE_S, meanwhile
 from transfer.errors import PeerLost
+from transfer.kv import tcp
 from transfer.kv.desk import Desk
 from transfer.kv.messages import Answer, Confirm, Done, Open, Opened, Say, Shape, Terms
+from transfer.kv.reader import Span, Stopped, place
 from transfer.kv.sink import Finished
 from transfer.kv.source import Outcome, Released, Source
 from transfer.transports.deadline import Deadline
@@ -132,6 +135,27 @@ def test_aborted_pulls_give_their_blocks_back(how: str) -> None:
         assert outcomes(each) <= {Outcome.FAILED, Outcome.DELIVERED}
 
 
+def test_a_layer_is_placed_while_the_next_is_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prefill rank: who places a layer waits until another layer has been received, which one lane never would."""
+    layers: set[int] = set()
+    both = threading.Event()
+
+    def placed(boxes: Boxes, into: Span, source: Span, kernel: str = "") -> int:
+        layers.add(into.address)
+        if len(layers) > 1:
+            both.set()
+        if not both.wait(PATIENCE_S):
+            raise ValueError("nobody pulls the next layer")
+        return place(boxes, into, source, kernel)
+
+    with engines((1, 1, 2), ("nhd-separate", "hnd-separate")) as each:
+        monkeypatch.setattr(tcp, "place", placed)
+        request, content = each.fill(TOKENS, SRC)
+        each.pull(request, TOKENS, SRC, DST)
+        assert [verdict.failed for verdict in ended(each)] == [()]
+        assert each.holds(each.decode[0], content, TOKENS, DST)
+
+
 def test_sleep_of_the_prefill_side_waits_for_its_readers() -> None:
     with engines((1, 1, 2), ("packed", "packed")) as each:
         desk = each.prefill[0].desk
@@ -175,15 +199,16 @@ def test_words_that_are_lost_are_said_again() -> None:
     with engines((1, 1, 2), ("packed", "packed")) as each:
         request, content = each.fill(TOKENS, SRC)
         line = each.decode[0].puller._lines[0]
+        inner = line.peer.ask
         lost: set[type] = set()
 
         def ask(say: Say, deadline: Deadline) -> Answer:
             if type(say) not in lost:
                 lost.add(type(say))
                 raise PeerLost("lost on the way")
-            return line.peer.ask(say, deadline)
+            return inner(say, deadline)
 
-        each.decode[0].puller._lines[0] = replace(line, peer=replace(line.peer, ask=ask))
+        line.peer = replace(line.peer, ask=ask)
         each.pull(request, TOKENS, SRC, DST)
         assert ended(each)[0].failed == ()
         assert each.holds(each.decode[0], content, TOKENS, DST)
@@ -209,13 +234,18 @@ def _hang(each: Engines) -> Callable[[], None]:
     """From now on no bytes are sent; the function waits until somebody wants some."""
     asked = threading.Event()
     line = each.decode[0].puller._lines[0]
-    inner = line.peer.reader.read
 
-    def read(handle, boxes, into, deadline, stop):  # type: ignore[no-untyped-def]
-        channel = line.peer.reader._open(deadline)
-        asked.set()
-        channel.receive(deadline)  # nobody says anything
-        return inner(handle, boxes, into, deadline, stop)
+    def hang(reader):  # type: ignore[no-untyped-def]
+        def read(handle, boxes, into, deadline, stop):  # type: ignore[no-untyped-def]
+            channel = reader._open(deadline)
+            asked.set()
+            if stop():  # the abort came while this lane was still connecting
+                raise Stopped("reading was stopped")
+            channel.receive(deadline)  # nobody says anything
+            return 0
 
-    line.peer.reader.read = read  # type: ignore[method-assign]
+        reader.read = read
+
+    for reader in line.peer.readers:
+        hang(reader)
     return lambda: None if asked.wait(PATIENCE_S) else pytest.fail("nobody read")

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.helpers.kv import Cache, pulls
-from tests.helpers.kv_peers import HANDLE, PEERS, Peer, PlayedEngine, mapped_peer, mooncake_peer, refuse, tcp_peer
+from tests.helpers.kv_peers import EACH, HANDLE, PEERS, Peer, PlayedEngine, mapped_peer, mooncake_peer, refuse, tcp_peer
 from tests.helpers.memory import buffer, read
 from tests.helpers.wires import TRUST, meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation
@@ -40,7 +40,7 @@ def never() -> bool:
     return False
 
 
-@pytest.fixture(params=PEERS)
+@pytest.fixture(params=EACH)
 def peer(request: pytest.FixtureRequest) -> Iterator[Peer]:
     with PEERS[request.param](SIZE) as made:
         made.memory[:] = NOISE
@@ -53,7 +53,7 @@ def target(size: int = SIZE) -> Iterator[Span]:
         yield Span(address, size)
 
 
-@pytest.mark.parametrize("kind", PEERS)
+@pytest.mark.parametrize("kind", EACH)
 def test_every_kind_of_pull(kind: str) -> None:
     """Random layouts, sizes and block tables: the bytes that the boxes name arrive, and no others change."""
     with PEERS[kind](1 << 16) as peer:

@@ -8,10 +8,15 @@ import pytest
 
 from engine_patch.kv_bookings import Asked
 from tests.helpers.kv_stations import Engine, engine, noise
+from transfer.kv.station import Missing
 
 PROMPT = list(range(30))
 """Four blocks, the last not full."""
 SRC, DST = [3, 1, 2, 9], [7, 4, 5, 11]
+
+
+def all_of(blocks: list[int], group: int = 0) -> set[Missing]:
+    return {Missing(group, block) for block in blocks}
 
 
 @pytest.mark.parametrize(("prefill_tp", "decode_tp"), [(1, 1), (2, 1), (1, 2), (4, 2), (1, 8)])
@@ -46,7 +51,7 @@ async def test_a_block_that_was_freed_early_is_named_by_its_own_id() -> None:
         prefill.ranks[0].station._desk.freed([SRC[0], SRC[3]])
         decode.decode("d", PROMPT, ticket, [DST], 8)
         for result in await decode.results():
-            assert (result.received, result.failed, result.blocks) == ({"d"}, {"d"}, {DST[3]})
+            assert (result.received, result.failed, result.blocks) == ({"d"}, {"d"}, {Missing(0, DST[3])})
 
 
 async def test_the_scheduler_gives_offered_blocks_to_others() -> None:
@@ -57,7 +62,7 @@ async def test_the_scheduler_gives_offered_blocks_to_others() -> None:
         prefill.step()
         decode.decode("d", PROMPT, ticket, [DST], 0)
         (result,) = await decode.results()
-        assert (result.received, result.blocks) == ({"d"}, {DST[1]})
+        assert (result.received, result.blocks) == ({"d"}, {Missing(0, DST[1])})
 
 
 async def test_several_groups() -> None:
@@ -73,6 +78,20 @@ async def test_several_groups() -> None:
         window = decode.ranks[0].memory[1]
         assert all((window[layer][[8, 9]] == content[1, layer][2:]).all() for layer in range(3))
         assert all(result.sent for result in await prefill.results())
+
+
+@pytest.mark.parametrize("early", [0, 1, 2])
+async def test_what_did_not_come_is_named_in_every_group(early: int) -> None:
+    """By group and block: one group's loss is not another's, though their ids are equal."""
+    with engine(2, groups=3) as prefill, engine(1, groups=3) as decode:
+        src = [SRC, [4, 5, 6, 7], [8, 10, 11, 12]]
+        content = noise(3, 4)
+        ticket = prefill.prefill(PROMPT, src, content)
+        prefill.ranks[1].station._desk.freed(src[early][1:3])
+        decode.decode("d", PROMPT, ticket, [DST] * 3, 0)
+        (result,) = await decode.results()
+        assert (result.received, result.failed) == ({"d"}, {"d"})
+        assert result.blocks == all_of(DST[1:3], early)
 
 
 async def test_a_block_that_the_ticket_does_not_have_fails_the_pull() -> None:
@@ -116,7 +135,7 @@ async def test_a_prefill_engine_that_is_gone() -> None:
             ticket = prefill.prefill(PROMPT, [SRC], noise(1, 4))
         decode.decode("d", PROMPT, ticket, [DST], 0)
         (result,) = await decode.results()
-        assert (result.received, result.blocks) == ({"d"}, set(DST))
+        assert (result.received, result.blocks) == ({"d"}, all_of(DST))
 
 
 async def test_a_ticket_in_use_twice() -> None:
@@ -131,7 +150,7 @@ async def test_a_ticket_in_use_twice() -> None:
             more = (await decode.results())[0]
             seen[0].received |= more.received
             seen[0].blocks |= more.blocks
-        assert seen[0].blocks in ({12, 13, 14, 15}, set(DST))
+        assert seen[0].blocks in (all_of([12, 13, 14, 15]), all_of(DST))
 
 
 async def test_who_has_nothing_else_to_do_hears_at_once() -> None:
@@ -158,7 +177,7 @@ async def test_sleep_takes_back_what_nobody_reads_and_reads_are_refused() -> Non
         assert (await prefill.results())[0].sent
         prefill.ranks[0].memory[0][0][:] = 0
         decode.decode("d", PROMPT, ticket, [DST], 0)
-        assert (await decode.results())[0].blocks == set(DST)
+        assert (await decode.results())[0].blocks == all_of(DST)
 
 
 async def test_after_waking_up_all_is_as_before() -> None:

@@ -30,7 +30,7 @@ async def pull(prefill: Engine, decode: Engine, name: str = "d") -> set[int]:
     content = noise(prefill.groups, 4) ^ len(name)
     ticket = prefill.prefill(PROMPT, [SRC] * prefill.groups, content)
     decode.decode(name, PROMPT, ticket, [DST] * decode.groups, 0)
-    failed = {block for result in await decode.results() for block in result.blocks}
+    failed = {block for result in await decode.results() for _, block in result.blocks}
     for result in await prefill.results():
         prefill.bookings.sent(result.sent)
     assert failed or decode.holds([DST] * decode.groups, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -9,15 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from native._native import copy_kernels, place
-from tests.helpers.kv import KINDS, Cache, cache, pulls, request_bytes
+from native import _native
+from native._native import Boxes, copy_kernels, crc32c
+from tests.helpers.kv import KINDS, Cache, cache, gathering, pulls, request_bytes
 from tests.helpers.memory import buffer, read, write
-from transfer.kv.boxes import Box, Dim, Run, boxes, gathering, long_rows, placing, runs, split
+from transfer.kv.boxes import Box, Dim, Run, boxes, long_rows, placing, runs, split
 from transfer.kv.copies import Copies
 from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, unit_tokens
 from transfer.kv.plan import Pull, plan_pull
 
+Range = tuple[int, int]
 Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
+
+
+def place(boxes: Sequence[Box], dst: Range, src: Range, kernel: str = "") -> int:
+    return _native.place(Boxes(boxes), dst, src, kernel)
+
+
+def gather(boxes: Sequence[Box], dst: Range, src: Range) -> int:
+    return _native.gather(Boxes(boxes), dst, src)
 
 
 def bytes_of(run: Run) -> list[tuple[int, int]]:
@@ -66,8 +77,6 @@ def test_copies_know_what_follows_from_their_boxes(case: Case, limit: int) -> No
         assert copies.bytes == sum(run.length for run in flat)
         chunks = copies.chunks(limit)
         assert [chunk.boxes for chunk in chunks] == split(made, limit)
-        assert [chunk.gathering for chunk in chunks] == [gathering(part) for part in split(made, limit)]
-        assert [chunk.placing for chunk in chunks] == [placing(part) for part in split(made, limit)]
         assert copies.chunks(limit) is chunks
 
 
@@ -153,6 +162,54 @@ def test_rows_of_any_length_at_any_address(kernel: str, data: st.DataObject) -> 
             at = to + row * (length + gap)
             expected[at : at + length] = content[whence + row * length : whence + (row + 1) * length]
         assert read(dst_at, size) == expected
+
+
+@given(pulls(), st.integers(0, 70))
+def test_gathered_rows_lie_end_to_end_and_are_summed(case: Case, lead: int) -> None:
+    src, dst, src_ids, dst_ids, sizes, units = case
+    content = np.random.default_rng(lead).integers(0, 256, src.layout.extent, dtype=np.uint8).tobytes()
+    with buffer(len(content)) as src_at, buffer(len(content) + lead) as stage:
+        write(src_at, content)
+        for pull in plan_pull(*sizes[:3], units, sizes[3]):
+            copies = boxes(pull, src.layout, dst.layout, src_ids, dst_ids)
+            expected = b"".join(content[row.src : row.src + row.length] for row in gathering(copies))
+            total = gather(copies, (stage + lead, len(expected)), (src_at, len(content)))
+            assert read(stage + lead, len(expected)) == expected
+            assert total == crc32c(stage + lead, len(expected))
+
+
+@pytest.mark.parametrize(("length", "rows"), [(512, 300), (24575, 3), (24576, 2), (24577, 3), (100_001, 2)])
+def test_what_is_gathered_is_summed_piece_by_piece(length: int, rows: int) -> None:
+    size = length * rows
+    content = np.random.default_rng(length).integers(0, 256, 2 * size, dtype=np.uint8).tobytes()
+    with buffer(2 * size) as src, buffer(size) as stage:
+        write(src, content)
+        total = gather([Box(0, 0, length, (Dim(rows, 0, 2 * length),))], (stage, size), (src, 2 * size))
+        expected = b"".join(content[at : at + length] for at in range(0, 2 * size, 2 * length))
+        assert read(stage, size) == expected
+        assert total == crc32c(stage, size)
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (Box(0, 0, 101, ()), "leaves the destination"),
+        (Box(0, 0, 10, (Dim(11, 0, 0),)), "leaves the destination"),
+        (Box(0, 96, 10, ()), "leaves the source"),
+        (Box(0, 0, 5, (Dim(0, 1, 1),)), "loop of no steps"),
+        (Box(0, 0, 1 << 40, (Dim(1 << 40, 0, 0),)), "wraps"),
+        (Box(0, 0, (1 << 64) - 1, ()), "wraps"),
+    ],
+)
+def test_what_cannot_be_gathered_moves_nothing(box: Box, reason: str) -> None:
+    with buffer(105) as stage, buffer(105) as src:
+        write(stage, bytes(105))
+        write(src, b"x" * 105)
+        with pytest.raises(ValueError, match=reason):
+            gather([Box(0, 0, 5, ()), box], (stage, 100), (src, 105))
+        assert read(stage, 105) == bytes(105)
+        with pytest.raises(ValueError, match="overlap"):
+            gather([], (stage, 100), (stage + 99, 1))
 
 
 @pytest.mark.parametrize(

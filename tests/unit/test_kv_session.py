@@ -27,7 +27,7 @@ from transfer.kv.source import Outcome, Released, Source
 
 REQUEST, EPOCH, OTHER = "0" * 32, "a" * 32, "b" * 32
 SHAPE = Shape(decode_tp=1, decode_pp=1, units=2)
-TERMS = Terms()
+TERMS = Terms(window=2)
 WANTED = Wanted(
     request=REQUEST,
     epoch=EPOCH,
@@ -57,7 +57,7 @@ def source() -> Source:
 
 def reading() -> Sink:
     """A sink whose pull has two of its three layers in the air, at time 0."""
-    sink = Sink()
+    sink = Sink(TERMS)
     sink.begin(WANTED, 0.0)
     fetches = sink.receive(0, Opened(REQUEST, 0), 0.0)
     assert [action.layer for action in fetches if isinstance(action, Fetch)] == [0, 1]
@@ -300,7 +300,9 @@ def test_messages_are_bounded(say: Say) -> None:
         messages.decode_answer(messages.encode(say))
 
 
-@pytest.mark.parametrize("change", [{"beat_s": 6.0}, {"patience_s": 15.0}, {"window": 0}, {"beat_s": 0.0}])
+@pytest.mark.parametrize(
+    "change", [{"beat_s": 6.0}, {"patience_s": 15.0}, {"window": 0}, {"lanes": 0}, {"beat_s": 0.0}]
+)
 def test_terms_that_cannot_work_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Terms"):
         Terms(**change)  # type: ignore[arg-type]

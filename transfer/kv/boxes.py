@@ -97,26 +97,23 @@ def split(boxes: Iterable[Box], limit: int) -> list[list[Box]]:
     return chunks
 
 
-def gathering(boxes: Iterable[Box]) -> list[Box]:
-    """The first half of a copy through a staging buffer, source to buffer: rows back to back, in the order of the boxes
-    and of their loops."""
-    return [
-        Box(at, box.src, box.length, tuple(Dim(dim.steps, step, dim.src_stride) for dim, step in dense))
-        for box, at, dense in _dense(boxes)
-    ]
-
-
 def placing(boxes: Iterable[Box]) -> list[Box]:
-    """The second half, buffer to destination."""
-    return [
-        Box(box.dst, at, box.length, tuple(Dim(dim.steps, dim.dst_stride, step) for dim, step in dense))
-        for box, at, dense in _dense(boxes)
-    ]
+    """The second half of a copy through a staging buffer, buffer to destination. The first half, `native.gather`, lays
+    rows back to back, in the order of the boxes and of their loops."""
+    placed, at = [], 0
+    for box in boxes:
+        dims, width = [], box.length
+        for dim in reversed(box.dims):
+            dims.append(Dim(dim.steps, dim.dst_stride, width))
+            width *= dim.steps
+        placed.append(Box(box.dst, at, box.length, tuple(reversed(dims))))
+        at += width
+    return placed
 
 
 def long_rows(boxes: Iterable[Box], least: int, *, dst: bool) -> list[tuple[int, int]] | None:
-    """(offset, bytes) on one side, in the order of `gathering`, where rows of that side are `least` bytes and more when
-    its neighbours are joined, or where there is only one; None where they are shorter."""
+    """(offset, bytes) on one side, in the order of a staging buffer, where rows of that side are `least` bytes and more
+    when its neighbours are joined, or where there is only one; None where they are shorter."""
     rows: list[tuple[int, int]] = []
     for box in boxes:
         length, dims = box.length, list(box.dims)
@@ -130,18 +127,6 @@ def long_rows(boxes: Iterable[Box], least: int, *, dst: bool) -> list[tuple[int,
             starts = [start + step * stride for start in starts for step in range(dim.steps)]
         rows += [(start, length) for start in starts]
     return None if len(rows) > 1 and rows[0][1] < least else rows
-
-
-def _dense(boxes: Iterable[Box]) -> Iterator[tuple[Box, int, list[tuple[Dim, int]]]]:
-    """Each box with its place in the staging buffer and the strides of its loops there."""
-    at = 0
-    for box in boxes:
-        strides, width = [], box.length
-        for dim in reversed(box.dims):
-            strides.append(width)
-            width *= dim.steps
-        yield box, at, list(zip(box.dims, reversed(strides), strict=True))
-        at += width
 
 
 def _check(pull: Pull, src: KvLayout, dst: KvLayout) -> None:

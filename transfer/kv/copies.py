@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from transfer.kv.boxes import Box, gathering, long_rows, placing, split
+from native._native import Boxes
+from transfer.kv.boxes import Box, long_rows, placing, split
 
 ROW = 16 << 10
 """Rows from this length on leave from and arrive at their place, without staging on that side."""
@@ -19,12 +20,14 @@ class Chunk:
         self.bytes = sum(box.bytes for box in boxes)
 
     @cached_property
-    def gathering(self) -> list[Box]:
-        return gathering(self.boxes)
+    def whole(self) -> Boxes:
+        """From the source to its place, or, gathered, to a staging buffer."""
+        return Boxes(self.boxes)
 
     @cached_property
-    def placing(self) -> list[Box]:
-        return placing(self.boxes)
+    def placing(self) -> Boxes:
+        """From a staging buffer to its place."""
+        return Boxes(placing(self.boxes))
 
     @cached_property
     def src_rows(self) -> list[tuple[int, int]] | None:

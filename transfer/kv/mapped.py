@@ -53,7 +53,7 @@ class MappedReader:
                 raise Stopped("reading was stopped")
             deadline.left()
             with self._window.reading() as base:
-                moved += place(chunk.boxes, into, Span(base + region.place, region.size), self._kernel)
+                moved += place(chunk.whole, into, Span(base + region.place, region.size), self._kernel)
         return moved
 
     def abort(self) -> None:

@@ -118,11 +118,14 @@ class Terms(msgspec.Struct, frozen=True):
     """How long a reader waits for an answer."""
     limit_s: float = 120.0
     """How long a pull may take in all."""
-    window: int = 2
-    """Layers that are fetched from one prefill rank at once, so that placing one hides behind reading the next."""
+    window: int = 3
+    """Layers that are ordered of one prefill rank at once: one more than `lanes`, so that none waits for an order."""
+    lanes: int = 2
+    """Layers that come from one prefill rank at once, each over a connection of its own, so that placing one hides
+    behind reading the next."""
 
     def __post_init__(self) -> None:
         if not 0 < self.beat_s < self.patience_s < self.lease_s:
             raise ValueError("Terms: beat_s must be shorter than patience_s, and that shorter than lease_s")
-        if self.window < 1:
-            raise ValueError("Terms: window must be at least 1")
+        if self.window < 1 or self.lanes < 1:
+            raise ValueError("Terms: window and lanes must be at least 1")

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from itertools import product
 from typing import NamedTuple, Protocol
 
+from native._native import Boxes
 from transfer.errors import PeerLost, TransferError
 from transfer.kv.boxes import Box, Dim, Run, runs
 from transfer.kv.copies import Copies
@@ -178,7 +179,7 @@ class MooncakeReader:
             raise PeerLost(f"Mooncake: {len(batch)} slices from {self._peer} failed, part of them may have landed")
         for piece, address in zip(batch, local, strict=True):
             if piece.rows:
-                place(piece.rows, into, Span(address, piece.length))
+                place(Boxes(piece.rows), into, Span(address, piece.length))
         return sum(sum(row.bytes for row in piece.rows) if piece.rows else piece.length for piece in batch)
 
 

@@ -1,6 +1,7 @@
-"""A decode rank's `Sink` on real threads: one loop owns it, each prefill rank has a thread for words and one for bytes.
+"""A decode rank's `Sink` on real threads: one loop owns it, a prefill rank has a thread for words and some for bytes.
 
-So a prefill rank that hangs holds up nobody else, and the model's thread only puts an event into a queue.
+So a prefill rank that hangs holds up nobody else, the placing of one layer hides behind the pull of the next, and the
+model's thread only puts an event into a queue.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import NamedTuple
 
@@ -32,12 +34,13 @@ READ_S = 30.0
 
 @dataclass(frozen=True)
 class Peer:
-    """A prefill rank. `handles`: what it calls its layers, by the layers of *this* decode rank. `reader` and `ask` are
-    used by one thread each, so they need connections of their own; `close` is called once, at the end."""
+    """A prefill rank. `handles`: what it calls its layers, by the layers of *this* decode rank. So many layers come at
+    once as there are `readers`. They and `ask` are used by one thread each, so they need connections of their own;
+    `close` is called once, at the end."""
 
     layout: KvLayout
     handles: Mapping[int, int]
-    reader: Reader
+    readers: Sequence[Reader]
     ask: Callable[[Say, Deadline], Answer]
     close: Callable[[], None]
 
@@ -50,16 +53,47 @@ class Blocks(NamedTuple):
 
 
 @dataclass
-class _Line:
-    """A peer's two threads, and what they are at."""
+class _Lane:
+    """A reader, and the request that it is at."""
 
-    peer: Peer
-    words: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "vnpu-kv-words"))
-    bytes: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "vnpu-kv-bytes"))
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    saying: set[Say] = field(default_factory=set)
+    reader: Reader
     reading: str = ""
-    cancelled: set[str] = field(default_factory=set)
+
+
+class _Line:
+    """A peer's threads, and what they are at."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.lanes = [_Lane(reader) for reader in peer.readers]
+        self.words = ThreadPoolExecutor(1, "vnpu-kv-words")
+        self.bytes = ThreadPoolExecutor(len(self.lanes), "vnpu-kv-bytes")
+        self.lock = threading.Lock()
+        self.planning = threading.Lock()
+        self.saying: set[Say] = set()
+        self.cancelled: set[str] = set()
+        self._idle = list(self.lanes)
+
+    @contextmanager
+    def lane(self, request: str) -> Iterator[_Lane]:
+        """One that nobody uses: there are as many threads."""
+        with self.lock:
+            lane = self._idle.pop()
+            lane.reading = request
+        try:
+            yield lane
+        finally:
+            with self.lock:
+                lane.reading = ""
+                self._idle.append(lane)
+
+    def cancel(self, request: str) -> None:
+        """Its reads end soon, those that have not begun at once."""
+        with self.lock:
+            self.cancelled.add(request)
+            for lane in self.lanes:
+                if lane.reading == request:
+                    lane.reader.abort()
 
 
 class Puller:
@@ -130,7 +164,8 @@ class Puller:
         for line in self._lines.values():
             line.bytes.shutdown()  # nothing is read any more, or a read's deadline is over
             line.words.shutdown()  # a last *done* is still said, within patience
-            line.peer.reader.close()
+            for lane in line.lanes:
+                lane.reader.close()
             line.peer.close()
 
     # ---- the loop
@@ -164,7 +199,7 @@ class Puller:
             elif isinstance(action, Fetch):
                 self._lines[action.peer].bytes.submit(self._fetch, action)
             elif isinstance(action, Cancel):
-                self._cancel(action)
+                self._lines[action.peer].cancel(action.request)
             else:
                 self._end(action)
 
@@ -209,9 +244,8 @@ class Puller:
         line = self._lines[fetch.peer]
         moved, error = 0, "it was given up"
         try:
-            with line.lock:
-                line.reading = fetch.request
-            moved = self._read(fetch, line)
+            with line.lane(fetch.request) as lane:
+                moved = self._read(fetch, line, lane.reader)
             error = ""
         except (TransferError, ValueError) as refused:
             error = str(refused)
@@ -219,35 +253,26 @@ class Puller:
             log.exception("kv pull %s: nobody foresaw this", fetch.request)
             raise
         finally:
-            with line.lock:
-                line.reading = ""
             self._events.put(lambda now: self._sink.fetched(fetch.request, fetch.peer, fetch.layer, moved, error, now))
 
-    def _read(self, fetch: Fetch, line: _Line) -> int:
-        handle = line.peer.handles[fetch.layer]
-        return line.peer.reader.read(
-            handle,
-            self._copies_of(fetch, line.peer.layout),
+    def _read(self, fetch: Fetch, line: _Line, reader: Reader) -> int:
+        return reader.read(
+            line.peer.handles[fetch.layer],
+            self._copies_of(fetch, line),
             self._layers[fetch.layer],
             Deadline.after(READ_S),
             lambda: fetch.request in line.cancelled,
         )
 
-    def _copies_of(self, fetch: Fetch, layout: KvLayout) -> Copies:
-        """The same for each layer. Called by the peer's one thread for bytes; dropped when the pull has ended."""
+    def _copies_of(self, fetch: Fetch, line: _Line) -> Copies:
+        """The same for each layer; dropped when the pull has ended."""
         key = (fetch.request, fetch.peer)
-        if key not in self._copies:
-            src, dst = self._blocks[fetch.request]
-            found = (box for pull in fetch.pulls for box in boxes(pull, layout, self._layout, src, dst))
-            self._copies[key] = Copies(found)
-        return self._copies[key]
-
-    def _cancel(self, cancel: Cancel) -> None:
-        line = self._lines[cancel.peer]
-        with line.lock:
-            line.cancelled.add(cancel.request)
-            if line.reading == cancel.request:
-                line.peer.reader.abort()
+        with line.planning:
+            if key not in self._copies:
+                src, dst = self._blocks[fetch.request]
+                pulls = (boxes(pull, line.peer.layout, self._layout, src, dst) for pull in fetch.pulls)
+                self._copies[key] = Copies(box for made in pulls for box in made)
+            return self._copies[key]
 
 
 def _brief(verdict: Finished) -> tuple[str, int, str]:

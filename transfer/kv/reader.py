@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from native import _native
+from native._native import Boxes
 from transfer.errors import PeerViolation, TransferError
 from transfer.kv.boxes import Box
 from transfer.kv.copies import Copies
@@ -91,6 +92,6 @@ def check_target(copies: Copies, into: Span) -> None:
         raise ValueError(f"a box leaves the {into.size} bytes that it is to be placed into")
 
 
-def place(boxes: Sequence[Box], into: Span, source: Span, kernel: str = "") -> int:
+def place(boxes: Boxes, into: Span, source: Span, kernel: str = "") -> int:
     """`native._native.place`."""
     return _native.place(boxes, into, source, kernel)

@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from transfer.errors import TransferError
 from transfer.kv.desk import Desk
@@ -34,19 +35,28 @@ log = logging.getLogger("vllm.vnpu.transfer")
 
 CALL_S = 10.0
 CLOSE_S = 90.0
+CLIENTS = 256
+"""Connections of decode ranks, who have three each for a KV group."""
 IDLE_S = 300.0
 """A prefill engine that nothing was pulled from for so long is forgotten; its connections end."""
 
 
+class Missing(NamedTuple):
+    """A block that did not come. Its id may mean another block in another KV group."""
+
+    group: int
+    block: int
+
+
 @dataclass
 class Results:
-    """What ended since it was last asked. `failed`: owners some of whose blocks did not come; `blocks` are those, by
-    their ids. What was received is the engine's again, well or not."""
+    """What ended since it was last asked. `failed`: owners some of whose blocks did not come; `blocks` are those, of
+    every KV group. What was received is the engine's again, well or not."""
 
     sent: set[str] = field(default_factory=set)
     received: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
-    blocks: set[int] = field(default_factory=set)
+    blocks: set[Missing] = field(default_factory=set)
 
 
 @dataclass
@@ -104,7 +114,7 @@ class Station:
         self._server = KvServer(regions, self._desk.answer, self.guard)
         if self._ways.fabric is not None:
             self._server.reached = self._ways.fabric.reached
-        self._listener = Listener(host, port, trust, SERVICE, self._server.serve, cpus=cpus)
+        self._listener = Listener(host, port, trust, SERVICE, self._server.serve, clients=CLIENTS, cpus=cpus)
         self.door = Door(host, self._listener.port, epoch, tuple(group.layout for group in me.groups))
         self._ready = threading.Event()
         self._pulls: dict[str, _Pull] = {}
@@ -277,8 +287,8 @@ class Station:
         if not order.owner:
             return
         failed = [
-            places.blocks[at]
-            for part, places in zip(order.ticket.parts, order.wanted, strict=True)
+            Missing(group, places.blocks[at])
+            for group, (part, places) in enumerate(zip(order.ticket.parts, order.wanted, strict=True))
             for at in _failed(verdicts.get(part.request), len(places.places))
         ]
         count = sum(len(places.places) for places in order.wanted)

@@ -153,7 +153,8 @@ class Supply:
         words = TcpReader(connect)
         names = {layer: first + layer for layer in range(layers)}
         layout = door.layouts[number] if number < len(door.layouts) else self._me.groups[number].layout
-        return Peer(layout, names, self._reader(TcpReader(connect), rank), ask, words.close)
+        readers = [self._reader(TcpReader(connect), rank) for _ in range(self._terms.lanes)]
+        return Peer(layout, names, readers, ask, words.close)
 
     def _reader(self, far: TcpReader, rank: int) -> Reader:
         if self._fabric is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -77,11 +78,15 @@ _reached = msgspec.msgpack.Decoder(Reached)
 
 
 class Stage:
-    """CHUNK bytes that stay in the cache."""
+    """CHUNK bytes that stay in the cache; there when they are first used."""
 
-    def __init__(self) -> None:
-        self._memory = ctypes.create_string_buffer(CHUNK + 63)
-        self.address = -(-ctypes.addressof(self._memory) // 64) * 64
+    @cached_property
+    def _memory(self) -> ctypes.Array[ctypes.c_char]:
+        return ctypes.create_string_buffer(CHUNK + 63)
+
+    @cached_property
+    def address(self) -> int:
+        return -(-ctypes.addressof(self._memory) // 64) * 64
 
     def span(self, size: int) -> Span:
         return Span(self.address, size)
@@ -152,9 +157,10 @@ class KvServer:
             channel.pace(chunk.bytes)
             rows = _at(region, chunk.src_rows)
             if rows is None:
-                place(chunk.gathering, stage.span(chunk.bytes), region, "memcpy")
+                total = _native.gather(chunk.whole, stage.span(chunk.bytes), region)
                 rows = [(stage.address, chunk.bytes)]
-            total = _native.crc32c_rows(rows)
+            else:
+                total = _native.crc32c_rows(rows)
             channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
             position += chunk.bytes
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from engine_patch.kv_bookings import OFFER, PARAM, Asked, Bookings, Shape
+from engine_patch.kv_bookings import OFFER, PARAM, Asked, Bookings, Shape, losses
 from tests.helpers.wires import TRUST
 from transfer.errors import NotTrusted, PeerViolation
 from transfer.kv.layout import cpu_packed
 from transfer.kv.orders import Order, Orders, Places
+from transfer.kv.station import Missing, Results
 from transfer.kv.ticket import Door, Ticket, prompt_digest, seal, unseal
 from transfer.transports.trust import Trust
 
@@ -172,3 +173,13 @@ def test_blocks_that_a_pull_writes_into_are_given_to_it() -> None:
     assert one.matched(want, 0) == 20
     one.allocated(want, 20, [(7, 8, 9)])
     assert one.orders().freed == (8,)
+
+
+def test_what_did_not_come_is_told_as_vllm_can_bear_it() -> None:
+    """By block where ids name them; else by request, whichever group lacks one."""
+    one = Results(received={"a", "b"}, failed={"a"}, blocks={Missing(0, 7), Missing(0, 9)})
+    assert losses(one, 1) == ({7, 9}, set())
+    for group in range(3):
+        several = Results(received={"a", "b"}, failed={"b"}, blocks={Missing(group, 7)})
+        assert losses(several, 3) == (set(), {"b"})
+    assert losses(Results(received={"a"}), 1) == losses(Results(received={"a"}), 2) == (set(), set())
