@@ -24,7 +24,9 @@ async def calibrated() -> float:
 class Asking:
     """By streaming completions with prompts never seen before."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet_s: float = QUIET_S) -> None:
+        """`quiet_s`: seconds before each load; the engine that was asked before spins a little."""
+        self._quiet_s = quiet_s
         self._asked = 0
 
     async def tpot(self, url: str, load: Load) -> float:
@@ -36,7 +38,7 @@ class Asking:
         return _mean([(last - sent) / load.tokens for sent, _, last in await self._all(url, load)])
 
     async def _all(self, url: str, load: Load) -> list[tuple[float, float, float]]:
-        await asyncio.sleep(QUIET_S)
+        await asyncio.sleep(self._quiet_s)
         timeout = aiohttp.ClientTimeout(total=LIMIT_S)
         async with aiohttp.ClientSession(timeout=timeout) as http, asyncio.TaskGroup() as tasks:
             asked = [tasks.create_task(self._ask(http, url, load)) for _ in range(load.requests)]

@@ -14,10 +14,13 @@ from benchmarks.async_runner.designs import EMULATED
 from benchmarks.async_runner.device import Board
 from benchmarks.async_runner.setting import BOARD, Load, engine
 
-SHARES = (1.0, 0.5, 0.2, 0.1, 0.05)
-"""The host's part of a step ÷ the device's, about."""
-LOAD = Load("emulated", "5mb", 1, 128)
-WARM = 2
+TOKENS = {1.0: 128, 0.5: 128, 0.2: 96, 0.1: 48, 0.05: 32}
+"""Of one answer, by the host's part of a step ÷ the device's, about. Fewer where a step takes longer: what an answer
+takes once (the request, its prompt) is a smaller share of a long step, so that it weighs less than a hundredth each."""
+QUIET_S = 0.1
+"""Five times as long as a worker of ours spins after a step (`engine_patch.spin`)."""
+WARM = 4
+"""Turns that are not counted: the first steps of an engine allocate."""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -40,7 +43,7 @@ class Emulated:
     """By share: of steady pairs."""
 
     def __init__(self) -> None:
-        self.steps: dict[float, list[Step]] = {share: [] for share in SHARES}
+        self.steps: dict[float, list[Step]] = {share: [] for share in TOKENS}
         self.dropped = 0
 
     async def measure(self, model: Path, folder: Path, pairs: int, progress: Progress) -> None:
@@ -49,15 +52,15 @@ class Emulated:
         async with engine(EMULATED[0], model, folders[0]) as ours, engine(EMULATED[1], model, folders[1]) as theirs:
             progress.remove_task(starting)
             turns = _Turns((ours, theirs), [Board(at / BOARD) for at in folders])
-            task = progress.add_task("emulated device: pairs", total=pairs * len(SHARES))
-            for share in SHARES:
-                for number in range(WARM + pairs):
+            task = progress.add_task("emulated device: pairs", total=pairs * len(TOKENS))
+            for _ in range(WARM):
+                await turns.take(1.0)
+            for _ in range(pairs):
+                for share, steps in self.steps.items():
                     step, steady = await turns.take(share)
-                    if number < WARM:
-                        continue
                     progress.advance(task)
                     self.dropped += not steady
-                    self.steps[share] += [step] if steady else []
+                    steps += [step] if steady else []
 
     def ratios(self) -> dict[str, figures.Ratio]:
         """The worst share's, and each one's; nothing where nothing was measured."""
@@ -83,16 +86,17 @@ class _Turns:
         self._urls = urls
         self._boards = boards
         self._host = 0.0
-        self._asking = Asking()
+        self._asking = Asking(QUIET_S)
 
     async def take(self, share: float) -> tuple[Step, bool]:
         """The host alone, then both runners; and whether the machine was steady."""
         before = await calibrated()
+        load = Load("emulated", "5mb", 1, TOKENS[share])
         self._set(0.0)
-        self._host = await self._asking.whole(self._urls[1], LOAD)
+        self._host = await self._asking.whole(self._urls[1], load)
         self._set(self._host / share)
         busy, steps = self._boards[0].done
-        async_, sync = [await self._asking.whole(url, LOAD) for url in self._urls]
+        async_, sync = [await self._asking.whole(url, load) for url in self._urls]
         busy_then, steps_then = self._boards[0].done
         step = Step(self._host, (busy_then - busy) / (steps_then - steps), sync, async_)
         return step, figures.steady(before, await calibrated())

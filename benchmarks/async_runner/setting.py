@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
-import yaml
 
+from benchmarks import nodes
 from benchmarks.async_runner import device
 from benchmarks.async_runner.designs import Side
 from benchmarks.async_runner.plugin import plugged
-from coordinator.demo.node import running_node
 
 MODELS = {"5mb": "tiny", "200mb": "small"}
 """Sizes of `vnpu make-model`: 3.7 MB and 168 MB of bfloat16 weights."""
 CAPACITY, KV = "512MiB", "64MiB"
-BOARD = "board"
+BOARD, NAME = "board", "model"
 SEARCH = "PYTHONPATH"
 
 
@@ -42,41 +38,21 @@ LOADS = (
 
 
 def made(models: Path, model: str) -> Path:
-    folder = models / f"qwen3-{MODELS[model]}"
-    make = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(folder), "--size", MODELS[model]]
-    subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
-    return folder
+    return nodes.make_model(models / f"qwen3-{MODELS[model]}", "qwen3", MODELS[model])
+
+
+def configuration(side: Side, model: Path) -> dict[str, object]:
+    one = {"path": str(model), "kv_cache": KV, "engine_args": side.engine_args, "async_runner": side.async_runner}
+    return nodes.configuration({NAME: one}, CAPACITY, pin=True)
 
 
 @contextlib.asynccontextmanager
 async def engine(side: Side, model: Path, folder: Path) -> AsyncIterator[str]:
     """URL of the engine's own port, not the gateway's."""
-    one = {"path": str(model), "kv_cache": KV, "engine_args": side.engine_args, "async_runner": side.async_runner}
-    tree = {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": 0, "driver": "host", "capacity": CAPACITY}],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "defaults": {"pin": True},
-        "models": {"model": one},
-    }
-    config = _written(folder, tree)
-    with _environment(_plugged(side, folder)):
-        starting = running_node(config, folder / "run")
-        node = await starting.__aenter__()
-    try:
-        found = await node.wait_ready()
-        yield next(process.url for process in found.processes if process.kind == "engine")
-    finally:
-        await starting.__aexit__(None, None, None)
-
-
-def _written(folder: Path, tree: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True)
-    config = folder / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    return config
+    async with contextlib.AsyncExitStack() as stack:
+        with _environment(_plugged(side, folder)):
+            found = await stack.enter_async_context(nodes.running(configuration(side, model), folder))
+        yield nodes.urls(found)[NAME]
 
 
 @contextlib.contextmanager

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import json
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,12 +18,10 @@ from typing import Any
 
 import aiohttp
 import msgspec
-import yaml
 from rich.progress import Progress
 
-from benchmarks import figures
+from benchmarks import figures, nodes
 from coordinator.demo import memcpy
-from coordinator.demo.node import running_node
 from coordinator.supervise.layout import RunFile
 
 MODEL = "chat"
@@ -63,7 +59,7 @@ class Engines:
     """The prefill and the decode engine of the node, each by its own port."""
 
     def __init__(self, run: RunFile, http: aiohttp.ClientSession) -> None:
-        self._urls = {process.name: process.url for process in run.processes if process.kind == "engine"}
+        self._urls = nodes.urls(run)
         self._http = http
 
     async def offer(self, prompt: Prompt) -> str:
@@ -147,27 +143,19 @@ async def _await(work: Awaitable[None]) -> None:
     await work
 
 
+def configuration(model: Path) -> dict[str, object]:
+    one = {
+        "path": str(model),
+        "kv_cache": KV,
+        "pin": True,
+        "engine_args": ARGS,
+        "roles": {"prefill": {"device": 0}, "decode": {"device": 0}},
+    }
+    return nodes.configuration({MODEL: one}, CAPACITY)
+
+
 @contextlib.asynccontextmanager
 async def _node(folder: Path) -> AsyncIterator[RunFile]:
-    command = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(folder / "model"), "--size", "small"]
-    await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
-    tree = {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": 0, "driver": "host", "capacity": CAPACITY}],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "models": {
-            MODEL: {
-                "path": str(folder / "model"),
-                "kv_cache": KV,
-                "pin": True,
-                "engine_args": ARGS,
-                "roles": {"prefill": {"device": 0}, "decode": {"device": 0}},
-            }
-        },
-    }
-    config = folder / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    async with running_node(config, folder / "run") as node:
-        yield await node.wait_ready()
+    model = await asyncio.to_thread(nodes.make_model, folder / "model", "qwen3", "small")
+    async with nodes.running(configuration(model), folder) as run:
+        yield run

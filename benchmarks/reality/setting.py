@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import yaml
 from rich.progress import Progress
 
+from benchmarks import nodes
 from coordinator.demo.audit import Audit
-from coordinator.demo.node import running_node
 from coordinator.demo.scenario import ENGINE_ARGS
 from coordinator.simulate.trace import Request
-from coordinator.store import connect
 from coordinator.store.base import Store
 from coordinator.supervise.layout import RunFile
 
@@ -47,11 +42,7 @@ def trace(seconds: float, seed: int) -> list[Request]:
 
 def make_models(folder: Path, progress: Progress) -> None:
     """Make the models that are not there yet."""
-    task = progress.add_task("models", total=len(KINDS))
-    for arch, size in KINDS.values():
-        command = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(folder / f"{arch}-{size}")]
-        subprocess.run([*command, "--arch", arch, "--size", size], check=True, stdout=subprocess.DEVNULL)
-        progress.advance(task)
+    nodes.make_models(folder, {"-".join(kind): kind for kind in KINDS.values()}, progress)
 
 
 def path(models: Path, name: str) -> Path:
@@ -59,36 +50,19 @@ def path(models: Path, name: str) -> Path:
 
 
 def configuration(models: Path) -> dict[str, object]:
-    args = dict(ENGINE_ARGS)
-    return {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": 0, "driver": "host", "capacity": f"{CAPACITY >> 20}MiB"}],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "defaults": {"keep_alive": f"{KEEP_ALIVE_S:g}s", "min_residency": f"{MIN_RESIDENCY_S:g}s"},
-        "models": {
-            name: {"path": str(path(models, name).absolute()), "kv_cache": f"{KV >> 20}MiB", "engine_args": args}
-            for name in KINDS
-        },
-    }
+    args, kv = dict(ENGINE_ARGS), f"{KV >> 20}MiB"
+    return nodes.configuration(
+        {name: {"path": str(path(models, name).absolute()), "kv_cache": kv, "engine_args": args} for name in KINDS},
+        f"{CAPACITY >> 20}MiB",
+        keep_alive=f"{KEEP_ALIVE_S:g}s",
+        min_residency=f"{MIN_RESIDENCY_S:g}s",
+    )
 
 
 @contextlib.asynccontextmanager
 async def prepared_node(models: Path, run_dir: Path, progress: Progress) -> AsyncIterator[tuple[RunFile, Audit, Store]]:
     """The node, up, with an audit that follows it; stopped when the block ends."""
-    config = run_dir / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(configuration(models)))
     starting = progress.add_task("starting three engines", total=None)
-    async with running_node(config, run_dir / "run") as node:
-        found = await node.wait_ready()
+    async with nodes.running(configuration(models), run_dir) as found, nodes.audited(found) as (audit, store):
         progress.remove_task(starting)
-        store = connect(found.etcd)
-        audit = Audit()
-        following = asyncio.create_task(audit.follow(store))
-        try:
-            yield found, audit, store
-        finally:
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-            await store.close()
+        yield found, audit, store

@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import psutil
-import yaml
 from rich.progress import Progress
 
-from benchmarks import figures
+from benchmarks import figures, nodes
 from coordinator.core.model import Spec
 from coordinator.demo import memcpy
-from coordinator.demo.node import running_node
 from coordinator.store import connect, keys
 from coordinator.store.codec import decode
 from coordinator.supervise.layout import RunFile
@@ -54,22 +48,19 @@ class Found(msgspec.Struct):
 
 
 def make_model(folder: Path) -> Path:
-    made = folder / MODEL
-    command = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(made), "--arch", "deepseek"]
-    subprocess.run([*command, "--size", "large"], check=True, stdout=subprocess.DEVNULL)
-    return made
+    return nodes.make_model(folder / MODEL, "deepseek", "large")
 
 
 async def measure(pairs: int, model: Path, progress: Progress) -> Found:
     found = Found({count: [] for count in AT_ONCE})
     with tempfile.TemporaryDirectory(prefix="vnpu-sharded-") as folder:
         starting = progress.add_task("starting two engines of two ranks", total=None)
-        async with _node(model, Path(folder)) as run:
+        async with nodes.running(configuration(model), Path(folder)) as run:
             progress.remove_task(starting)
             found.replicated = weights(model, FLOAT, [LAYER]).shared
             found.predicted = -(-found.replicated // 2 // CHUNK) * CHUNK
             found.own = await _own_bytes(run)
-            urls = {process.name: process.url for process in run.processes if process.kind == "engine"}
+            urls = nodes.urls(run)
             task = progress.add_task("pairs", total=pairs)
             for pair in range(pairs + 1):
                 await _pair(urls, found, warm=pair > 0)
@@ -120,18 +111,7 @@ async def _own_bytes(run: RunFile) -> int:
     return smaps.resident(WEIGHTS_AT + RESERVED, RESERVED, rank.pid).resident
 
 
-@contextlib.asynccontextmanager
-async def _node(model: Path, folder: Path) -> AsyncIterator[RunFile]:
+def configuration(model: Path) -> dict[str, object]:
     one = {"path": str(model), "kv_cache": KV, "engine_args": ARGS, "device": [0, 1], "pin": True}
-    tree = {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": number, "driver": "host", "capacity": CAPACITY} for number in (0, 1)],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "models": {REPLICATED: one, MAPPED: {**one, "sharded_linear": {"layers": [LAYER], "carrier": "mapped"}}},
-    }
-    config = folder / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    async with running_node(config, folder / "run") as node:
-        yield await node.wait_ready()
+    mapped = {**one, "sharded_linear": {"layers": [LAYER], "carrier": "mapped"}}
+    return nodes.configuration({REPLICATED: one, MAPPED: mapped}, CAPACITY, CAPACITY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import figures
+from benchmarks import figures, nodes
 from benchmarks.figures import Result
 from benchmarks.tax.goals import GOALS
 from benchmarks.tax.setting import LOADS, MODEL, Load, free_port, plain_command, plain_engine, resident_engine
@@ -119,8 +118,7 @@ def main() -> None:
     arguments = parser.parse_args()
     console = Console(stderr=arguments.json)
     models = arguments.models.absolute()
-    make = [sys.executable, "-m", "coordinator.cli.main", "make-model", str(models / MODEL), "--arch", "llama"]
-    subprocess.run([*make, "--size", "medium"], check=True, stdout=subprocess.DEVNULL)
+    nodes.make_model(models / MODEL, "llama", "medium")
     with Progress(console=console) as progress:
         bench = asyncio.run(measure(1 if arguments.quick else 10, models, progress))
     measured = result(bench)

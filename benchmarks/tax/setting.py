@@ -11,9 +11,8 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
-import yaml
 
-from coordinator.demo.node import running_node
+from benchmarks import nodes
 from coordinator.demo.scenario import ENGINE_ARGS
 from coordinator.supervise.engine_command import GATE, THREADS, bindings
 
@@ -24,24 +23,16 @@ READY_S = 600.0
 POLL_S = 0.5
 
 
+def configuration(models: Path) -> dict[str, object]:
+    model = {"path": str((models / MODEL).absolute()), "kv_cache": KV, "engine_args": dict(ENGINE_ARGS)}
+    return nodes.configuration({MODEL: model}, CAPACITY, pin=True)
+
+
 @contextlib.asynccontextmanager
 async def resident_engine(models: Path, run_dir: Path) -> AsyncIterator[str]:
     """URL of the engine that is a member of a node; its own port, not the gateway's."""
-    model = {"path": str((models / MODEL).absolute()), "kv_cache": KV, "engine_args": dict(ENGINE_ARGS)}
-    tree = {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": 0, "driver": "host", "capacity": CAPACITY}],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "defaults": {"pin": True},
-        "models": {MODEL: model},
-    }
-    config = run_dir / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(tree))
-    async with running_node(config, run_dir / "run") as node:
-        found = await node.wait_ready()
-        yield next(process.url for process in found.processes if process.kind == "engine")
+    async with nodes.running(configuration(models), run_dir) as found:
+        yield nodes.urls(found)[MODEL]
 
 
 @contextlib.asynccontextmanager

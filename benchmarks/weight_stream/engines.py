@@ -17,20 +17,17 @@ from typing import NamedTuple
 
 import aiohttp
 import msgspec
-import yaml
 from rich.progress import Progress
 
-from benchmarks import figures
+from benchmarks import figures, nodes
 from coordinator.core.model import Phase, Residency, Seed
 from coordinator.demo import memcpy
-from coordinator.demo.node import own_environment, running_node
+from coordinator.demo.node import own_environment
 from coordinator.demo.scenario import ENGINE_ARGS
 from coordinator.picture import Mirror, Picture
-from coordinator.store import connect
 from coordinator.supervise.layout import RunFile
 
 SOURCE, STREAMED, DISK = "source", "streamed", "disk"
-VNPU = [sys.executable, "-m", "coordinator.cli.main"]
 LIMIT_S = 600.0
 SAMPLE = 128 << 20
 LEAST = 0.5e9
@@ -75,23 +72,13 @@ QUICK = Sizes("small", 2, 48, 1, STARTS[:1])  # two engines in all: more would t
 
 
 def make_model(folder: Path, size: str) -> Path:
-    made = folder / f"stream-{size}"
-    command = [*VNPU, "make-model", str(made), "--arch", "qwen3", "--size", size]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return made.absolute()
+    return nodes.make_model(folder / f"stream-{size}", "qwen3", size)
 
 
 def configuration(model: Path) -> dict[str, object]:
     one = {"path": str(model), "kv_cache": "64MiB", "engine_args": dict(ENGINE_ARGS)}
-    return {
-        "etcd": "embedded",
-        "node": "bench",
-        "devices": [{"id": 0, "driver": "host", "capacity": "3GiB"}],
-        "gateway": {"listen": "127.0.0.1:0"},
-        "admin": {"listen": "127.0.0.1:0"},
-        "defaults": {"keep_alive": "1h"},
-        "models": {SOURCE: one, STREAMED: {**one, "load_from": "peers"}, DISK: one},
-    }
+    models = {SOURCE: one, STREAMED: {**one, "load_from": "peers"}, DISK: one}
+    return nodes.configuration(models, "3GiB", keep_alive="1h")
 
 
 class Bench:
@@ -102,7 +89,7 @@ class Bench:
         self._config = config
         self._run_dir = run_dir
         self._mirror = mirror
-        self._url = next(process.url for process in found.processes if process.kind == "engine")
+        self._url = nodes.urls(found)[SOURCE]
         self._asked = 0
         self.found = Found()
 
@@ -181,7 +168,7 @@ class Bench:
         """Seconds from the start of its process until it is resident; it is gone afterwards."""
         name = start.name
         words = ["engine", name, "--config", str(self._config), "--run-dir", str(self._run_dir), "--print"]
-        line = await asyncio.to_thread(subprocess.check_output, [*VNPU, *words], text=True)
+        line = await asyncio.to_thread(subprocess.check_output, [*nodes.VNPU, *words], text=True)
         await asyncio.to_thread(_evict if start.cold else _warm, self._model)
         begun = time.perf_counter()
         with (self._run_dir / f"{name}.log").open("wb") as log:
@@ -226,29 +213,16 @@ async def measure(sizes: Sizes, models: Path, progress: Progress) -> Found:
     """Start a node, and everything above."""
     model = await asyncio.to_thread(make_model, models, sizes.model)
     with tempfile.TemporaryDirectory(prefix="vnpu-stream-") as folder:
-        config, run_dir = Path(folder) / "vnpu.yaml", Path(folder) / "run"
-        config.write_text(yaml.safe_dump(configuration(model)))
+        here, without = Path(folder), ("--without", STREAMED, "--without", DISK)
         starting = progress.add_task("starting an engine", total=None)
-        async with running_node(config, run_dir, "--without", STREAMED, "--without", DISK) as node:
-            found = await node.wait_ready()
+        async with (
+            nodes.running(configuration(model), here, *without) as found,
+            nodes.mirrored(found) as mirror,
+        ):
             progress.remove_task(starting)
-            async with _following(found) as mirror:
-                async with asyncio.timeout(LIMIT_S):
-                    await mirror.until(lambda picture: any(seed.whole for seed in picture.of(Seed).values()))
-                bench = Bench(model, config, run_dir, found, mirror)
-                await bench.inflation(sizes.pairs, sizes.tokens, progress)
-                await bench.ready(sizes.rounds, sizes.starts, progress)
-                return bench.found
-
-
-@contextlib.asynccontextmanager
-async def _following(found: RunFile) -> AsyncIterator[Mirror]:
-    store = connect(found.etcd, environ={})
-    mirror = Mirror(store)
-    following = asyncio.create_task(mirror.run())
-    try:
-        yield mirror
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-        await store.close()
+            async with asyncio.timeout(LIMIT_S):
+                await mirror.until(lambda picture: any(seed.whole for seed in picture.of(Seed).values()))
+            bench = Bench(model, here / nodes.CONFIG, here / nodes.RUN, found, mirror)
+            await bench.inflation(sizes.pairs, sizes.tokens, progress)
+            await bench.ready(sizes.rounds, sizes.starts, progress)
+            return bench.found
