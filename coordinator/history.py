@@ -269,6 +269,8 @@ def _quantiles(seen: list[float]) -> Ttft:
 def _path(before: Phase | None, residency: Residency) -> str:
     if before is Phase.STARTING:
         return "cold"
+    if any(step.name == "fetch" for step in residency.steps):
+        return "warm"  # from another engine
     copied = residency.restored and residency.restored >= residency.held.weights
     return "warm" if copied and not residency.joined else "hot"
 

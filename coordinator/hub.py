@@ -20,6 +20,8 @@ from coordinator.weights import WeightsError, weight_bytes
 MISSING: Final = "hub:"
 """Before an id, where a folder's path belongs: it is not here."""
 WANTED: Final = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken")
+TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "*.tiktoken")
+"""One of them at least: another program may have fetched the weights alone."""
 SITE: Final = "https://huggingface.co"
 WORDS: Final = 200
 _ID: Final = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w.-]{0,127}))?", re.ASCII)
@@ -72,7 +74,7 @@ def snapshot(named: HubId, environ: Mapping[str, str]) -> Path | None:
         weight_bytes(found)
     except WeightsError:
         return None
-    return found
+    return found if any(any(found.glob(name)) for name in TOKENIZERS) else None
 
 
 def cache(environ: Mapping[str, str]) -> Path:
@@ -109,6 +111,8 @@ def fetch(named: HubId, environ: Mapping[str, str]) -> Path:
         raise HubError(error.fault, remedy="name a model whose weights are safetensors") from None
     except Exception as error:  # each version of the library has other ones, and those of what it stands on
         raise _told(named, site(environ), error) from error
+    if snapshot(named, environ) is None:
+        raise HubError(f"{named} has no tokenizer", remedy="name a model with one, or a folder that has one")
     return Path(found)
 
 

@@ -20,8 +20,12 @@ _REMEDY = (
 class Elsewhere(Protocol):
     """Of one rank's weights. Calls come from the worker's one thread."""
 
-    def withdraw(self) -> bool:
-        """Nobody may count on this engine's weights from now on. Whether another engine that runs has them, whole."""
+    def withdraw(self) -> None:
+        """Nobody may count on this engine's weights from now on."""
+        ...
+
+    def known(self) -> bool:
+        """After `withdraw`: whether another engine that runs has them, whole."""
         ...
 
     def fetch(self, limit_s: float) -> int:
@@ -37,7 +41,10 @@ class Elsewhere(Protocol):
 class Nowhere:
     """Of weights that cannot be streamed."""
 
-    def withdraw(self) -> bool:
+    def withdraw(self) -> None:
+        """Nobody does."""
+
+    def known(self) -> bool:
         return False
 
     def fetch(self, limit_s: float) -> int:

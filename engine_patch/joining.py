@@ -29,8 +29,11 @@ def choose_worker(vllm_config: Any, worker: str) -> None:
 
 
 def on_device(vllm_config: Any) -> None:
-    """Before vLLM's own check: the daemon holds the device's free memory already, so vLLM must not look for it."""
+    """Before vLLM's own check: the daemon holds the device's free memory already, so vLLM must not look for it, and one
+    rank gets a process of its own too, as several have."""
     vllm_config.cache_config.gpu_memory_utilization = UTILISATION
+    if vllm_config.parallel_config.distributed_executor_backend == "uni":
+        vllm_config.parallel_config.distributed_executor_backend = "mp"
 
 
 def join(vllm_config: Any, worker: str) -> None:

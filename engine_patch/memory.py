@@ -270,7 +270,10 @@ class Hands:
         try:
             self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
         except DaemonRefused as refused:
-            if refused.code is not Code.NO_SPACE or not self.elsewhere.withdraw():
+            if refused.code is not Code.NO_SPACE:
+                raise
+            self.elsewhere.withdraw()
+            if not self.elsewhere.known():
                 self.elsewhere.serve()
                 raise
             log.warning("the weights are dropped, another engine has them: %s", refused)
@@ -282,6 +285,7 @@ class Hands:
         with self._turn:
             self._left.forget()
             if self._master.memory is None:
+                self.elsewhere.withdraw()
                 self._read_from(pages=False)
             self._drop()
 

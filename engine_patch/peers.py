@@ -22,8 +22,10 @@ class Peers:
         """`identity` and `table`: of the weights that `streaming` serves."""
         self._streaming, self._identity, self._table = streaming, identity, table
 
-    def withdraw(self) -> bool:
+    def withdraw(self) -> None:
         self._streaming.offer(served=False)
+
+    def known(self) -> bool:
         return self._streaming.elsewhere(self._identity.fingerprint)
 
     def fetch(self, limit_s: float) -> int:

@@ -47,6 +47,8 @@ log = logging.getLogger("vllm.vnpu.netloader")
 
 TELL_S = 0.5
 """Progress and clients are told so often at most."""
+WITHDRAW_S = 2.0
+"""Longest that an engine's own word to etcd may take to come back."""
 BUSY_S = 0.25
 """An engine whose last step is longer ago has no request that a stream could slow down."""
 
@@ -238,8 +240,25 @@ class Streaming:
         return Client(me, identity, addresses, directory, self._dial, agree=self._agree).run(limit_s)
 
     def elsewhere(self, fingerprint: str) -> bool:
-        """Whether another engine has all of these weights."""
+        """Whether another engine that runs has all of these weights. Asked once this one's own withdrawal has come
+        back from etcd: of two that leave at once the later sees that the other has left. False for sources that a
+        configuration names, since nobody says that they run."""
+        if self.options.sources(self._rank) or not self._withdrawn(fingerprint):
+            return False
         return any(peer.whole for peer in self._peers(fingerprint))
+
+    def _withdrawn(self, fingerprint: str) -> bool:
+        """Whether all others can see by now that nothing is served here; waits for `WITHDRAW_S` at most."""
+        until = time.monotonic() + WITHDRAW_S
+        while time.monotonic() < until:
+            try:
+                found = self._desk.find(fingerprint=fingerprint)
+            except TransferError:
+                return False
+            if any(one.engine == self._engine and not one.seed.port for one in found):
+                return True
+            time.sleep(WITHDRAW_S / 100)
+        return False
 
     def _begin(self, identity: Identity, table: Table, since: float) -> None:
         self._addresses = table.addresses

@@ -68,6 +68,8 @@ class ProcessRound:
         self._lead = lead
         self._now = world.now
         self._reserved: dict[str, int] = {}
+        self._together: list[tuple[ModelId, list[ProcessEntry]]] = []
+        """Models that start, and those of their processes that may come along."""
         self._commands: list[Command] = []
 
     def run(self, models: set[ModelId]) -> list[Command]:
@@ -84,6 +86,8 @@ class ProcessRound:
         for model in sorted({ModelId(e.process.model) for e in entries if e.process is not None}, key=self._turn):
             if self._starts.since(model) is not None:
                 self._serve(model)
+        for model, others in self._together:  # once nobody waits for a first one
+            self._start_replicas(model, others)
         return self._commands
 
     # ---- what both use
@@ -172,7 +176,7 @@ class ProcessRound:
             self._desk.refusals.lift(model)
             self._follow(model, best)
             if best.verdict is Verdict.GO:
-                self._start_replicas(model, [entry for entry in able if entry is not best.entry])
+                self._together.append((model, [entry for entry in able if entry is not best.entry]))
 
     def _retry_at(self, entry: ProcessEntry) -> float:
         """A process that could not be started is let alone for a while; then who asks tries again."""

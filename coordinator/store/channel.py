@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import msgspec
 
-from coordinator.errors import Ambiguous, StoreError, StoreUnavailable
+from coordinator.errors import Ambiguous, ConfigError, StoreError, StoreUnavailable
 from coordinator.store import wire
 from coordinator.store.access import Access, Endpoint
-from coordinator.store.floor import Check, judge, refusal
+from coordinator.store.floor import Check, Verdict, judge, refusal
 from coordinator.store.transport import NotSent, Refused, ReplyLost, Transport
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,8 @@ class Channel:
         self._credentials = msgspec.json.encode({"name": access.user, "password": access.password})
         self._call_timeout = call_timeout
         self._unseen = set(access.endpoints) if check is not Check.OFF else set()
+        self._unfit: dict[str, Verdict] = {}
+        """By URL. They are done without, and asked again: a member may have been upgraded."""
         self._preferred = 0
         self._token = ""
         self._login = asyncio.Lock()
@@ -83,35 +85,45 @@ class Channel:
         except (NotSent, ReplyLost) as error:
             raise StoreUnavailable(str(error)) from error
 
-    async def admit(self, endpoint: Endpoint) -> None:
-        """Before each call: a member's version is asked for once. Raises `ConfigError` where it must not be used,
-        `NotSent` where it does not say."""
+    async def admit(self, endpoint: Endpoint, limit: float = ATTEMPT_TIMEOUT_S) -> None:
+        """Before each call: a member's version is asked for once, within `limit` seconds. Raises `NotSent` where it
+        does not say or must not be used, so that another has its turn; `ConfigError` where none at all may be used."""
         if endpoint not in self._unseen:
             return
         try:
-            version = await self.transport.version(endpoint, timeout=ATTEMPT_TIMEOUT_S)
+            version = await self.transport.version(endpoint, timeout=limit)
         except ReplyLost as error:
             raise NotSent(str(error)) from error
         verdict = judge(version, auth=self.authenticates, check=self.check)
         if (refused := refusal({endpoint.url: verdict})) is not None:
-            raise refused
+            self._do_without(endpoint, verdict, refused)
+        self._unfit.pop(endpoint.url, None)
         if endpoint in self._unseen:  # no other call has warned of it meanwhile
             self._unseen.discard(endpoint)
             for warning in verdict.warnings:
                 log.warning("%s: %s", endpoint.url, warning)
 
-    async def token(self) -> str:
-        """The token to send; empty without a user. Raises `NotSent` where nobody hands one out, `Refused` for a wrong
-        user or password."""
+    def _do_without(self, endpoint: Endpoint, verdict: Verdict, refused: ConfigError) -> NoReturn:
+        if self._unfit.get(endpoint.url) != verdict:
+            log.error("%s", refused)
+        self._unfit[endpoint.url] = verdict
+        if len(self._unfit) == len(self.endpoints):
+            raise refusal(self._unfit) or refused
+        raise NotSent(str(refused)) from refused
+
+    async def token(self, endpoint: Endpoint) -> str:
+        """The token to send, handed out by `endpoint`, who was admitted; empty without a user.
+
+        Raises `NotSent` where it hands none out, `Refused` for a wrong user or password."""
         if not self.authenticates:
             return ""
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT_S), self._login:
                 if not self._token:
-                    self._token = await self._authenticate()
+                    self._token = await self._authenticate(endpoint)
                 return self._token
         except (TimeoutError, ReplyLost) as error:
-            raise NotSent(f"etcd at {self.endpoint.url} did not answer a login: {error}") from error
+            raise NotSent(f"etcd at {endpoint.url} did not answer a login: {error}") from error
 
     def distrust(self, token: str) -> None:
         """etcd did not take this token: the next call gets a new one."""
@@ -129,8 +141,10 @@ class Channel:
         while (left := deadline - clock()) > 0:
             endpoint, token = self.endpoint, ""
             try:
-                await self.admit(endpoint)
-                token = await self.token()
+                await self.admit(endpoint, min(left, ATTEMPT_TIMEOUT_S))
+                token = await self.token(endpoint)
+                if (left := deadline - clock()) <= 0:
+                    break
                 limit = min(left, ATTEMPT_TIMEOUT_S) if repeatable else left
                 return await self.transport.post(endpoint, path, body, timeout=limit, token=token)
             except Refused as error:
@@ -158,10 +172,10 @@ class Channel:
             left = deadline - asyncio.get_running_loop().time()
             await asyncio.sleep(min(pause, max(left, 0)))
 
-    async def _authenticate(self) -> str:
+    async def _authenticate(self, endpoint: Endpoint) -> str:
         path, limit = "/auth/authenticate", ATTEMPT_TIMEOUT_S
         try:
-            answer = await self.transport.post(self.endpoint, path, self._credentials, timeout=limit, token="")
+            answer = await self.transport.post(endpoint, path, self._credentials, timeout=limit, token="")
         except Refused as error:
             if error.code == FAILED_PRECONDITION:
                 log.warning("a user for etcd is configured, but etcd's authentication is off")

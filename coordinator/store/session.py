@@ -39,11 +39,15 @@ class Session:
 
     async def keep(self, healthy: Callable[[], bool]) -> None:
         """Renew until lost. The deadline counts from when the last renewal that succeeded was *sent*."""
-        while self.alive:
-            left = self.deadline - self._clock()
-            await asyncio.sleep(min(self.ttl / KEEP_ALIVES_PER_TTL, left))
-            if healthy():
-                await self._renew()
+        try:
+            while self.alive:
+                left = self.deadline - self._clock()
+                await asyncio.sleep(min(self.ttl / KEEP_ALIVES_PER_TTL, left))
+                if healthy():
+                    await self._renew()
+        except Exception:
+            self._lose("nobody keeps it alive any more")
+            raise
         if not self.lost.is_set():
             self._lose("no keep-alive was answered in time")
 

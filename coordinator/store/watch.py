@@ -92,7 +92,7 @@ class Watch:
         start = max(1, self._following - self._spare)
         body = msgspec.json.encode(wire.watch_body(self._prefix, start))
         await self._channel.admit(endpoint)
-        self._token = await self._channel.token()
+        self._token = await self._channel.token(endpoint)
         framer = Framer()
         self._heard = False
         opened = self._channel.transport.stream(endpoint, "/watch", body, stall=self._stall, token=self._token)

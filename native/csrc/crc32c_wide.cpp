@@ -72,7 +72,7 @@ VNPU_WIDE_TARGET std::uint32_t update(std::uint32_t sum, unsigned char* to, cons
     Step<copying> all(to, data);
     all.a = _mm512_xor_si512(all.a, _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(sum))));
     for (std::size_t at = wide_step; at != length; at += wide_step) {
-        const Step<copying> next(to + at, data + at);
+        const Step<copying> next(copying ? to + at : nullptr, data + at);
         all.a = further<bits>(all.a, next.a);
         all.b = further<bits>(all.b, next.b);
         all.c = further<bits>(all.c, next.c);

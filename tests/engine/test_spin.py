@@ -29,11 +29,12 @@ def slept(after_s=0.0, timeout_ms=None):
     reader.wait(timeout_ms)
     return getattr(reader.poller, "asked", "spun")
 print(reader.busy_loop_s)
-print(slept(), slept(3600.0), slept(3600.0, 5))
+reader.busy_loop_s = 3600.0
+print(slept(), slept(7200.0), slept(7200.0, 5))
 spin.work()
 print(slept())
 spin.rest()
-print(slept(), slept(3600.0), slept(0.0, 0), reader.busy_loop_s)
+print(slept(), slept(7200.0), slept(0.0, 0), reader.busy_loop_s)
 spin.work(3600.0)
 print(slept())
 spin.rest()
@@ -50,6 +51,6 @@ def test_a_reader_of_vllms_queue_spins_briefly_and_looks_now_and_then_while_it_r
     assert own == str(SPIN_S)
     assert spinning == "spun None 5"
     assert unrested == "spun"
-    assert resting == f"{LOOK_MS} None 0 {SPIN_S}"
+    assert resting == f"{LOOK_MS} None 0 3600.0"
     assert still == str(LOOK_MS)
     assert working == "spun"

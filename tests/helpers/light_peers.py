@@ -50,8 +50,10 @@ async def serving(lab: LightLab, rank: LightRank, **more: Any) -> AsyncIterator[
         size = sum(extent.length for extent in rank.extents)
         seed = Seed(host=LOCAL, port=engine.peer.port, family=rank.identity.family, total=size, have=size)
         await lab.store.txn([], [Put(keys.seed(name, fingerprint), encode(seed))])
-        yield engine
-        await lab.store.txn([], [Delete(keys.seed(name, fingerprint))])
+        try:
+            yield engine
+        finally:
+            await lab.store.txn([], [Delete(keys.seed(name, fingerprint))])
 
 
 def stream(hands: Any, name: str, claims: str, at: int, size: int, desk: str) -> None:

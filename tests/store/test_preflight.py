@@ -135,16 +135,29 @@ async def test_no_call_reaches_a_member_that_must_not_be_used(version: str, chec
     assert transport.called == []
 
 
-async def test_a_member_that_was_away_is_asked_when_it_is_back() -> None:
+async def test_an_unfit_member_is_done_without_while_another_may_be_used(caplog: pytest.LogCaptureFixture) -> None:
+    """However late it shows: who serves goes on. It is asked again, for it may have been upgraded."""
     transport = Scripted({"a": None, "b": "3.8.0"})
     store = store_of(transport, Check.STRICT)
     await store.channel.rpc("/kv/range", {}, wire.Reply)
     assert transport.called == ["b"]
-    transport.versions["a"], transport.versions["b"] = "3.5.0", None
-    store.channel.avoid(store.channel.endpoint)
-    with pytest.raises(ConfigError, match=r"http://a:2379: etcd 3\.5\.0"):
+    transport.versions["a"] = "3.5.0"
+    for _ in range(2):
+        store.channel.avoid(store.channel.endpoint)
         await store.channel.rpc("/kv/range", {}, wire.Reply)
-    assert transport.called == ["b"]
+    assert transport.called == ["b"] * 3
+    assert caplog.text.count("http://a:2379: etcd 3.5.0") == 1
+    transport.versions["a"] = "3.8.0"
+    store.channel.avoid(store.channel.endpoint)
+    await store.channel.rpc("/kv/range", {}, wire.Reply)
+    assert transport.called == ["b"] * 3 + ["a"]
+
+
+async def test_where_no_member_may_be_used_each_is_named() -> None:
+    transport = Scripted({"a": "3.5.0", "b": "3.3.1"})
+    with pytest.raises(ConfigError, match=r"http://a:2379: etcd 3\.5\.0.*http://b:2379: etcd 3\.3\.1"):
+        await store_of(transport, Check.STRICT).channel.rpc("/kv/range", {}, wire.Reply)
+    assert transport.called == []
 
 
 async def test_who_is_told_to_ask_nothing_asks_nothing() -> None:

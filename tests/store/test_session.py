@@ -112,6 +112,22 @@ def test_no_keep_alive_is_sent_while_the_engine_is_not_healthy() -> None:
     run_virtual(main())
 
 
+def test_a_keeper_that_fails_loses_the_session_at_once() -> None:
+    async def main() -> None:
+        def healthy() -> bool:
+            raise RuntimeError("broken")
+
+        async def held() -> None:
+            async with open_session(client(Line()), 5, healthy=healthy) as session:
+                await session.lost.wait()
+                assert asyncio.get_running_loop().time() == 1.0
+
+        with pytest.raises(RuntimeError, match="broken"):
+            await held()
+
+    run_virtual(main())
+
+
 def test_the_keys_of_a_lost_session_are_gone_from_etcd_by_its_deadline() -> None:
     """The deadline is on the safe side: etcd's own count began later."""
 

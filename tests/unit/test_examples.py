@@ -44,7 +44,7 @@ def test_an_example_says_how_it_is_run(example: Path) -> None:
     head = example.read_text().partition("\ndevices:")[0]
 
     assert f"--config examples/{example.name}" in head
-    for folder in re.findall(r"path: (\S+?)[,}\s]", example.read_text()):
+    for folder in re.findall(r"path: \./(\S+?)[,}\s]", example.read_text()):
         assert f"vnpu make-model examples/{folder}" in head or example.stem == "production"
 
 

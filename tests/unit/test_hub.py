@@ -89,7 +89,7 @@ def test_a_folder_goes_before_an_id(here: Path) -> None:
 
 
 def test_a_whole_snapshot_is_used_without_the_network(here: Path, there: Hub) -> None:
-    folder = cached(os.environ, ("config.json", "model.safetensors"))
+    folder = cached(os.environ, ("config.json", "model.safetensors", "tokenizer.json"))
     assert config.load(written(here), os.environ).models["a"].path == str(folder)
     assert config.load(written(here, f"{NAME}@{COMMIT}"), os.environ).models["a"].path == str(folder)
     assert faults(written(here), os.environ) == []
@@ -98,8 +98,13 @@ def test_a_whole_snapshot_is_used_without_the_network(here: Path, there: Hub) ->
 
 @pytest.mark.parametrize(
     "files",
-    [("config.json",), ("model.safetensors",), ("config.json", "model-00001-of-00002.safetensors")],
-    ids=["no weights", "no configuration", "half the weights"],
+    [
+        ("config.json", "tokenizer.json"),
+        ("model.safetensors", "tokenizer.json"),
+        ("config.json", "tokenizer.json", "model-00001-of-00002.safetensors"),
+        ("config.json", "model.safetensors"),
+    ],
+    ids=["no weights", "no configuration", "half the weights", "no tokenizer"],
 )
 def test_half_a_snapshot_counts_for_nothing(here: Path, files: tuple[str, ...]) -> None:
     cached(os.environ, files)
@@ -108,7 +113,8 @@ def test_half_a_snapshot_counts_for_nothing(here: Path, files: tuple[str, ...]) 
 
 
 def test_shards_are_all_of_them(here: Path) -> None:
-    cached(os.environ, ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"))
+    shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    cached(os.environ, ("config.json", "tokenizer.json", *shards))
     config.load(written(here), os.environ)
 
 

@@ -342,6 +342,14 @@ def test_replicas_are_started_as_far_as_there_is_room_and_nobody_leaves_for_more
     assert [wish for wish, _ in directs(stage.demand("a", 1))] == [CLOSE]
 
 
+def test_who_waits_for_a_first_engine_comes_before_a_second_of_another() -> None:
+    stage = replicas(KeptStage("n/0", "n/1", budget=130), 2, size=50, weights=10)
+    stage.keep("b", "n/0", size=50, weights=10)
+    stage.ram(130, masters=120)
+    assert directs(stage.demand("a", 1)) == directs(stage.demand("b", 1)) == []
+    assert sorted(directs(stage.ram(130, masters=0))) == [(RUN, "a@0"), (RUN, "b")]
+
+
 def test_a_replica_that_was_stopped_comes_back_when_none_is_left() -> None:
     stage = replicas(KeptStage("n/0", "n/1", budget=200), 2)
     for direct in of(Direct, stage.demand("a", 1)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -46,6 +47,12 @@ class Town:
             streaming.close()
 
 
+def leave(peers: Peers) -> bool:
+    """Whether it may drop its weights."""
+    peers.withdraw()
+    return peers.known()
+
+
 @pytest.fixture
 async def town() -> AsyncIterator[Town]:
     one = Town()
@@ -71,11 +78,17 @@ async def test_pages_are_filled_and_what_lies_outside_them_has_to_be_the_same(to
 async def test_two_that_leave_at_once_do_not_count_on_each_other(town: Town) -> None:
     rank = LightRank("w", "w", SIZE)
     first, second = await town.engine("a", rank), await town.engine("b", rank)
-    assert first.withdraw()
-    await eventually(lambda: not town.served("a"))
-    assert not second.withdraw()
+    assert await asyncio.to_thread(leave, first)
+    assert not await asyncio.to_thread(leave, second)
     second.serve()
     await eventually(lambda: town.served("b"))
-    assert first.withdraw()
+    assert await asyncio.to_thread(leave, first)
     first.serve()
     await eventually(lambda: town.served("a"))
+
+
+async def test_of_two_that_leave_in_the_same_instant_one_keeps_its_weights(town: Town) -> None:
+    rank = LightRank("w", "w", SIZE)
+    both = [await town.engine(name, rank) for name in ("a", "b")]
+    dropped = await asyncio.gather(*(asyncio.to_thread(leave, one) for one in both))
+    assert not all(dropped)

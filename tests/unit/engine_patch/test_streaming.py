@@ -149,8 +149,8 @@ async def test_what_was_loaded_once_comes_again_and_is_told_as_ever(town: Town):
     assert all(seed.whole for engine, seed in town.board.history[told:] if engine == "b")
 
 
-async def test_who_has_no_copy_just_now_is_nobodys_source(town: Town):
-    """Nor is who is loading still."""
+async def test_who_has_no_copy_just_now_is_nobodys_source(town: Town, monkeypatch: pytest.MonkeyPatch):
+    """Nor is who is loading still. And who serves himself is not told that others do."""
     rank = Rank(LENGTHS, seed=1)
     fingerprint = rank.identity.fingerprint
     first, second = await town.whole("a", rank), await town.whole("b", rank)
@@ -158,8 +158,13 @@ async def test_who_has_no_copy_just_now_is_nobodys_source(town: Town):
     for served in (False, True):
         first.offer(served=served)
         await eventually(lambda served=served: ((seed := town.board.seed("a")) and seed.port > 0) == served)
+        second.offer(served=False)
         assert second.elsewhere(fingerprint) == served
+    monkeypatch.setattr("engine_patch.streaming.WITHDRAW_S", 0.2)
     assert not second.elsewhere("another")
+    second.offer(served=True)
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port > 0)
+    assert not second.elsewhere(fingerprint)
 
 
 class Neighbour:
