@@ -183,8 +183,9 @@ class Rolling:
         position = self._window.position(step)
         owner, name = self._window.owner(position), self.series.layers[position]
         if not sent.wait(self._deadline_s):
+            whom = self._others() if owner == self._me else f"rank {owner}, its owner"
             raise OutOfStep(
-                f"rank {self._me} waited {self._deadline_s:g} s at {name} (step {step}) for rank {owner}, its owner",
+                f"rank {self._me} waited {self._deadline_s:g} s at {name} (step {step}) for {whom}",
                 remedy="a rank is gone or at another layer: see the engine's log",
             )
         series, sent_step = image.stamped(place)
@@ -195,6 +196,10 @@ class Rolling:
                 remedy="the ranks ran different forward passes: report this model",
             )
         return place
+
+    def _others(self) -> str:
+        others = [str(rank) for rank in range(self._window.group) if rank != self._me]
+        return f"rank{'s' * (len(others) > 1)} {', '.join(others)} to take it"
 
 
 def total(rolling: Sequence[Rolling]) -> int:

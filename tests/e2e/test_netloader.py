@@ -26,6 +26,7 @@ from coordinator.core.model import Daemon, Residency, Seed, Spec
 from coordinator.demo.node import Node, own_environment, start
 from coordinator.picture import Mirror
 from coordinator.store import connect
+from coordinator.store.floor import development
 from coordinator.supervise.layout import RunFile
 from tests.helpers.eventually import eventually
 from tests.helpers.proxy import Proxy
@@ -115,9 +116,10 @@ async def by_hand(config: Path, run_dir: Path, *words: str) -> AsyncIterator[Pat
     show = [*VNPU, *words, "--config", str(config), "--run-dir", str(run_dir), "--print"]
     line = (await asyncio.to_thread(subprocess.run, show, check=True, capture_output=True, text=True)).stdout
     log = run_dir / f"{words[-1]}.by-hand.log"
+    beside = {**own_environment(os.environ), **development({})}  # of the first node's own etcd
     with log.open("wb") as file:
         process = await asyncio.create_subprocess_exec(
-            "bash", "-c", f"exec {line}", env=own_environment(os.environ), stdout=file, stderr=file
+            "bash", "-c", f"exec {line}", env=beside, stdout=file, stderr=file
         )
     try:
         yield log

@@ -178,8 +178,12 @@ def test_a_rank_that_does_not_come_is_named_with_the_layer() -> None:
     hub = Hub(2)
     ranks = [Rank(series(4, 2, 1), me, hub, deadline_s=0.05) for me in (0, 1)]
     ranks[0].rolling.fill()
-    with pytest.raises(OutOfStep, match=r"rank 0 waited 0.05 s at layers\.0\.o_proj \(step 0\) for rank 0"):
+    with pytest.raises(OutOfStep, match=r"rank 0 waited 0.05 s at layers\.0\.o_proj \(step 0\) for rank 1 to take it"):
         ranks[0].run(torch.rand(1, 10))
+    hub = Hub(2)
+    late = [Rank(series(4, 2, 0), me, hub, deadline_s=0.05) for me in (0, 1)]
+    with pytest.raises(OutOfStep, match=r"rank 1 waited 0.05 s at layers\.0\.o_proj \(step 0\) for rank 0, its owner"):
+        late[1].run(torch.rand(1, 10))
 
 
 def test_a_rank_that_is_a_whole_pass_ahead_is_found_by_the_step_in_the_image() -> None:
