@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -89,6 +90,12 @@ def site(environ: Mapping[str, str]) -> str:
     return (environ.get("HF_ENDPOINT") or SITE).rstrip("/")
 
 
+def shown(where: str) -> str:
+    """A site without the name and password that its address may have."""
+    parts = urlsplit(where)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+
+
 def fetch(named: HubId, environ: Mapping[str, str]) -> Path:
     """Gets what the cache does not have of it, with progress on standard error; returns its folder. Blocks as long as
     that takes. Raises HubError."""
@@ -118,14 +125,16 @@ def fetch(named: HubId, environ: Mapping[str, str]) -> Path:
 
 def _told(named: HubId, where: str, error: Exception) -> HubError:
     """By the names of the library's classes (huggingface_hub.errors)."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
+    kinds, there = {kind.__name__ for kind in type(error).__mro__}, shown(where)
     if "GatedRepoError" in kinds:
-        return HubError(f"{named} is gated", remedy=f"accept its terms at {where}/{named.repo}, then set HF_TOKEN")
+        return HubError(
+            f"{named} is gated", remedy=f"accept its terms at {there}/{named.repo}, then set HF_TOKEN"
+        )
     if "RevisionNotFoundError" in kinds:
         return HubError(f"{named.repo} has no revision {named.revision}", remedy="name a branch, a tag or a commit")
     if "RepositoryNotFoundError" in kinds:
         remedy = "mend the id; where it is private set HF_TOKEN; a folder of that name can be made: vnpu make-model"
-        return HubError(f"there is no {named} at {where}", remedy=remedy)
-    said = " ".join(str(error).split())[:WORDS] or type(error).__name__
+        return HubError(f"there is no {named} at {there}", remedy=remedy)
+    said = " ".join(str(error).replace(where, there).split())[:WORDS] or type(error).__name__
     remedy = "check the network, or name a mirror by HF_ENDPOINT; or put the model's folder there yourself"
-    return HubError(f"{named} cannot be fetched from {where}: {said}", remedy=remedy)
+    return HubError(f"{named} cannot be fetched from {there}: {said}", remedy=remedy)

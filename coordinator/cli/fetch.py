@@ -51,7 +51,7 @@ def named(file: Path, environ: Mapping[str, str]) -> dict[HubId, Document]:
 
 
 def _get(id_: HubId, section: Document, environ: Mapping[str, str], console: Console) -> None:
-    where, into = hub.site(environ), hub.cache(environ)
+    where, into = hub.shown(hub.site(environ)), hub.cache(environ)
     told = f"{section.path}: fetching {escape(str(id_))} from {where} into {into}"
     console.print(told, highlight=False, soft_wrap=True)
     try:

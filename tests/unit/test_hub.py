@@ -214,3 +214,14 @@ def test_a_file_without_ids_fetches_nothing(here: Path, there: Hub, capsys: pyte
     assert cli.main(["fetch"]) == 0
     assert "names no model by an id of the hub" in " ".join(capsys.readouterr().out.split())
     assert there.asked == []
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        ("https://anna:secret@mirror:8443/hub", "https://mirror:8443/hub"),
+        ("https://huggingface.co", "https://huggingface.co"),
+    ],
+)
+def test_a_mirrors_password_is_not_shown(site: str, said: str) -> None:
+    assert hub.shown(site) == said
