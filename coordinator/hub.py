@@ -127,9 +127,7 @@ def _told(named: HubId, where: str, error: Exception) -> HubError:
     """By the names of the library's classes (huggingface_hub.errors)."""
     kinds, there = {kind.__name__ for kind in type(error).__mro__}, shown(where)
     if "GatedRepoError" in kinds:
-        return HubError(
-            f"{named} is gated", remedy=f"accept its terms at {there}/{named.repo}, then set HF_TOKEN"
-        )
+        return HubError(f"{named} is gated", remedy=f"accept its terms at {there}/{named.repo}, then set HF_TOKEN")
     if "RevisionNotFoundError" in kinds:
         return HubError(f"{named.repo} has no revision {named.revision}", remedy="name a branch, a tag or a commit")
     if "RepositoryNotFoundError" in kinds:
