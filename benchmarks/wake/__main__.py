@@ -22,9 +22,10 @@ from coordinator.weights import weight_bytes
 
 PAIRS = 20
 """Eight gave medians of `switch_over_restore` between 1.17 and 1.35 in runs of the same code."""
+QUICK = 2
 
 
-async def measure(pairs: int, models: Path, progress: Progress) -> Samples:
+async def measure(models: Path, progress: Progress, *, quick: bool) -> Samples:
     with tempfile.TemporaryDirectory(prefix="vnpu-wake-") as run_dir:
         async with prepared_node(models, Path(run_dir), progress) as (found, audit):
             return await Bench(found, audit, weight_bytes(models / SUBJECT), progress).run(pairs)
@@ -62,7 +63,7 @@ def main() -> None:
     console = Console(stderr=arguments.json)
     with Progress(console=console) as progress:
         make_models(arguments.models.absolute(), progress)
-        samples = asyncio.run(measure(2 if arguments.quick else PAIRS, arguments.models.absolute(), progress))
+        samples = asyncio.run(measure(arguments.models.absolute(), progress, quick=arguments.quick))
     measured = result(samples)
     figures.show(console, measured, GOALS)
     if arguments.json:

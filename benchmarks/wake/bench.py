@@ -51,8 +51,11 @@ class Samples(msgspec.Struct):
 
 
 class Bench:
-    def __init__(self, found: RunFile, audit: Audit, weights: int, progress: Progress) -> None:
+    """Where it is not `judged`, no pair is dropped: a smoke must not depend on how even the machine is."""
+
+    def __init__(self, found: RunFile, audit: Audit, weights: int, progress: Progress, *, judged: bool) -> None:
         self._found = found
+        self._judged = judged
         self._audit = audit
         self._weights = weights
         self._progress = progress
@@ -91,7 +94,7 @@ class Bench:
         self._share("copied_share_full")
         busy, _ = await self._after_victim(busy=True)
         after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
-        if not figures.steady(before, after):
+        if not self._kept(before, after):
             self._samples.dropped += 1
             return
         yardstick = (before + after) / 2 * self._weights
@@ -100,6 +103,9 @@ class Bench:
         self._samples.full.append(full / yardstick)
         self._samples.switch.append(idle / alone)
         self._samples.switch_busy.append(busy / alone)
+
+    def _kept(self, before: float, after: float) -> bool:
+        return not self._judged or figures.steady(before, after)
 
     def _share(self, name: str) -> None:
         """Of the weights, how much the last wake copied: the rest lay in pages that nobody had needed."""
@@ -165,7 +171,7 @@ class Bench:
         after = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
         if not kept:  # the engine found that keeping is the dearer way
             self._samples.notes.append("KV was not kept")
-        elif figures.steady(before, after):
+        elif self._kept(before, after):
             self._samples.recompute_over_keep.append(computed / kept)
         else:
             self._samples.notes.append("a pair of recompute_over_keep was dropped because memcpy drifted")
