@@ -9,6 +9,7 @@ import sys
 
 import uvloop
 
+from benchmarks.gateway.later import Later
 from coordinator.process import raise_file_limit
 
 FIRST_S = 0.020
@@ -33,7 +34,8 @@ FIRST = HEAD + EVENT
 class Engine(asyncio.Protocol):
     """One connection, one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, later: Later) -> None:
+        self._later = later
         self._got = b""
         self._transport: asyncio.Transport
 
@@ -46,18 +48,24 @@ class Engine(asyncio.Protocol):
         length = _LENGTH.search(head)
         if end and len(body) >= (int(length[1]) if length else 0):
             self._got = b""
-            asyncio.get_running_loop().call_later(FIRST_S, self._begin)
+            self._later.call(self._begin)
 
     def _begin(self) -> None:
+        if self._transport.is_closing():
+            return
         self._transport.write(FIRST)
         asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
+        if self._transport.is_closing():
+            return
         self._transport.write(REST)
 
 
 async def serve() -> None:
-    server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", 0, backlog=16384)
+    loop = asyncio.get_running_loop()
+    later = Later(loop, FIRST_S)
+    server = await loop.create_server(lambda: Engine(later), "127.0.0.1", 0, backlog=16384)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()

@@ -117,6 +117,10 @@ class Gateway:
         """These keys and no others from now on. Raises as `vet_keys`."""
         self._access.change(keys)
 
+    def heed(self, current: bool) -> None:
+        """Whether what was told by `turn_away` is so now. Where it may not be, requests wait."""
+        self._dispatcher.heed(current)
+
     def admit(self, model: str) -> None:
         self._dispatcher.admit(model)
 

@@ -62,14 +62,15 @@ class Body:
 
     async def read(self, chunks: AsyncIterable[bytes]) -> bytes:
         """All of `chunks`. Raises Problem: 413 beyond the limit, 503 beyond the budget; nothing is read beyond it."""
-        parts = []
-        async for chunk in chunks:
-            if self._size + len(chunk) > self._limit:
-                raise too_large(self._limit)
-            self._budget.take(len(chunk))
-            self._size += len(chunk)
-            parts.append(chunk)
-        return b"".join(parts)
+        return b"".join([self.charge(chunk) async for chunk in chunks])
+
+    def charge(self, chunk: bytes) -> bytes:
+        """The same bytes. Raises as `read`."""
+        if self._size + len(chunk) > self._limit:
+            raise too_large(self._limit)
+        self._budget.take(len(chunk))
+        self._size += len(chunk)
+        return chunk
 
     def release(self) -> None:
         self._budget.give_back(self._size)

@@ -37,6 +37,7 @@ class Dispatcher:
         self._waited = waited
         self._balancer = Balancer()
         self._refused: dict[ModelId, Refuse] = {}
+        self._current = True
 
     def route(self, route: Route) -> None:
         """A model's endpoints changed: whoever waits for it looks again."""
@@ -56,6 +57,13 @@ class Dispatcher:
         """The same for whoever would have to wait, until `admit`, or until the model has an endpoint."""
         self._refused[refuse.model] = refuse
         self.refuse(refuse)
+
+    def heed(self, current: bool) -> None:
+        """Whether what was told of those to be turned away is so now. Where it may not be, they wait."""
+        if current and not self._current:
+            for refuse in self._refused.values():
+                self.refuse(refuse)
+        self._current = current
 
     def admit(self, model: str) -> None:
         self._refused.pop(ModelId(model), None)
@@ -112,7 +120,7 @@ class Dispatcher:
 
     async def _wait_for_one(self, call: Call, reason: str) -> Endpoint:
         """The first endpoint that may be tried; raises Problem at the call's deadline, or when waiting is in vain."""
-        if (refused := self._refused.get(ModelId(call.model))) is not None:
+        if self._current and (refused := self._refused.get(ModelId(call.model))) is not None:
             raise unavailable(refused.reason, refused.retry_after_s)
         with self._room.place(call.model) as place:
             while True:

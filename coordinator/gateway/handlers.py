@@ -278,6 +278,8 @@ async def _read(request: Request, body: Body) -> Ask | Form:
     """Raises Problem for what is neither."""
     if request.path in surface.FORM_PATHS:
         return await read_form(request, body)
+    if request.whole:
+        return parse(body.charge(request.here()))
     return parse(await body.read(request.chunks()))
 
 

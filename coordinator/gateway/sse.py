@@ -12,6 +12,8 @@ from coordinator.gateway.problem import Problem
 
 DONE = b"data: [DONE]"
 _NAMES = b"\nevent:"
+TAIL = 64
+"""Bytes of a stream that are kept to see whether they end it."""
 
 
 class LineRelay:
@@ -46,7 +48,7 @@ class LineRelay:
             seen = self._last[-1:] + ready
             if (start := seen.rfind(_NAMES)) >= 0:
                 self._event = seen[start + len(_NAMES) :].partition(b"\n")[0].strip()
-        self._last = (self._last + ready)[-64:]
+        self._last = ready[-TAIL:] if len(ready) >= TAIL else (self._last + ready)[-TAIL:]
 
     @property
     def complete(self) -> bool:

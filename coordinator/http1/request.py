@@ -60,16 +60,20 @@ class Request:
         """The body as it comes, once. Its reader is cancelled when the client leaves."""
         while True:
             if self._parts:
-                data = b"".join(self._parts)
-                self._parts.clear()
-                self._ahead = 0
-                yield data
+                yield self.here()
             elif self.whole:
                 return
             else:
                 self._source.go_on()
                 self._waiter = asyncio.get_running_loop().create_future()
                 await self._waiter
+
+    def here(self) -> bytes:
+        """What has come of the body and was not read: all that is left where it is `whole`."""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self._ahead = 0
+        return data
 
     def feed(self, data: bytes) -> None:
         """The next bytes of the body, from its connection."""

@@ -79,8 +79,8 @@ class Response:
     def write(self, data: bytes, *, last: bool = False) -> None:
         """Call `drained` where it is `congested` then. `last`: and `end`, at once."""
         if self._chunked:
-            framed = b"%b%x\r\n%b\r\n" % (self._unsent, len(data), data) if data else self._unsent
-            data = framed + b"0\r\n\r\n" if last else framed
+            end = b"0\r\n\r\n" if last else b""
+            data = b"%b%x\r\n%b\r\n%b" % (self._unsent, len(data), data, end) if data else self._unsent + end
         else:
             data = self._unsent + data
         self._unsent = b""

@@ -10,6 +10,7 @@ from multidict import CIMultiDict
 
 from coordinator.errors import VnpuError
 from coordinator.http1.head import MOST_BYTES, Fields
+from coordinator.http1.turns import Turns
 
 MOST_AHEAD: Final = 256 << 10
 """Bytes of an answer that are taken from the network before somebody reads them."""
@@ -25,10 +26,12 @@ class BrokenOff(VnpuError):
 
 
 class Upstream(asyncio.Protocol):
-    """One connection. `status` and `headers` are there after `ask`."""
+    """One connection. `status` and `headers` are there after `ask`. What comes wakes its reader in its turn of `turns`,
+    that it broke at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
         self._loop = asyncio.get_running_loop()
+        self._turns = turns
         self._fields = Fields()
         self.on_header = self._fields.add
         self._parts: list[bytes] = []
@@ -36,7 +39,7 @@ class Upstream(asyncio.Protocol):
         self._parser: HttpResponseParser | None = HttpResponseParser(self)
         self._transport: asyncio.Transport
         self._ahead = self._head_bytes = 0
-        self._held = False
+        self._held = self._queued = False
         self._fault = ""
         self._waiter: asyncio.Future[None] | None = None
         self._headed = self._to_the_end = False
@@ -127,6 +130,12 @@ class Upstream(asyncio.Protocol):
         elif self._ahead > MOST_AHEAD and not self._held:
             self._held = True
             self._transport.pause_reading()
+        if not self._queued:
+            self._queued = True
+            self._turns.queue(self._go_on)
+
+    def _go_on(self) -> None:
+        self._queued = False
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -159,36 +168,37 @@ class Upstream(asyncio.Protocol):
 
 
 class Pool:
-    """Of connections, by address. An engine that is asked may be silent for `silence_s`."""
+    """Of connections, by address; make it while a loop runs. An engine that is asked may be silent for `silence_s`."""
 
     def __init__(self, silence_s: float) -> None:
         self._silence_s = silence_s
+        self._loop = asyncio.get_running_loop()
+        self._turns = Turns(self._loop.call_soon)
         self._idle: dict[tuple[str, int], list[Upstream]] = {}
         self._busy: set[Upstream] = set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     async def take(self, address: tuple[str, int], timeout_s: float) -> Upstream:
         """An open connection, to be given back. Raises OSError or TimeoutError where there is none."""
-        loop = asyncio.get_running_loop()
         idle = self._idle.get(address, [])
         while idle:
             upstream = idle.pop()
-            if upstream.reusable and loop.time() - upstream.idle_since < KEEP_S:
+            if upstream.reusable and self._loop.time() - upstream.idle_since < KEEP_S:
                 self._busy.add(upstream)
                 return upstream
             upstream.fail("it was idle")
         async with asyncio.timeout(timeout_s):
-            _, upstream = await loop.create_connection(Upstream, *address)
+            _, upstream = await self._loop.create_connection(lambda: Upstream(self._turns), *address)
         self._busy.add(upstream)
         if self._sweeper is None:
-            self._sweeper = loop.call_later(min(SWEEP_S, self._silence_s / 4), self._sweep)
+            self._sweeper = self._loop.call_later(min(SWEEP_S, self._silence_s / 4), self._sweep)
         return upstream
 
     def give(self, address: tuple[str, int], upstream: Upstream) -> None:
         """It is kept where its answer was read whole; else it ends, and so does the engine's work."""
         self._busy.discard(upstream)
         if upstream.reusable:
-            upstream.idle_since = asyncio.get_running_loop().time()
+            upstream.idle_since = self._loop.time()
             self._idle.setdefault(address, []).append(upstream)
         else:
             upstream.fail("nobody reads it")
@@ -203,8 +213,7 @@ class Pool:
 
     def _sweep(self) -> None:
         """Ends what is idle or silent for too long."""
-        loop = asyncio.get_running_loop()
-        now = loop.time()
+        now = self._loop.time()
         for upstream in tuple(self._busy):
             if upstream.waits_since is not None and now - upstream.waits_since > self._silence_s:
                 upstream.fail(f"it was silent for {self._silence_s:g} s")
@@ -217,4 +226,4 @@ class Pool:
             else:
                 del self._idle[address]
         busy = bool(self._busy or self._idle)
-        self._sweeper = loop.call_later(min(SWEEP_S, self._silence_s / 4), self._sweep) if busy else None
+        self._sweeper = self._loop.call_later(min(SWEEP_S, self._silence_s / 4), self._sweep) if busy else None

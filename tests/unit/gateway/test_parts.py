@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from coordinator.core.commands import Endpoint, Route
 from coordinator.core.model import EngineId, ModelId
 from coordinator.gateway.body import Body, Budget, parse
-from coordinator.gateway.call import allowed_wait, ids
+from coordinator.gateway.call import AT_ONCE, allowed_wait, ids
 from coordinator.gateway.problem import Problem, closing
 from coordinator.gateway.routes import GONE_GRACE_S, Balancer, Routes
 from coordinator.gateway.sse import LineRelay
@@ -42,7 +43,9 @@ def test_a_nonsensical_deadline_is_the_limit(text: str) -> None:
 def test_two_requests_with_one_id_have_two_ids_at_the_engine() -> None:
     headers = {"X-Request-Id": "same"}
     assert ids(headers)[0] == ids(headers)[0] == "same"
-    assert ids(headers)[1] != ids(headers)[1]
+    minted = [ids(headers)[1] for _ in range(3 * AT_ONCE)]
+    assert len(set(minted)) == 3 * AT_ONCE
+    assert all(re.fullmatch("[0-9a-f]{32}", each) for each in minted)
 
 
 def test_a_repeated_key_means_one_thing_to_us_and_to_the_engine() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -14,15 +13,14 @@ from coordinator.core.commands import Refuse
 from coordinator.core.model import ModelId
 from coordinator.gateway import reply
 from coordinator.gateway.settings import Names
+from coordinator.supervise.ports import free_port
 from tests.helpers.gateway import Bench, gateway
 from tests.helpers.openai_stub import OpenAIStub, begin_stream, event, serving, stream
 
 
 def unused_url() -> str:
     """Nobody listens there."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def read_stream(bench: Bench, model: str, **fields: object) -> tuple[list[bytes], BaseException | None]:
@@ -300,6 +298,31 @@ async def test_while_a_model_is_refused_nobody_waits_for_it_and_its_engines_stil
         bench.gateway.admit("m")
         waiting = asyncio.create_task(bench.ask("m"))
         await bench.until_waiting("m", 1)
+        bench.route("m", stub.url)
+        assert (await waiting)[0] == 200
+
+
+async def test_by_news_that_may_be_old_nobody_is_turned_away() -> None:
+    async with gateway() as bench:
+        bench.route("m")
+        bench.gateway.turn_away(Refuse(ModelId("m"), "it is drained", 7))
+        bench.gateway.heed(False)
+        waiting = asyncio.create_task(bench.ask("m"))
+        await bench.until_waiting("m", 1)
+        bench.gateway.heed(True)
+        assert (await waiting)[1]["error"]["message"] == "it is drained"
+        assert (await bench.ask("m"))[0] == 503
+
+
+async def test_who_waits_since_news_was_old_goes_on_waiting_where_the_refusal_was_lifted() -> None:
+    async with serving(OpenAIStub()) as stub, gateway() as bench:
+        bench.route("m")
+        bench.gateway.turn_away(Refuse(ModelId("m"), "it is drained", 7))
+        bench.gateway.heed(False)
+        waiting = asyncio.create_task(bench.ask("m"))
+        await bench.until_waiting("m", 1)
+        bench.gateway.admit("m")
+        bench.gateway.heed(True)
         bench.route("m", stub.url)
         assert (await waiting)[0] == 200
 
