@@ -217,7 +217,7 @@ class Runtime:
 
     async def _follow(self, member: Member) -> None:
         """The one watch."""
-        async with aclosing(follow(self._store, keys.ROOT)) as updates:
+        async with aclosing(follow(self._store, keys.ROOT, current=self._gateway.heed)) as updates:
             async for update in updates:
                 event = self._reader.listed(update) if isinstance(update, Listing) else self._reader.changed(update)
                 self._metrics.quarantined(len(self._reader.quarantined))
@@ -271,6 +271,8 @@ class Runtime:
 
     async def _next(self) -> Event:
         """The next event, or a `Tick` at the scheduler's deadline."""
+        if not self._inbox.empty():
+            return self._inbox.get_nowait()
         deadline = self._scheduler.deadline()
         if deadline is None:
             return await self._inbox.get()
@@ -309,6 +311,8 @@ class Runtime:
                 self._gateway.admit(model)
             else:
                 self._gateway.turn_away(Refuse(model, refusal.reason, refusal.retry_after_s))
+        if isinstance(event, Listed):  # changes may have come before doubt did
+            self._gateway.heed(True)
 
     def _notices_moved(self) -> None:
         if self._member is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, closing
 
 from coordinator.errors import Compacted, StoreUnavailable
 from coordinator.store.base import Changes, Listing, Store
+from coordinator.store.patience import Patience
 
 log = logging.getLogger(__name__)
 
@@ -18,34 +19,39 @@ RETRY_S = 0.5
 
 
 async def follow(
-    store: Store, prefix: str, *, doubt: float | None = DOUBT_S
+    store: Store, prefix: str, *, doubt: float | None = DOUBT_S, current: Callable[[bool], None] = lambda _: None
 ) -> AsyncGenerator[Listing | Changes, None]:
     """First a `Listing`, then `Changes`; a further `Listing` replaces all that was known. Use it within `aclosing`.
 
     After `doubt` seconds of silence (None: never) the watch is opened anew and the prefix listed; the listing is
-    yielded only if it tells something new. Goes on while etcd is away; raises `StoreError` where etcd refuses. A
-    listing whose revision is below an earlier one means that etcd lost data (PROTOCOL rule 13). Where it lost data and
-    has come further since, a watch resumes as if nothing had happened: then the first key that was born anew without
-    having died tells, at the latest the leader's heartbeat.
+    yielded only if it tells something new. `current(False)` is called when what was told may not be so any more;
+    `current(True)` when a listing finds that it still is, else the next update says what is. Goes on while etcd is
+    away; raises `StoreError` where etcd refuses. A listing whose revision is below an earlier one means that etcd lost
+    data (PROTOCOL rule 13). Where it lost data and has come further since, a watch resumes as if nothing had happened:
+    then the first key that was born anew without having died tells, at the latest the leader's heartbeat.
     """
     view = _View()
     while True:
         listing = await _list(store, prefix)
         if view.replace(listing):
             yield listing
+        else:
+            current(True)
         try:
             async with aclosing(store.watch(prefix, listing.revision + 1)) as watch:
-                while True:
-                    async with asyncio.timeout(doubt):
-                        changes = await anext(watch)
-                    view.apply(changes)
-                    yield changes
+                with closing(Patience(doubt)) as patience:
+                    while True:
+                        with patience:
+                            changes = await anext(watch)
+                        view.apply(changes)
+                        yield changes
         except _AnotherLife:
             log.warning("the store under %s is not the one that was followed: listing again", prefix)
         except TimeoutError:
             log.debug("nothing heard under %s for %s s: listing again", prefix, doubt)
         except Compacted as error:
             log.warning("watch on %s: %s", prefix, error)
+        current(False)
 
 
 class _AnotherLife(Exception):

@@ -48,28 +48,35 @@ class _Watcher:
 
     prefix: str
     pending: deque[Changes] = field(default_factory=deque)
-    wake: asyncio.Event = field(default_factory=asyncio.Event)
     broken: bool = False
+    _waiting: asyncio.Future[None] | None = None
 
     def offer(self, changes: Changes) -> None:
         if self.broken:
             return
-        seen = tuple([change for change in changes.changes if change.key.startswith(self.prefix)])
+        seen = [change for change in changes.changes if change.key.startswith(self.prefix)]
         if seen:
-            self.pending.append(Changes(seen, changes.revision))
-            self.wake.set()
+            whole = len(seen) == len(changes.changes)
+            self.pending.append(changes if whole else Changes(tuple(seen), changes.revision))
+            self._wake()
 
     def cut(self) -> None:
         self.broken = True
         self.pending.clear()
-        self.wake.set()
+        self._wake()
 
-    async def next(self) -> Changes | None:
-        """The next batch; None once the watch is cut."""
-        while not self.pending and not self.broken:
-            self.wake.clear()
-            await self.wake.wait()
+    def next(self) -> Changes | None:
+        """The next batch; None where there is none."""
         return self.pending.popleft() if self.pending else None
+
+    def news(self) -> asyncio.Future[None]:
+        """Done when there is a batch, or the watch is cut. One waits at a time."""
+        self._waiting = asyncio.get_running_loop().create_future()
+        return self._waiting
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
 
 class MemoryEtcd:
@@ -256,7 +263,10 @@ class MemoryStore:
             await self._joined.wait()
             await self.server.until_up()
             with self._watching(prefix, following) as watcher:
-                while changes := await watcher.next():
+                while not watcher.broken:
+                    if (changes := watcher.next()) is None:
+                        await watcher.news()
+                        continue
                     lag = self.faults("watch").delay
                     if lag:
                         await asyncio.sleep(lag)

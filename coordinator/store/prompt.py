@@ -13,10 +13,14 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SLICE_NS = 100_000
 """The shortest that the kernel grants."""
+USUAL = 0
+"""The kernel's own."""
 _CALLS = {"x86_64": (314, 315), "aarch64": (274, 275)}.get(os.uname().machine)
 """Numbers of sched_setattr and sched_getattr."""
 _ATTR = struct.Struct("=IIQiIQQQ")
@@ -27,6 +31,21 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def be_prompt(thread: int = 0) -> bool:
     """The thread of this id (0: the caller's) asks for short slices; so do threads that it starts, and what it execs.
     Its nice value stays. False: this kernel or machine does not have it, or the thread is no ordinary one."""
+    return _ask_for(SLICE_NS, thread)
+
+
+@contextmanager
+def promptly() -> Iterator[None]:
+    """Within it the caller's thread is prompt; then it has the usual slices: of a thread that computes at other
+    times."""
+    be_prompt()
+    try:
+        yield
+    finally:
+        _ask_for(USUAL, 0)
+
+
+def _ask_for(slice_ns: int, thread: int) -> bool:
     if _CALLS is None:
         return False
     setattr_, getattr_ = _CALLS
@@ -36,7 +55,7 @@ def be_prompt(thread: int = 0) -> bool:
     size, policy, flags, nice, priority, _, deadline, period = _ATTR.unpack(attr.raw)
     if policy != os.SCHED_OTHER:
         return False
-    wanted = _ATTR.pack(size, policy, flags, nice, priority, SLICE_NS, deadline, period)
+    wanted = _ATTR.pack(size, policy, flags, nice, priority, slice_ns, deadline, period)
     return bool(_LIBC.syscall(setattr_, thread, wanted, 0) == 0)
 
 

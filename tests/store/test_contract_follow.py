@@ -73,6 +73,18 @@ async def test_doubt_lists_again_and_is_silent_where_there_is_no_news(store: Sto
         assert f"{prefix}b" in found
 
 
+async def test_who_doubts_says_so_and_says_when_all_is_as_it_was(store: Store, prefix: str) -> None:
+    heard: asyncio.Queue[bool] = asyncio.Queue()
+    await put(store, f"{prefix}a")
+    async with aclosing(follow(store, prefix, doubt=0.05, current=heard.put_nowait)) as updates:
+        await take(updates, 1)
+        assert heard.empty()
+        waiting = asyncio.create_task(take(updates, 1))
+        assert [await heard.get() for _ in range(4)] == [False, True, False, True]
+        await put(store, f"{prefix}b")
+        await waiting
+
+
 async def test_garbage_is_quarantined_until_it_is_replaced(store: Store) -> None:
     key = keys.policy("a/model")
     reader = Reader()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 
@@ -14,6 +13,7 @@ from coordinator.store import connect, keys
 from coordinator.store.base import CreateRevision, Listing, Put, Store
 from coordinator.store.epoch import ensure_epoch
 from coordinator.store.follow import follow
+from coordinator.supervise.ports import free_port
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.proxy import Proxy
 from tests.helpers.store import appears, keys_of, put, take
@@ -34,9 +34,7 @@ async def direct(real: RealEtcd) -> AsyncIterator[Store]:
 
 def nowhere() -> str:
     """A URL that refuses connections."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{sock.getsockname()[1]}"
+    return f"http://127.0.0.1:{free_port()}"
 
 
 async def test_a_write_whose_reply_is_lost_is_ambiguous_and_sent_once(proxy: Proxy, direct: Store, prefix: str) -> None:

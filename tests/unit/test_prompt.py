@@ -51,6 +51,17 @@ def test_a_thread_and_what_it_starts_ask_for_short_slices() -> None:
     assert slice_ns() == before
 
 
+def test_a_thread_is_prompt_for_a_while() -> None:
+    def work() -> tuple[int, int, int]:
+        usual = slice_ns()
+        with prompt.promptly():
+            short = slice_ns()
+        return usual, short, slice_ns()
+
+    usual, short, after = in_a_thread(work)
+    assert (short, after) == (SHORT, usual)
+
+
 SCRIPT = """
 import os, threading
 from coordinator.store import prompt

@@ -128,6 +128,9 @@ class SimGateway(NoAdmin):
     def turn_away(self, refuse: Refuse) -> None:
         self.dispatcher.turn_away(refuse)
 
+    def heed(self, current: bool) -> None:
+        self.dispatcher.heed(current)
+
     def admit(self, model: str) -> None:
         self.dispatcher.admit(model)
 

@@ -213,6 +213,7 @@ class SimEngine:
             await self.world.loop.create_future()
 
     async def offload(self) -> tuple[Report, ...]:
+        await self.drain()
         self._begin()
         await self._wedge()
         if self.stepping or self.door.is_set():

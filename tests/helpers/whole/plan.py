@@ -20,7 +20,6 @@ HEARD_S = 1.0
 """After that everybody has heard what operators have taken back: a request that comes before may still be refused."""
 PROBE_S = 60.0
 HOT_S = 0.4
-REFUSED = "model_unavailable"
 
 FAULTS = (
     *("kill engine", "kill engine", "stop engine", "stop engine", "expire lease", "expire lease", "kill daemon"),
@@ -197,11 +196,6 @@ async def probe(world: World) -> None:
         for number, model in enumerate(hot):
             world.request(model, 0.1, number, PROBE_S)
         await asyncio.sleep(HOT_S)
-        if world.loop.time() < world.healed_at + LATE_S:  # a gateway may not have heard yet that a refusal was lifted
-            requests = [
-                world.request(request.model, 0.1, number, PROBE_S) if request.ended == REFUSED else request
-                for number, request in enumerate(requests)
-            ]
     for request in requests:
         if request.ended != "served":
             raise Violated(f"I5: {request.model} is not served: {request.ended or 'still waits'}")

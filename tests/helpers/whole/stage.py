@@ -6,12 +6,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import coordinator.runtime
+import coordinator.store.facts
 import coordinator.store.session
 import engine_patch.agent
 import engine_patch.errands
@@ -20,6 +21,7 @@ import native.daemon.device
 import native.daemon.engines
 import native.daemon.masters
 import native.daemon.node
+from coordinator.store.base import Change, KeyValue
 from tests.helpers.whole import coordinator as sim_coordinator
 from tests.helpers.whole.daemon import SimClient, SimServer
 from tests.helpers.whole.loop import Limit, current
@@ -60,6 +62,7 @@ def staged(world: World) -> Iterator[None]:
         (coordinator.runtime, "Admin", sim_coordinator.NoAdmin),
         (coordinator.runtime, "Metrics", sim_coordinator.NoMetrics),
         (coordinator.runtime, "Gateway", partial(sim_coordinator.SimGateway, world=world)),
+        (coordinator.store.facts, "of_change", _once(coordinator.store.facts.of_change)),
         (coordinator.store.session, "KEEP_ALIVES_PER_TTL", KEEP_ALIVES_PER_TTL),
         (asyncio, "timeout", Limit),
         (time, "time", world.wall),
@@ -75,6 +78,21 @@ def staged(world: World) -> Iterator[None]:
         for owner, name, value in before:
             setattr(owner, name, value)
         logging.disable(disabled)
+
+
+def _once(read: Callable[[Change], Any]) -> Callable[[Change], Any]:
+    """A value is decoded once for all who see it: what is read is immutable, and each has about ten readers."""
+    known: dict[int, tuple[KeyValue, Any]] = {}
+
+    def fact(change: Change) -> Any:
+        if change.kv is None:
+            return read(change)
+        found = known.get(id(change.kv))
+        if found is None:
+            found = known[id(change.kv)] = (change.kv, read(change))
+        return found[1]
+
+    return fact
 
 
 def _driver(world: World, kind: str, index: int = 0, capacity: int = 0, pages: str = "", *, backing: str = "") -> Any:

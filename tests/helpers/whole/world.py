@@ -326,6 +326,7 @@ class World:
         loop.set_exception_handler(
             lambda loop, told: self.violate(f"unheard: {told.get('exception') or told['message']!r}")
         )
+        collected = gc.isenabled()
         gc.disable()
         try:
             loop.run_until_complete(self._until_failed(script))
@@ -333,7 +334,8 @@ class World:
             self.violate(f"I5: {dead}")
         finally:
             self._away()
-            gc.enable()
+            if collected:
+                gc.enable()
         if self.wrong:
             raise Violated(self.wrong)
 
