@@ -40,14 +40,15 @@ class Trace(msgspec.Struct, frozen=True):
         return (self.cost[OURS] - self.optimum) / peer if peer > 0.01 * self.optimum else None
 
 
-def judge(name: tuple[str, int]) -> Trace:
-    """One trace through the real scheduler, once for each policy."""
+def judge(name: tuple[str, int], *, remains: bool = False) -> Trace:
+    """One trace through the real scheduler, once for each policy. `remains`: who comes back to pages that nobody has
+    needed since does not copy them, as node daemons have it; the optimum copies all."""
     family, seed = name
     work = workload(family, seed)
     runs = []
     for policy in NAMES:
         name_, _, predict = policy.partition("+")
-        world = World(work.fleet, work.requests, make(name_), predict=bool(predict))
+        world = World(work.fleet, work.requests, make(name_), predict=bool(predict), remains=remains)
         world.run()
         runs.append((policy, world))
     found = compare(work.fleet, runs)

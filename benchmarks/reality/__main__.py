@@ -8,7 +8,7 @@ import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -33,33 +33,34 @@ async def measure(seconds: float, practice: float, rounds: int, models: Path, pr
             return await Bench(found, audit, store, progress).run(seconds, practice, rounds)
 
 
-def p50(told: list[Told]) -> float:
-    return statistics.median(each.ttft for each in told) if told else float("nan")
+def p50(told: Iterable[Told]) -> float:
+    seconds = [each.ttft for each in told]
+    return statistics.median(seconds) if seconds else float("nan")
 
 
 def compared(samples: Samples, of: Callable[[float], float]) -> Ratio:
-    """`of` the ratio of medians, bootstrapped over requests of both."""
+    """`of` the ratio of medians, bootstrapped over requests; of a request all draws go together."""
     draw = random.Random(0)
-    pairs = list(zip(samples.simulated, samples.real, strict=True))
+    requests = list(zip(samples.real.told, *(replay.told for replay in samples.simulated), strict=True))
 
-    def figure(chosen: list[tuple[Told, Told]]) -> float:
-        return of(p50([simulated for simulated, _ in chosen]) / p50([real for _, real in chosen]))
+    def figure(chosen: Sequence[tuple[Told, ...]]) -> float:
+        return of(p50(each for one in chosen for each in one[1:]) / p50(one[0] for one in chosen))
 
-    drawn = sorted(figure(draw.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
-    return Ratio(figure(pairs), (drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES)]), len(pairs))
+    drawn = sorted(figure(draw.choices(requests, k=len(requests))) for _ in range(RESAMPLES))
+    return Ratio(figure(requests), (drawn[int(0.025 * RESAMPLES)], drawn[int(0.975 * RESAMPLES)]), len(requests))
 
 
 def result(samples: Samples, seconds: float) -> Result:
-    values = {
-        f"{who}_{kind}_p50_ms": MS * p50([one for one in told if kind == "all" or one.cold == (kind == "asleep")])
-        for who, told in (("sim", samples.simulated), ("real", samples.real))
-        for kind in ("all", "awake", "asleep")
-    }
+    values: dict[str, float] = {}
+    for who, replays in (("sim", samples.simulated), ("real", [samples.real])):
+        told = [each for replay in replays for each in replay.told]
+        values[f"{who}_all_p50_ms"] = MS * p50(told)
+        values[f"{who}_awake_p50_ms"] = MS * p50(each for each in told if not each.cold)
+        values[f"{who}_asleep_p50_ms"] = MS * p50(each for each in told if each.cold)
+        values[f"{who}_asleep_share"] = statistics.fmean(each.cold for each in told)
+        values[f"{who}_restores"] = statistics.fmean(len(replay.copied) for replay in replays)
+        values[f"{who}_copied_gb"] = statistics.fmean(sum(replay.copied) for replay in replays) / 1e9
     values |= {
-        "sim_restores": samples.restores[0],
-        "real_restores": samples.restores[1],
-        "sim_copied_gb": samples.copied[0] / 1e9,
-        "real_copied_gb": samples.copied[1] / 1e9,
         "fitted_gb_s": samples.bandwidth / 1e9,
         "memcpy_measuring_gb_s": 1e-9 / samples.memcpy[0],
         "memcpy_trace_gb_s": 1e-9 / samples.memcpy[1],

@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from benchmarks.reality.setting import (
     AFTER,
+    APART_S,
     BEFORE,
     CAPACITY,
     JUDGED,
@@ -24,7 +25,7 @@ from benchmarks.reality.setting import (
     TOKENS,
     trace,
 )
-from coordinator.core.model import Phase
+from coordinator.core.model import Order, Phase
 from coordinator.core.policies.registry import make
 from coordinator.demo import memcpy
 from coordinator.demo.audit import Audit
@@ -46,6 +47,8 @@ TICKS = 1e6
 """A simulated prompt has a token for each microsecond that it takes."""
 LEAST_COPY_S = 1e-4
 """A copy that cannot be told from noise took so long at least."""
+DRAWS = 25
+"""So often service times are drawn for the simulated trace, so that the figure is not one draw's luck."""
 
 
 class Told(msgspec.Struct, frozen=True):
@@ -59,10 +62,17 @@ class Told(msgspec.Struct, frozen=True):
 
 
 class Wake(msgspec.Struct, frozen=True):
-    """One wake from sleep into free memory: seconds to the first token, and the bytes it copied."""
+    """One wake from sleep into free memory, with nothing else to do: seconds to the first token, the bytes it copied,
+    and seconds to the first token of the next request, which found the model awake and as quiet."""
 
     ttft: float
     copied: int
+    awake: float
+
+    @property
+    def added(self) -> float:
+        """Seconds that it took for having been asleep."""
+        return self.ttft - self.awake
 
 
 class Measured(msgspec.Struct):
@@ -74,19 +84,19 @@ class Measured(msgspec.Struct):
     saved: list[int] = []
     weights: int = 0
 
-    @property
-    def first(self) -> float:
-        """Seconds to the first token, awake: the median."""
-        return statistics.median(told.ttft for told in self.awake)
+
+class Replay(msgspec.Struct, frozen=True):
+    """The trace once, request by request, and the bytes that each restore in it copied."""
+
+    told: list[Told]
+    copied: list[int]
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """Both runs, request by request, and what each of them moved."""
+    """The trace for real, and in virtual time as often as service times were drawn."""
 
-    real: list[Told]
-    simulated: list[Told]
-    restores: tuple[int, int]
-    copied: tuple[int, int]
+    real: Replay
+    simulated: list[Replay]
     bandwidth: float
     memcpy: tuple[float, float]
     """Seconds a byte: while the simulator's figures were measured, and at both ends of the trace."""
@@ -110,36 +120,31 @@ class Bench:
             await self._measure(measured, rounds, trace(practice, BEFORE))
             hop = await self._hop()
             speeds.append(await self._memcpy())
-            real, restored = await self._judged(trace(seconds, JUDGED))
+            real = await self._judged(trace(seconds, JUDGED))
             speeds.append(await self._memcpy())
             await self._measure(measured, rounds, trace(practice, AFTER))
             speeds.append(await self._memcpy())
         finally:
             await self._client.close()
         bandwidth = fitted(measured.values())
-        world = World(
-            fleet(measured, bandwidth, hop), asked(measured, trace(seconds, JUDGED)), make("cost_aware"), delays=hop,
-            remains=True,
-        )  # fmt: skip
-        world.run()
-        moved = [move.bytes for move in world.moves if move.order.value == "restore"]
+        told = fleet(measured, bandwidth, hop)
         return Samples(
             real=real,
-            simulated=[Told(job.request.model, job.ttft, job.cold) for job in world.jobs if job.ttft is not None],
-            restores=(len(moved), len(restored)),
-            copied=(sum(moved) - len(moved) * KV, sum(restored)),
+            simulated=[simulated(told, asked(measured, trace(seconds, JUDGED), draw), hop) for draw in range(DRAWS)],
             bandwidth=bandwidth,
             memcpy=((speeds[0] + speeds[3]) / 2, (speeds[1] + speeds[2]) / 2),
         )
 
-    async def _judged(self, requests: Sequence[Request]) -> tuple[list[Told], list[int]]:
-        """From all asleep; and the bytes of each restore."""
+    async def _judged(self, requests: Sequence[Request]) -> Replay:
+        """From all asleep; then each was there once, so that what lies on the device is known: that is not judged."""
         for name in KINDS:
             await self._asleep(name)
-        seen = {name: len(self._audit.history[name]) for name in KINDS}
-        told = await self._replay(requests, "the trace")
+        await self._replay(requests[: len(KINDS)], "each once")
         await asyncio.sleep(SETTLE_S)
-        return told, [copied for name in KINDS for copied in self._restored(name, seen[name])]
+        seen = {name: len(self._audit.history[name]) for name in KINDS}
+        told = await self._replay(requests[len(KINDS) :], "the trace", since=requests[0].t + len(KINDS) * APART_S)
+        await asyncio.sleep(SETTLE_S)
+        return Replay(told, [copied for name in KINDS for copied in self._restored(name, seen[name])])
 
     async def _memcpy(self) -> float:
         return await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
@@ -175,7 +180,9 @@ class Bench:
         seen = len(self._audit.history[name])
         answer = await self._ask(name)
         await self._audit.until(lambda: bool(self._restored(name, seen)), LIMIT_S, f"{name} back")
-        return Wake(answer.ttft_s, self._restored(name, seen)[-1])
+        await asyncio.sleep(SETTLE_S)
+        awake = await self._ask(name)
+        return Wake(answer.ttft_s, self._restored(name, seen)[-1], awake.ttft_s)
 
     async def _hop(self) -> Delays:
         """One transaction of this etcd; what a watch takes is not more."""
@@ -212,10 +219,10 @@ class Bench:
         answer = await self._ask(model)
         return Told(model, answer.ttft_s, cold, (answer.total_s - answer.ttft_s) / (TOKENS - 1))
 
-    async def _replay(self, requests: Sequence[Request], what: str) -> list[Told]:
-        """Each request at its time, whatever became of those before it."""
+    async def _replay(self, requests: Sequence[Request], what: str, *, since: float = 0.0) -> list[Told]:
+        """Each request at its time, whatever became of those before it. `since`: when on their clock it is now."""
         task = self._progress.add_task(what, total=len(requests))
-        begun = time.monotonic()
+        begun = time.monotonic() - since
 
         async def one(request: Request) -> Told:
             await asyncio.sleep(max(0.0, begun + request.t - time.monotonic()))
@@ -228,14 +235,14 @@ class Bench:
 
 def fitted(measured: Iterable[Measured]) -> float:
     """Bytes a second: how much longer wakes took that copied more."""
-    wakes = [(wake.copied, wake.ttft - of.first) for of in measured for wake in of.wakes]
-    middle = statistics.median(copied for copied, _ in wakes)
-    much = [wake for wake in wakes if wake[0] > middle]
-    little = [wake for wake in wakes if wake[0] <= middle]
+    wakes = [wake for of in measured for wake in of.wakes]
+    middle = statistics.median(wake.copied for wake in wakes)
+    much = [wake for wake in wakes if wake.copied > middle]
+    little = [wake for wake in wakes if wake.copied <= middle]
     if not much:
-        return max(max(copied for copied, _ in wakes), 1) / LEAST_COPY_S
-    more = statistics.median(copied for copied, _ in much) - statistics.median(copied for copied, _ in little)
-    longer = statistics.median(added for _, added in much) - statistics.median(added for _, added in little)
+        return max(max(wake.copied for wake in wakes), 1) / LEAST_COPY_S
+    more = statistics.median(wake.copied for wake in much) - statistics.median(wake.copied for wake in little)
+    longer = statistics.median(wake.added for wake in much) - statistics.median(wake.added for wake in little)
     return more / max(longer, LEAST_COPY_S)
 
 
@@ -243,7 +250,7 @@ def fleet(measured: dict[str, Measured], bandwidth: float, hop: Delays) -> Fleet
     """What the simulator is told. The way to the order is in a measured wake; the simulator adds it itself."""
 
     def model(of: Measured) -> Model:
-        fixed = statistics.median(wake.ttft - of.first - wake.copied / bandwidth for wake in of.wakes)
+        fixed = statistics.median(wake.added - wake.copied / bandwidth for wake in of.wakes)
         return Model(
             weights=Size(of.weights),
             devices=[DEVICE],
@@ -261,10 +268,20 @@ def fleet(measured: dict[str, Measured], bandwidth: float, hop: Delays) -> Fleet
     return Fleet([device], {name: model(of) for name, of in measured.items()})
 
 
-def asked(measured: dict[str, Measured], requests: Iterable[Request]) -> list[Request]:
+def asked(measured: dict[str, Measured], requests: Iterable[Request], seed: int) -> list[Request]:
     """Each takes as long to its first token as one that found its model awake in practice, drawn at random."""
-    draw = random.Random(JUDGED)
+    draw = random.Random(seed)
     return [
         msgspec.structs.replace(each, prompt_tokens=round(TICKS * draw.choice(measured[each.model].awake).ttft))
         for each in requests
     ]
+
+
+def simulated(told: Fleet, requests: Sequence[Request], hop: Delays) -> Replay:
+    """The trace in virtual time, after each was there once."""
+    world = World(told, requests, make("cost_aware"), delays=hop, remains=True)
+    world.run()
+    begins = requests[0].t + len(KINDS) * APART_S
+    copied = [move.bytes - KV for move in world.moves if move.order is Order.RESTORE and move.at >= begins]
+    jobs = [job for job in world.jobs if job.request.t >= begins]
+    return Replay([Told(job.request.model, job.ttft, job.cold) for job in jobs if job.ttft is not None], copied)

@@ -26,15 +26,23 @@ MIN_RESIDENCY_S = 1.0
 KEEP_ALIVE_S = 3600.0
 GAP_S = 2.5
 """Between requests, on average."""
+APART_S = 5.0
+"""Between the first requests of a trace, one for each model."""
 TOKENS = 8
 JUDGED, BEFORE, AFTER = 4, 5, 6
 """Seeds of the trace, and of those in which it is practised."""
 
 
 def trace(seconds: float, seed: int) -> list[Request]:
-    """Arrivals at random, the same for a seed. What a prompt takes is measured in practice."""
-    draw, at, found = random.Random(seed), 0.0, []
-    while (at := at + draw.expovariate(1 / GAP_S)) < seconds:
+    """One request for each model, `APART_S` apart; then for `seconds` arrivals at random, the same for a seed. What a
+    prompt takes is measured in practice."""
+    begins = len(KINDS) * APART_S
+    found = [
+        Request(t=number * APART_S, model=name, prompt_tokens=0, output_tokens=TOKENS)
+        for number, name in enumerate(KINDS)
+    ]
+    draw, at = random.Random(seed), begins
+    while (at := at + draw.expovariate(1 / GAP_S)) < begins + seconds:
         (model,) = draw.choices(list(KINDS), WEIGHED)
         found.append(Request(t=at, model=model, prompt_tokens=0, output_tokens=TOKENS))
     return found

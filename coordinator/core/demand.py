@@ -117,6 +117,8 @@ class Queue:
 
     def enter(self, waiter: Waiter) -> None:
         """Join, or change one's devices or due time in place."""
+        if self._waiters.get(waiter.key) == waiter:
+            return
         self.leave(waiter.model, waiter.engine)
         self._waiters[waiter.key] = waiter
         self._of.setdefault(waiter.model, set()).add(waiter.key)

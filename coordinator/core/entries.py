@@ -6,7 +6,6 @@ Only `Ledger` writes them. Times are monotonic seconds of this process, bytes ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import msgspec
 
@@ -65,7 +64,7 @@ class EngineEntry(msgspec.Struct):
 
     @property
     def devices(self) -> tuple[DeviceId, ...]:
-        return cast("tuple[DeviceId, ...]", self.spec.devices) if self.spec is not None else ()
+        return self.spec.devices if self.spec is not None else ()  # type: ignore[return-value]  # names of devices
 
     @property
     def phase(self) -> Phase | None:

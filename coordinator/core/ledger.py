@@ -106,7 +106,8 @@ class Ledger:
 
     def engines_of(self, model: ModelId) -> list[EngineEntry]:
         """Engines whose spec names `model`, in order of id."""
-        return [self.engines[engine] for engine in sorted(self.models.get(model, ()))]
+        ids = self.models.get(model, ())
+        return [self.engines[engine] for engine in (sorted(ids) if len(ids) > 1 else ids)]
 
     def registered(self, holder: Holder) -> EngineEntry | None:
         """The engine whose spec names this very process; None: the process is lost."""

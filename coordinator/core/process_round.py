@@ -88,6 +88,9 @@ class ProcessRound:
                 self._serve(model)
         for model, others in self._together:  # once nobody waits for a first one
             self._start_replicas(model, others)
+        for entry in entries:
+            if self._starts.owed(entry.id):
+                self._start_again(entry)
         return self._commands
 
     # ---- what both use
@@ -151,10 +154,13 @@ class ProcessRound:
             return False
         if not self._world.demand.waiting(model) and self._desk.asks.wakes(model) is None:
             return False
-        coming = any(entry.wish is Wish.RUN and not entry.down for entry in self._processes.of(model))
-        asked = any(self._starts.running(entry.id) for entry in self._processes.of(model))
         here = any(self._processes.wish(engine.id) is Wish.RUN for engine in self._ledger.engines_of(model))
-        return not (coming or asked or here)
+        return not (here or self._runs(model))
+
+    def _runs(self, model: ModelId) -> bool:
+        """Whether a process of it runs, or is on its way, that takes requests."""
+        entries = self._processes.of(model)
+        return any((e.wish is Wish.RUN and not e.down) or self._starts.running(e.id) for e in entries)
 
     def _turn(self, model: ModelId) -> tuple[float, int, str]:
         since = self._starts.since(model)
@@ -324,7 +330,23 @@ class ProcessRound:
                 continue
             start = self._plan(model, entry)
             if start.verdict is Verdict.GO:
+                self._starts.owe(entry.id)
                 self._follow(model, start)
+
+    def _start_again(self, entry: ProcessEntry) -> None:
+        """A replica whose order may have failed: once more, while its model runs or waits and it has room."""
+        at = self._starts.again_at(entry.id)
+        if self._starts.blocked(entry.id, self._now) or self._now < at:
+            self._alarm(entry, at)
+            return
+        model = ModelId(entry.process.model) if entry.process is not None else ModelId("")
+        runs = self._starts.since(model) is not None or self._runs(model)
+        due = entry.down and runs and not self._settings(model).drained
+        if due and self._plan(model, entry).verdict is Verdict.GO:
+            why = f"it goes with the other replicas of {model}, and its first order failed"
+            self._order(entry, Wish.RUN, Why(why, (), model, self._world.policy.name))
+        else:
+            self._starts.settle(entry.id)
 
     def _reserve(self, best: Start) -> None:
         """Those behind see the newcomer in its place; what leaves for it is counted as leaving."""

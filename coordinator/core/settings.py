@@ -122,7 +122,8 @@ class Models:
 
     def of(self, model: ModelId) -> Settings:
         """As configured; before that goes what requests ask for, and before both what the operator has set."""
-        settings = self.configured(model)
+        settings = self._configured.get(model, self._defaults)
         if (asked := self._kept(model)) is not None:
             settings = msgspec.structs.replace(settings, keep_alive=None if asked == math.inf else asked)
-        return settings.overridden(self._overrides.get(model))
+        by = self._overrides.get(model)
+        return settings if by is None else settings.overridden(by)

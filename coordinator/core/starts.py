@@ -9,6 +9,9 @@ from coordinator.core.process import ProcessOrder, Wish
 from coordinator.core.processes import ProcessEntry, Processes
 from coordinator.core.settings import Limits
 
+MOST_TRIES = 8
+"""So often a replica is ordered to start with its model: by `Limits.backoff`, for about three minutes."""
+
 
 class Starts:
     """Orders are numbered by `orders`, with all other transactions of this leader."""
@@ -20,6 +23,8 @@ class Starts:
         self._busy: dict[EngineId, int] = {}
         self._rest: dict[EngineId, float] = {}
         self._since: dict[ModelId, float] = {}
+        self._replicas: dict[EngineId, int] = {}
+        self._again: dict[EngineId, float] = {}
 
     # ---- who waits
 
@@ -32,6 +37,24 @@ class Starts:
     def since(self, model: ModelId) -> float | None:
         """Since when requests for it wait for a process; None: they do not."""
         return self._since.get(model)
+
+    # ---- replicas that come along
+
+    def owe(self, engine: EngineId) -> None:
+        """It is to be started with its model; nobody asks for it again where its order fails."""
+        self._replicas.setdefault(engine, 0)
+
+    def owed(self, engine: EngineId) -> bool:
+        return engine in self._replicas
+
+    def again_at(self, engine: EngineId) -> float:
+        """When a replica that is owed may be ordered once more; who is waited for may be ordered sooner."""
+        return max(self._rest.get(engine, 0.0), self._again.get(engine, 0.0))
+
+    def settle(self, engine: EngineId) -> None:
+        """It starts, or comes with its model's next start."""
+        self._replicas.pop(engine, None)
+        self._again.pop(engine, None)
 
     # ---- orders
 
@@ -69,7 +92,14 @@ class Starts:
         return direct
 
     def failed(self, direct: Direct, now: float) -> None:
-        self._rest[direct.engine] = now + self._limits.retry_s
+        """What somebody waits for is tried again soon and for ever, a replica later each time, `MOST_TRIES` times."""
+        self._rest[direct.engine] = now + self._limits.backoff(1)
+        if direct.engine not in self._replicas:
+            return
+        self._replicas[direct.engine] += 1
+        self._again[direct.engine] = now + self._limits.backoff(self._replicas[direct.engine])
+        if self._replicas[direct.engine] >= MOST_TRIES:
+            self.settle(direct.engine)
 
     def overtaken(self, processes: Processes) -> None:
         """A newer order than a transaction compares was seen: that is it, or it never will be."""
@@ -88,3 +118,5 @@ class Starts:
         """Leadership is over."""
         self.give_up()
         self._since.clear()
+        self._replicas.clear()
+        self._again.clear()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from coordinator.core.commands import Direct
 from coordinator.core.events import DeviceSeen, Granted, GrantRefused, ProcessOrderSeen, ProcessSeen
 from coordinator.core.model import DeviceId, EngineId, Order, Phase, Policy
+from coordinator.core.orders import Orders
 from coordinator.core.process import Life, ProcessOrder, Wish
+from coordinator.core.settings import Limits
+from coordinator.core.starts import Starts
 from tests.helpers.kept import KEEPER, KeptStage, directs
 from tests.helpers.stage import grants, of, only, orders, refusals, routes
 
@@ -365,6 +368,78 @@ def test_a_replica_that_was_stopped_comes_back_when_none_is_left() -> None:
     stage.see(ProcessOrderSeen(EngineId("a@0"), gone, stage.next()))
     stage.stopped("a@0")
     assert sorted(directs(stage.demand("a", 1))) == [(RUN, "a@0"), (RUN, "a@1")]
+
+
+def one_of_two_ordered() -> tuple[KeptStage, Direct]:
+    """`a@0` runs; the order for the other failed."""
+    stage = replicas(KeptStage("n/0", "n/1", budget=200), 2)
+    first, second = of(Direct, stage.demand("a", 1))
+    stage.obeyed(first)
+    stage.run("a@0")
+    stage.demand("a", 0)
+    assert directs(stage.hear(GrantRefused(second.id, "etcd is away"))) == []
+    return stage, second
+
+
+def again(stage: KeptStage) -> list[Direct]:
+    """What is ordered next, if anything is within a few deadlines."""
+    for _ in range(3):
+        due = stage.scheduler.deadline()
+        if due is not None and (found := of(Direct, stage.at(due))):
+            return found
+    return []
+
+
+def test_a_replica_whose_order_failed_is_ordered_again_ever_later_and_not_for_ever() -> None:
+    stage, second = one_of_two_ordered()
+    at, waits = stage.now, []
+    while found := again(stage):
+        assert directs(found) == [(RUN, second.engine)]  # type: ignore[arg-type]
+        waits.append(stage.now - at)
+        stage.load("a@0", running=len(waits))  # what happens meanwhile does not hurry it
+        at = stage.now
+        stage.hear(GrantRefused(found[0].id, "etcd is away"))
+    assert waits == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0]
+
+
+def test_a_replica_that_rests_may_be_ordered_for_those_who_wait() -> None:
+    """What grows is the rest before it is ordered of itself."""
+    stage, second = one_of_two_ordered()
+    limits = Limits(retry_s=1.0)
+    starts = Starts(Orders(limits, 1), limits)
+    starts.owe(second.engine)
+    for _ in range(4):
+        starts.failed(second, stage.now)
+    assert starts.blocked(second.engine, stage.now + 0.9)
+    assert not starts.blocked(second.engine, stage.now + 1.0)
+    assert starts.again_at(second.engine) == stage.now + 8.0
+
+
+def test_a_replica_of_a_drained_model_is_not_ordered_again() -> None:
+    stage, _ = one_of_two_ordered()
+    stage.policy("a", Policy(drained=True))
+    assert again(stage) == []
+
+
+def test_a_replica_that_was_ordered_at_last_is_left_alone() -> None:
+    stage, second = one_of_two_ordered()
+    (direct,) = again(stage)
+    assert (direct.engine, direct.decision.wanted) == (second.engine, "a")
+    stage.obeyed(direct)
+    stage.run("a@1")
+    stage.see(ProcessOrderSeen(EngineId("a@1"), ProcessOrder(keeper=KEEPER, wish=STOP), stage.next()))
+    stage.stopped("a@1")
+    assert directs(stage.at(stage.now + 300.0)) == []
+
+
+def test_a_replica_is_not_ordered_again_when_nothing_of_its_model_runs_or_there_is_no_room() -> None:
+    stage, _ = one_of_two_ordered()
+    stage.see(ProcessOrderSeen(EngineId("a@0"), ProcessOrder(keeper=KEEPER, wish=STOP), stage.next()))
+    stage.stopped("a@0")
+    assert directs(stage.at(stage.now + 300.0)) == []
+    stage, _ = one_of_two_ordered()
+    stage.ram(200, masters=199)
+    assert directs(stage.at(stage.now + 300.0)) == []
 
 
 def test_a_closed_engine_holds_no_other_of_its_model_back() -> None:
