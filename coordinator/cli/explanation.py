@@ -10,8 +10,7 @@ import time
 from collections.abc import Iterator
 
 import msgspec
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from coordinator.core.model import Decision, Spec
 from coordinator.core.why import Told, why
@@ -42,19 +41,22 @@ def explain(picture: Picture, model: str, at: int | None = None) -> list[Explain
     ]
 
 
-def show(told: list[Explained], model: str, at: int | None, console: Console) -> None:
-    """In sentences."""
+def sentences(told: list[Explained], model: str, at: int | None = None) -> Text:
+    """For people: a line for what was decided, indented ones for why."""
     if not told:
         when = "yet" if at is None else f"by revision {at}, as far as decisions are kept"
-        console.print(f"Nothing has been decided about {escape(model)} {when}.", highlight=False)
-    for each in told:
-        day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(each.at))
-        console.print(f"[bold]{escape(each.what)}[/]  [dim]decision {each.n}, revision {each.revision}, {day}[/]")
-        console.print(f"  because {escape(each.because)}", highlight=False)
-        for line in each.looked_at:
-            console.print(f"  looked at {escape(line)}", highlight=False)
-        if each.shadow:
-            console.print(f"  shadow policy {escape(each.shadow)}", highlight=False)
+        return Text(f"Nothing has been decided about {model} {when}.")
+    return Text("\n").join(line for each in told for line in _lines(each))
+
+
+def _lines(told: Explained) -> Iterator[Text]:
+    day = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(told.at))
+    about = f"decision {told.n}, revision {told.revision}, {day}"
+    yield Text.assemble((told.what, "bold"), "  ", (about, "dim"))
+    yield Text(f"  because {told.because}")
+    yield from (Text(f"  looked at {line}") for line in told.looked_at)
+    if told.shadow:
+        yield Text(f"  shadow policy {told.shadow}")
 
 
 def _written(picture: Picture) -> Iterator[tuple[Decision, int]]:

@@ -30,6 +30,11 @@ def happened(before: View, after: View, decided: Iterable[Decision], at: float) 
     return [Happening(at, kind, about, what) for kind, about, what in found]
 
 
+def past(decision: Decision) -> Happening:
+    """As it would have been seen then."""
+    return Happening(decision.at, "decision", decision.engine, f"{decision.order} {decision.engine}: {decision.cause}")
+
+
 Line = tuple[str, str, str]
 
 

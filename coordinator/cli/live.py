@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import termios
 import tty
@@ -11,20 +12,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.text import Text
 
+from coordinator.cli.frame import frame
+from coordinator.cli.happenings import past
 from coordinator.cli.operate import Operator
-from coordinator.cli.render import render, render_events
 from coordinator.cli.screen import QUIT, Screen, Wish, keys, pressed
 from coordinator.cli.view import View
 from coordinator.cli.watcher import Watcher
 from coordinator.errors import VnpuError
 from coordinator.supervise.child import first
 
-FURNITURE = 15
-"""Lines of the screen that are neither models nor events."""
+RECENT = 50
+"""Decisions from before that it begins with."""
 ASKED = ("wake", "sleep")
 """What is not done yet when the API has answered."""
 
@@ -32,24 +33,17 @@ ASKED = ("wake", "sleep")
 async def live(watcher: Watcher, operator: Operator, console: Console) -> None:
     """Until q or Ctrl-C."""
     desk = _Desk(operator)
+    watcher.view()  # from here on it takes note of what happens
+    watcher.happenings.extend(past(decision) for decision in watcher.latest(RECENT))
     try:
         with _keyboard(desk), Live(console=console, screen=True, auto_refresh=False) as display:
             while not desk.over:
                 view = watcher.view()
-                display.update(_drawn(watcher, view, desk.screen, console), refresh=True)
+                display.update(frame(view, watcher.picture, watcher.happenings, desk.screen, console), refresh=True)
                 await first((watcher.news(), desk.poked.wait()))
                 desk.attend(view)
     finally:
         desk.close()
-
-
-def _drawn(watcher: Watcher, view: View, screen: Screen, console: Console) -> Group:
-    room = max(4, console.height - FURNITURE - len(view.devices))
-    below = room // 3 if screen.events else 0
-    parts = [render(view, console.width, room - below, screen), Text()]
-    if below:
-        parts += [render_events(watcher.happenings, below), Text()]
-    return Group(*parts, Text(screen.footer(), style="bold yellow" if screen.asking else "dim", no_wrap=True))
 
 
 class _Desk:
@@ -100,7 +94,7 @@ class _Desk:
 
 @contextmanager
 def _keyboard(desk: _Desk) -> Iterator[None]:
-    """The terminal hands over single keys meanwhile."""
+    """The terminal hands over single keys meanwhile, and says when its size changes."""
     if not sys.stdin.isatty():
         yield
         return
@@ -108,8 +102,10 @@ def _keyboard(desk: _Desk) -> Iterator[None]:
     before = termios.tcgetattr(descriptor)
     tty.setcbreak(descriptor)
     loop.add_reader(descriptor, lambda: desk.type(keys(os.read(descriptor, 64))))
+    loop.add_signal_handler(signal.SIGWINCH, desk.poked.set)
     try:
         yield
     finally:
+        loop.remove_signal_handler(signal.SIGWINCH)
         loop.remove_reader(descriptor)
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

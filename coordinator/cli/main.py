@@ -21,7 +21,11 @@ DONE, FAILED, MISUSED, INTERRUPTED = 0, 1, 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    args = parser.build().parse_args(argv)
+    whole = parser.build()
+    if not (sys.argv[1:] if argv is None else argv):
+        whole.print_help(sys.stderr)
+        return MISUSED
+    args = whole.parse_args(argv)
     try:
         level = log_level(os.environ, "warning")
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

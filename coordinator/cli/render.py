@@ -16,11 +16,17 @@ from coordinator.core.model import Bytes, Phase
 from coordinator.sizes import show_duration, show_size
 
 BAR_WIDTH = 40
+LEAST_SPEED = 0.1
+"""GB/s: below, little was copied, and the bytes say more."""
 LEAST_BAR = 8
 WIDE = 110
 """From here on there is room for all that is known of a model."""
 BESIDE_BAR = 70
 """Columns that the rest of a device's line takes."""
+_CUT = ("model", "device", "held by", "now", "notes")
+"""Columns that give way where the terminal is narrow; figures are never cut."""
+SORTED = {"name": "model", "phase": "phase", "waiting": "waits", "size": "size", "wake": "last wake", "ttft": "TTFT"}
+"""The column by which each of `screen.SORTS` sorts."""
 KINDS = {"weights": "blue", "kv": "green", "cached": "bright_black", "overhead": "yellow"}
 EVENTS = {"decision": "cyan", "device": "blue", "leader": "bold magenta"}
 PHASES = {
@@ -40,15 +46,13 @@ def render(
 ) -> RenderableType:
     """`width`: columns of the terminal; `rows`: how many models there is room for; None: all. `screen`: which are
     shown, in which order, and which is chosen."""
-    devices = _devices(view.devices, max(LEAST_BAR, min(BAR_WIDTH, width - BESIDE_BAR)))
-    parts: list[RenderableType] = [
-        _header(view),
-        Text(),
-        devices,
-        *_hosts(view.hosts),
-        Text(),
-        render_models(view.models, rows, screen, wide=width >= WIDE),
-    ]
+    return Group(overview(view, width), Text(), render_models(view.models, rows, screen, wide=width >= WIDE))
+
+
+def overview(view: View, width: int) -> RenderableType:
+    """All but the models: who leads, devices, host memory, what is wrong."""
+    bars = max(LEAST_BAR, min(BAR_WIDTH, width - BESIDE_BAR))
+    parts = [_header(view, width), Text(), _devices(view.devices, bars), *_hosts(view.hosts)]
     if view.quarantined:
         parts += [Text(), Text(f"not understood, and ignored: {', '.join(view.quarantined)}", style="red")]
     return Group(*parts)
@@ -65,10 +69,11 @@ def bar(held: Bytes, capacity: int, width: int = BAR_WIDTH) -> Text:
     return text.append("·" * left, "dim")
 
 
-def _header(view: View) -> Text:
+def _header(view: View, width: int) -> Text:
     text = Text.assemble(("vNPU", "bold"), "  ", (f"leader {view.leader}" if view.leader else "nobody leads", "dim"))
     if view.gateway:
-        text.append(f"  gateway {view.gateway}/v1  admin {view.admin}", "dim")
+        where = f"gateway {view.gateway}/v1  admin {view.admin}"
+        text.append("  " if len(text) + 2 + len(where) <= width else "\n").append(where, "dim")
     if view.doubt:
         text.append(f"\n{view.doubt}", "bold red")
     return text
@@ -85,17 +90,22 @@ def _devices(devices: Sequence[DeviceView], bar_width: int) -> RenderableType:
             bar(device.bytes, device.capacity, bar_width),
             show_size(device.capacity - device.free),
             show_size(device.capacity),
-            ", ".join(owner.engine + ("" if owner.alive else " (dead)") for owner in device.owners) or "–",
+            _cut(", ".join(owner.engine + ("" if owner.alive else " (dead)") for owner in device.owners) or "–"),
             _operation(device.operation),
         )
-    legend = Text("  ").join(Text.assemble(("█ ", style), kind) for kind, style in KINDS.items())
-    return Group(table, Text.assemble(" " * 2, legend, style="dim"))
+    kinds = [Text.assemble(("█ ", style), kind) for kind, style in KINDS.items()]
+    return Group(table, Text.assemble("  ", Text("  ").join([*kinds, Text("· free")]), style="dim"))
+
+
+def _cut(text: str, style: str = "") -> Text:
+    """Of a column of `_CUT`."""
+    return Text(" ".join(text.split()), style, no_wrap=True, overflow="ellipsis")
 
 
 def _operation(operation: OperationView | None) -> Text:
     if operation is None:
         return Text("–", style="dim")
-    return Text(f"{operation.order} {operation.engine}" + ("" if operation.entered else " (granted)"), style="cyan")
+    return _cut(f"{operation.order} {operation.engine}" + ("" if operation.entered else " (granted)"), "cyan")
 
 
 def _hosts(hosts: Sequence[HostView]) -> Iterator[RenderableType]:
@@ -109,7 +119,7 @@ def _hosts(hosts: Sequence[HostView]) -> Iterator[RenderableType]:
 
 def render_events(happenings: Iterable[Happening], rows: int) -> Text:
     """The newest `rows` of them, the newest last."""
-    text = Text(no_wrap=True)
+    text = Text(no_wrap=True, overflow="ellipsis")
     for each in list(happenings)[-rows:] if rows else []:
         at = time.strftime("%H:%M:%S", time.localtime(each.at))
         text.append(f"{at} ", "dim").append(f"{each.kind:<9}", EVENTS.get(each.kind, "")).append(f"{each.what}\n")
@@ -139,7 +149,7 @@ def render_models(
         )
     shown = _window(models, rows, chosen)
     columns = [column for column in _COLUMNS if wide or column not in _FOR_WIDE]
-    table = _table(*(column if column != "notes" else "" for column in columns))
+    table = _table(*columns, sorted_by=SORTED[screen.sort] if screen is not None else "")
     for model in shown:
         cells = (_COLUMNS[column](model) for column in columns)
         table.add_row(*cells, style="reverse" if chosen and model.engine == chosen else "")
@@ -151,20 +161,26 @@ def _wake(model: ModelView) -> str:
     wake = model.wake
     if wake is None or wake.seconds <= 0:
         return "–"
-    return f"{show_duration(wake.seconds)}, {wake.bytes / wake.seconds / 1e9:.1f} GB/s"
+    speed = wake.bytes / wake.seconds / 1e9
+    return f"{show_duration(wake.seconds)}, {f'{speed:.1f} GB/s' if speed >= LEAST_SPEED else show_size(wake.bytes)}"
 
 
 def _notes(model: ModelView) -> Text:
     words = [word for word, said in (("pinned", model.pinned), ("drained", model.drained)) if said]
     if model.stream is not None:
         words.append(f"{model.stream.have * 100 // max(1, model.stream.total)} % streamed from {model.stream.source}")
-    return Text.assemble((" ".join(words), "magenta"), " " if words and model.error else "", (model.error, "red"))
+    return (
+        _cut("")
+        .append(" ".join(words), "magenta")
+        .append(" " * bool(words))
+        .append(" ".join(model.error.split()), "red")
+    )
 
 
 _COLUMNS: Mapping[str, Callable[[ModelView], str | Text]] = {
-    "model": lambda model: model.model if model.model == model.engine else f"{model.model} ({model.engine})",
+    "model": lambda model: _cut(model.model if model.model == model.engine else f"{model.model} ({model.engine})"),
     "phase": lambda model: Text(model.phase, style=PHASES.get(Phase(model.phase), "")),
-    "device": lambda model: ", ".join(model.devices),
+    "device": lambda model: _cut(", ".join(model.devices)),
     "size": lambda model: show_size(model.bytes),
     "master": lambda model: show_size(model.master) if model.master else "–",
     "runs": lambda model: str(model.running or "–"),
@@ -176,9 +192,10 @@ _COLUMNS: Mapping[str, Callable[[ModelView], str | Text]] = {
 _FOR_WIDE = ("master", "TTFT")
 
 
-def _table(*headings: str) -> Table:
+def _table(*headings: str, sorted_by: str = "") -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for heading in headings:
         right = heading in ("size", "master", "used", "of", "runs", "waits", "TTFT")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+        shown = f"{heading} ▾" if heading and heading == sorted_by else heading * (heading != "notes")
+        table.add_column(shown, justify="right" if right else "left", no_wrap=heading not in _CUT)
     return table

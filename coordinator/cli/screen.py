@@ -9,6 +9,7 @@ import msgspec
 from coordinator.cli.view import ModelView
 
 QUIT = "quit"
+EVENTS, WHY = "events", "why"
 SORTS: Mapping[str, Callable[[ModelView], object]] = {
     "name": lambda model: model.model,
     "phase": lambda model: (model.phase, model.model),
@@ -17,7 +18,8 @@ SORTS: Mapping[str, Callable[[ModelView], object]] = {
     "wake": lambda model: (-(model.wake.seconds if model.wake else 0.0), model.model),
     "ttft": lambda model: (-model.ttft, model.model),
 }
-HELP = "↑↓ choose · s sort · / filter · p pin · w wake · z sleep · d drain · e events · q quit"
+HELP = "↑↓  s sort  / find  p pin  w wake  z sleep  d drain  ? why  e events  q quit"
+"""No wider than the narrowest terminal."""
 _ESCAPES = {b"\x1b[A": "up", b"\x1b[B": "down", b"\x1bOA": "up", b"\x1bOB": "down", b"\x1b": "escape"}
 
 
@@ -29,14 +31,15 @@ class Wish(msgspec.Struct, frozen=True):
 
 
 class Screen(msgspec.Struct, frozen=True):
-    """`asking`: a wish that waits for y; `typing`: letters go into `filter`; `said`: the line at the bottom."""
+    """`asking`: a wish that waits for y; `typing`: letters go into `filter`; `below`: what stands below the models,
+    `EVENTS`, `WHY` or nothing; `said`: the line at the bottom."""
 
     chosen: str = ""
     sort: str = "name"
     filter: str = ""
     typing: bool = False
     asking: Wish | None = None
-    events: bool = True
+    below: str = EVENTS
     said: str = ""
 
     def shown(self, models: Sequence[ModelView]) -> list[ModelView]:
@@ -50,8 +53,7 @@ class Screen(msgspec.Struct, frozen=True):
             return f"{self.asking.what} {self.asking.model}? y / n"
         if self.typing:
             return f"filter: {self.filter}▏  Enter keeps it, Esc drops it"
-        kept = f"filter {self.filter!r} · " if self.filter else ""
-        return self.said or f"{kept}sorted by {self.sort} · {HELP}"
+        return self.said or (f"filter {self.filter!r}: Esc drops it  " if self.filter else "") + HELP
 
 
 def keys(data: bytes) -> list[str]:
@@ -109,21 +111,28 @@ def _next_sort(screen: Screen) -> Screen:
     return msgspec.structs.replace(screen, sort=names[(names.index(screen.sort) + 1) % len(names)])
 
 
+def _below(screen: Screen, what: str) -> Screen:
+    """There, or away where it was there."""
+    return msgspec.structs.replace(screen, below="" if screen.below == what else what)
+
+
 _PLAIN: Mapping[str, Callable[[Screen], Screen]] = {
     "s": _next_sort,
     "/": lambda screen: msgspec.structs.replace(screen, typing=True),
-    "e": lambda screen: msgspec.structs.replace(screen, events=not screen.events),
+    "e": lambda screen: _below(screen, EVENTS),
     "escape": lambda screen: msgspec.structs.replace(screen, filter=""),
 }
 
 
 def _acted(screen: Screen, key: str, shown: Sequence[ModelView]) -> tuple[Screen, Wish | None]:
     """Sleep and drain ask first: they take a model away from those who use it."""
-    if key not in ("p", "w", "z", "d"):
+    if key not in ("p", "w", "z", "d", "?"):
         return screen, None
     model = next((one for one in shown if one.engine == screen.chosen), None)
     if model is None:
         return msgspec.structs.replace(screen, said="choose a model first: ↑ ↓"), None
+    if key == "?":
+        return _below(screen, WHY), None
     words = {
         "p": "unpin" if model.pinned else "pin",
         "w": "wake",

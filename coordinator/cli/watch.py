@@ -15,14 +15,13 @@ import msgspec
 from rich.console import Console
 
 from coordinator.cli.completion import SHELLS, script
-from coordinator.cli.explanation import explain, show
-from coordinator.cli.happenings import Happening
+from coordinator.cli.explanation import explain, sentences
+from coordinator.cli.happenings import Happening, past
 from coordinator.cli.live import live
 from coordinator.cli.operate import ACTS, Operator
 from coordinator.cli.render import render, render_events, render_models
 from coordinator.cli.view import View
 from coordinator.cli.watcher import Watcher
-from coordinator.core.model import Decision
 from coordinator.errors import ConfigError, VnpuError
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
@@ -183,9 +182,9 @@ async def _act(asked: Asked, watcher: Watcher, operator: Operator) -> None:
 
 async def _events(asked: Asked, watcher: Watcher, console: Console) -> None:
     """First the newest decisions, then what happens."""
-    past = [_past(decision) for decision in watcher.latest(RECENT)]
+    decided = [past(decision) for decision in watcher.latest(RECENT)]
     watcher.view()
-    _tell(past, console, as_json=asked.as_json)
+    _tell(decided, console, as_json=asked.as_json)
     seen = 0
     while not asked.once:
         await watcher.news()
@@ -193,10 +192,6 @@ async def _events(asked: Asked, watcher: Watcher, console: Console) -> None:
         seen = watcher.happened
         if new:
             _tell(list(watcher.happenings)[-new:], console, as_json=asked.as_json)
-
-
-def _past(decision: Decision) -> Happening:
-    return Happening(decision.at, "decision", decision.engine, f"{decision.order} {decision.engine}: {decision.cause}")
 
 
 def _tell(happenings: Sequence[Happening], console: Console, *, as_json: bool) -> None:
@@ -212,7 +207,7 @@ def _explain(asked: Asked, picture: Picture, console: Console) -> None:
     if asked.as_json:
         print(msgspec.json.encode(told).decode(), flush=True)
     else:
-        show(told, asked.names[0], asked.at, console)
+        console.print(sentences(told, asked.names[0], asked.at))
 
 
 def _print(view: View, console: Console, asked: Asked) -> None:

@@ -57,7 +57,9 @@ class Watcher:
         self._drawn_from = drawn_from
         self._wakes = remember(self._wakes, picture)
         view = build(picture, self._wakes, silent_s)
-        if self._shown is not None and view != self._shown:
+        if self._shown is None:
+            self._decided = max((each.n for each in self.picture.of(Decision).values()), default=-1)
+        elif view != self._shown:
             self._note(self._shown, view)
         self._shown = view
         return view
@@ -77,8 +79,8 @@ class Watcher:
 
     def _note(self, before: View, after: View) -> None:
         decided = self.latest(KEPT)
-        new = [each for each in decided if each.n > self._decided >= 0]
-        self._decided = max([self._decided, 0, *(each.n for each in decided)])
+        new = [each for each in decided if each.n > self._decided]
+        self._decided = max([self._decided, *(each.n for each in decided)])
         found = happened(before, after, new, time.time())
         self.happened += len(found)
         self.happenings.extend(found)

@@ -2,7 +2,9 @@
 import { clock, el, seconds, size, svg } from "./words.js";
 
 const HEIGHT = 170;
+const TALL = 250;  // of the histogram, beside the decisions
 const LEFT = 62;
+const INSET = 4;
 const LEAST = 30;
 const FOOT = 20;
 const KINDS = ["weights", "kv", "overhead", "cached"];
@@ -76,24 +78,25 @@ export function histogram(wakes, width) {
     bins[found < 0 ? EDGES.length - 1 : found][wake.path] += 1;
   }
   const most = Math.max(...bins.map((bin) => bin.hot + bin.warm + bin.cold));
-  const step = (width - LEFT) / EDGES.length;
-  const scale = (HEIGHT - FOOT - 20) / most;
+  const step = (width - INSET) / EDGES.length;
+  const height = width > 420 ? TALL : HEIGHT;
+  const scale = (height - FOOT - 20) / most;
   const times = wakes.map((wake) => wake.waited + wake.seconds).sort((a, b) => a - b);
   const rank = (share) => times[Math.min(times.length - 1, Math.floor(times.length * share))];
   const told = `${wakes.length} wakes: half within ${seconds(rank(0.5))}, 95 % within ${seconds(rank(0.95))}`;
-  const picture = svg("svg", { viewBox: `0 0 ${width} ${HEIGHT}`, role: "img", "aria-label": told });
+  const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": told });
   bins.forEach((bin, n) => {
-    let y = HEIGHT - FOOT;
+    let y = height - FOOT;
     for (const path of PATHS) {
-      const height = bin[path] * scale;
-      y -= height;
-      if (height) picture.append(svg("rect", { x: LEFT + n * step + 2, y, width: step - 4, height, class: PATH_COLOUR[path] }));
+      const tall = bin[path] * scale;
+      y -= tall;
+      if (tall) picture.append(svg("rect", { x: INSET + n * step + 2, y, width: step - 4, height: tall, class: PATH_COLOUR[path] }));
     }
     const all = bin.hot + bin.warm + bin.cold;
-    if (all) picture.append(svg("text", { x: LEFT + (n + 0.5) * step, y: y - 4, "text-anchor": "middle" }, String(all)));
-    picture.append(svg("text", { x: LEFT + (n + 1) * step, y: HEIGHT - 5, "text-anchor": "middle" }, n % 3 === 2 ? `${n === EDGES.length - 1 ? ">" : ""}${seconds(EDGES[n])}` : ""));
+    if (all) picture.append(svg("text", { x: INSET + (n + 0.5) * step, y: y - 4, "text-anchor": "middle" }, String(all)));
+    if (n % 3 === 2) picture.append(svg("text", { x: INSET + (n + 1) * step, y: height - 5, "text-anchor": "middle" }, seconds(EDGES[n]).replace(".0", "")));
   });
-  picture.append(svg("path", { class: "grid", d: `M${LEFT} ${HEIGHT - FOOT}H${width}` }));
+  picture.append(svg("path", { class: "grid", d: `M${INSET} ${height - FOOT}H${width}` }));
   const names = PATHS.filter((path) => wakes.some((wake) => wake.path === path));
   const words = { hot: "hot: pages still held it", warm: "warm: from the host's copy", cold: "cold: from a start" };
   return [el("p", {}, told), picture, el("ul", { class: "legend" }, ...names.map((path) =>

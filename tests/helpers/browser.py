@@ -128,6 +128,7 @@ async def tab(folder: Path) -> AsyncIterator[Tab]:
                 try:
                     for domain in ("Page", "Runtime", "Log"):
                         await one.do(f"{domain}.enable")
+                    await one.do("Emulation.setScrollbarsHidden", hidden=True)  # a shot of the whole page has none
                     yield one
                 finally:
                     listening.cancel()

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from coordinator.cli.explanation import explain, show
+from coordinator.cli.explanation import explain, sentences
 from coordinator.cli.watch import understood
 from coordinator.core.model import Bytes, Decision, Holder, Order, Spec
 from coordinator.errors import ConfigError, VnpuError
@@ -71,8 +71,8 @@ def test_a_revision_to_come_and_an_unknown_model_are_told_apart(picture: Picture
 def test_in_sentences(picture: Picture) -> None:
     out = io.StringIO()
     console = Console(file=out, width=160)
-    show(explain(picture, "a", 11), "a", 11, console)
-    show(explain(picture, "a", 10), "a", 10, console)
+    console.print(sentences(explain(picture, "a", 11), "a", 11))
+    console.print(sentences(explain(picture, "a", 10), "a", 10))
     said = out.getvalue()
     assert "a-1 left on n/0  decision 2, revision 11, " in said
     assert "because cause 2" in said

@@ -65,11 +65,18 @@ def test_the_table_of_commands_and_the_parser_agree():
     assert set(commands.choices) == set(cli.COMMANDS)
 
 
-@pytest.mark.parametrize("words", [[], ["fly"], ["engine"], ["up", "--fly"], ["make-model", "x", "--size", "huge"]])
+@pytest.mark.parametrize("words", [["fly"], ["engine"], ["up", "--fly"], ["make-model", "x", "--size", "huge"]])
 def test_wrong_use_ends_with_2(words):
     with pytest.raises(SystemExit) as ended:
         cli.main(words)
     assert ended.value.code == 2
+
+
+def test_the_bare_word_says_what_there_is(capsys):
+    assert cli.main([]) == 2
+    said = capsys.readouterr().err
+    assert "vnpu up --config vnpu.yaml" in said
+    assert "simulate" in said
 
 
 @pytest.mark.parametrize(

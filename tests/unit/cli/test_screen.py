@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from coordinator.cli.happenings import happened
-from coordinator.cli.screen import QUIT, SORTS, Screen, Wish, keys, pressed
+from coordinator.cli.screen import EVENTS, QUIT, SORTS, WHY, Screen, Wish, keys, pressed
 from coordinator.cli.view import DeviceView, ModelView, OperationView, View, Wake
 from coordinator.core.model import Bytes, Decision, Order
 
@@ -82,6 +82,16 @@ def test_the_last_line_says_what_a_key_will_do() -> None:
     assert "filter: x" in typed("/x")[0].footer()
     assert "choose a model first" in typed("z")[0].footer()
     assert "q quit" in Screen().footer()
+    assert len(Screen().footer()) <= 80
+    assert "filter 'x': Esc drops it" in typed("/x\r")[0].footer()
+
+
+@pytest.mark.parametrize(
+    ("text", "below"),
+    [("", EVENTS), ("e", ""), ("ee", EVENTS), ("?", EVENTS), ("j?", WHY), ("j??", ""), ("j?e", EVENTS)],
+)
+def test_what_stands_below_the_models(text: str, below: str) -> None:
+    assert typed(text)[0].below == below
 
 
 def view(*models: ModelView, leader: str = "c1", operation: OperationView | None = None, doubt: str = "") -> View:

@@ -111,6 +111,14 @@ def test_models_show_the_newest_answer_s_first_byte_and_what_they_come_back_from
     assert line.count("1.2 GiB") + line.count("1.17 GiB") >= 1
 
 
+def test_a_wake_that_copied_little_says_how_little(picture):
+    view = build(picture, {"org/a": Wake(0.004, 8192)}, 0.0)
+    console = Console(width=200, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render(view))
+    assert "4 ms, 8.0 KiB" in captured.get()
+
+
 def test_weights_on_their_way_are_those_of_the_engine_itself(picture):
     coming = model.Seed(host="h", port=1, family="f", have=1, total=4, source="b")
     change(picture, keys.seed("org/a", "x"), coming)
