@@ -7,6 +7,7 @@ https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,7 @@ def located(path: str, folder: Path, environ: Mapping[str, str]) -> str:
 
 def snapshot(named: HubId, environ: Mapping[str, str]) -> Path | None:
     """Where the cache holds it; None: it does not, or not whole."""
-    repository = cache(environ) / f"models--{named.repo.replace('/', '--')}"
+    repository = _repository(named, environ)
     try:
         commit = (repository / "refs" / named.revision).read_text().strip()
     except OSError:
@@ -75,7 +76,15 @@ def snapshot(named: HubId, environ: Mapping[str, str]) -> Path | None:
         weight_bytes(found)
     except WeightsError:
         return None
-    return found if any(any(found.glob(name)) for name in TOKENIZERS) else None
+    return found if _has_tokenizer(found) else None
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(any(folder.glob(name)) for name in TOKENIZERS)
+
+
+def _repository(named: HubId, environ: Mapping[str, str]) -> Path:
+    return cache(environ) / f"models--{named.repo.replace('/', '--')}"
 
 
 def cache(environ: Mapping[str, str]) -> Path:
@@ -98,29 +107,48 @@ def shown(where: str) -> str:
 
 def fetch(named: HubId, environ: Mapping[str, str]) -> Path:
     """Gets what the cache does not have of it, with progress on standard error; returns its folder. Blocks as long as
-    that takes. Raises HubError."""
+    that takes; broken off, it leaves what was here before in use. Raises HubError."""
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import HfApi, snapshot_download
     except ImportError:
         raise HubError("huggingface_hub is not installed", remedy="pip install huggingface_hub") from None
+    where, token = site(environ), environ.get("HF_TOKEN") or None
     try:
-        found = snapshot_download(
-            named.repo,
-            revision=named.revision,
-            cache_dir=cache(environ),
-            allow_patterns=list(WANTED),
-            ignore_patterns=["consolidated*"],  # the same weights once more, in another shape
-            endpoint=site(environ),
-            token=environ.get("HF_TOKEN") or None,
+        commit = HfApi(endpoint=where, token=token).model_info(named.repo, revision=named.revision).sha
+        found = Path(
+            snapshot_download(
+                named.repo,
+                revision=commit,  # not the branch: the library would move its ref before the first file is here
+                cache_dir=cache(environ),
+                allow_patterns=list(WANTED),
+                ignore_patterns=["consolidated*"],  # the same weights once more, in another shape
+                endpoint=where,
+                token=token,
+            )
         )
-        weight_bytes(Path(found))
+        weight_bytes(found)
     except WeightsError as error:
         raise HubError(error.fault, remedy="name a model whose weights are safetensors") from None
     except Exception as error:  # each version of the library has other ones, and those of what it stands on
-        raise _told(named, site(environ), error) from error
-    if snapshot(named, environ) is None:
+        raise _told(named, where, error) from error
+    if not _has_tokenizer(found):
         raise HubError(f"{named} has no tokenizer", remedy="name a model with one, or a folder that has one")
-    return Path(found)
+    if found.name != named.revision:
+        _refer(_repository(named, environ) / "refs" / named.revision, found.name)
+    return found
+
+
+def _refer(ref: Path, commit: str) -> None:
+    """The branch or tag means this commit from now on; whoever reads meanwhile sees the old one or the new one. Raises
+    HubError."""
+    written = ref.with_name(f"{ref.name}.{os.getpid()}.tmp")
+    try:
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        written.write_text(commit)
+        written.replace(ref)
+    except OSError as error:
+        remedy = "make room, or name a cache that can be written by HF_HOME"
+        raise HubError(f"{ref} cannot be written: {error.strerror}", remedy=remedy) from None
 
 
 def _told(named: HubId, where: str, error: Exception) -> HubError:

@@ -40,12 +40,18 @@ def log_to_stderr(level: str) -> None:
 
 
 class Lines(logging.Formatter):
-    """The standard one; the time of day is spelled once a second."""
+    """What the standard one makes of `FORMAT`; the time of day is spelled once a second."""
 
     def __init__(self, format_: str) -> None:
         super().__init__(format_)
         self._second = -1
         self._text = ""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As the library writes it."""
+        if record.exc_info or record.exc_text or record.stack_info:
+            return super().format(record)
+        return f"{self.formatTime(record)} {record.levelname} {record.name}: {record.getMessage()}"
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
         """As the library writes it: `2026-01-02 03:04:05,678`."""

@@ -93,7 +93,7 @@ class Child:
         patience = asyncio.get_running_loop().time() + group.TRACKERS_S
         try:
             async with asyncio.timeout(_SWEEP_S):
-                while _reap(self.pid) or group.members(self.pid):
+                while group.members(self.pid) or _reap(self.pid):  # who dies in between is a dead one that is reaped
                     group.kill(self.pid)
                     if asyncio.get_running_loop().time() > patience:
                         group.kill_trackers(self.pid)

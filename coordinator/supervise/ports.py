@@ -9,12 +9,18 @@ from collections.abc import Collection
 from coordinator.errors import ConfigError
 
 
-def free_port(taken: Collection[int]) -> int:
-    """A port of 127.0.0.1 that nobody listens on now, not in `taken`; another process may still be faster to it."""
+def free_port(taken: Collection[int] = ()) -> int:
+    """A port of 127.0.0.1, not in `taken`, that the kernel hands to nobody else for a minute: a connection to it was
+    just closed from its own side, so only who names it and sets SO_REUSEADDR, as servers do, may bind it (tcp(7):
+    TIME_WAIT). A process that starts slowly finds it still free."""
     while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as door, socket.create_connection(door.getsockname()) as caller:
+            accepted, address = door.accept()
+            accepted.close()
+            if address != caller.getsockname():
+                continue  # a stranger came first
+            caller.recv(1)  # the end: the other side was closed first
+            port: int = door.getsockname()[1]
         if port not in taken:
             return port
 

@@ -15,13 +15,14 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `root/<org>/<name>`; each has the revisions `main` and `COMMIT`. `gated`: those that want a token."""
+    """Serves `root/<org>/<name>`; each has the revisions `main` and `commit`. `gated`: those that want a token."""
 
     daemon_threads = True
 
     def __init__(self, root: Path) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.root = root
+        self.commit = COMMIT
         self.gated: set[str] = set()
         self.broken = False
         """It ends connections in the middle of weights."""
@@ -58,12 +59,14 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "GatedRepo")
         elif not folder.is_dir():
             self._refuse(404, "RepoNotFound")
-        elif revision not in ("main", COMMIT):
+        elif revision not in ("main", self.server.commit):
             self._refuse(404, "RevisionNotFound")
         elif verb == "resolve":
             self._file(folder / rest, body=body)
         else:
-            self._json(self._tree(folder) if verb == "tree" else {"id": repo, "sha": COMMIT, "siblings": []})
+            self._json(
+                self._tree(folder) if verb == "tree" else {"id": repo, "sha": self.server.commit, "siblings": []}
+            )
 
     def _tree(self, folder: Path) -> list[dict[str, object]]:
         files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
@@ -74,7 +77,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, file: Path, *, body: bool) -> None:
         content = file.read_bytes()
-        self._head(200, {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": COMMIT, "Content-Length": str(len(content))})
+        self._head(
+            200, {"ETag": f'"{_oid(file)}"', "X-Repo-Commit": self.server.commit, "Content-Length": str(len(content))}
+        )
         if body:
             self.server.sent.append(file.name)
             cut = self.server.broken and file.suffix == ".safetensors"

@@ -18,6 +18,7 @@ from tests.helpers.hub import COMMIT, Hub, running_hub
 from tests.helpers.model_folder import model_folder
 
 NAME = "org/tiny"
+NEWER = "fedcba9876543210fedcba9876543210fedcba98"
 FILE = "devices: [{id: 0, capacity: 1GiB}]\nmodels:\n  a: {path: PATH, kv_cache: 64MiB}\n"
 
 
@@ -146,6 +147,32 @@ def test_fetching_gets_what_is_wanted_and_no_more(here: Path, there: Hub, capsys
     assert there.sent == []  # it is as the hub has it
 
 
+def test_a_fetch_that_is_broken_off_leaves_the_older_snapshot_in_use(here: Path, there: Hub) -> None:
+    file, weights = written(here), here / "site" / NAME / "model.safetensors"
+    assert cli.main(["fetch"]) == 0
+    older = config.load(file, os.environ).models["a"].path
+    there.commit, there.broken = NEWER, True
+    weights.write_bytes(b"newer")
+    (weights.parent / "config.json").write_text('{"newer": 1}')
+    assert cli.main(["fetch"]) == 2
+    assert "config.json" in there.sent[3:]  # a part of the newer one is here
+    assert config.load(file, os.environ).models["a"].path == older
+    there.broken = False
+    assert cli.main(["fetch"]) == 0
+    newer = Path(config.load(file, os.environ).models["a"].path)
+    assert newer.name == NEWER
+    assert (newer / "model.safetensors").read_bytes() == b"newer"
+    assert [ref.name for ref in (newer.parents[1] / "refs").iterdir()] == ["main"]
+
+
+def test_a_commit_needs_no_ref(here: Path, there: Hub) -> None:
+    file = written(here, f"{NAME}@{COMMIT}")
+    assert cli.main(["fetch"]) == 0
+    folder = Path(config.load(file, os.environ).models["a"].path)
+    assert folder.name == COMMIT
+    assert not (folder.parents[1] / "refs").exists()
+
+
 def test_up_begins_with_what_is_not_here(here: Path, there: Hub, capsys: pytest.CaptureFixture[str]) -> None:
     """A second fault keeps it from going on."""
     written(here)
@@ -198,12 +225,12 @@ def test_a_token_opens_what_is_gated(here: Path, there: Hub, monkeypatch: pytest
 def test_without_a_network_that_is_said(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        nobody = f"http://127.0.0.1:{probe.getsockname()[1]}"
-    monkeypatch.setenv("HF_ENDPOINT", nobody)
     written(here)
-    line = refused(capsys, "fetch")
+    with socket.socket() as held:  # and not listened on
+        held.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{held.getsockname()[1]}"
+        monkeypatch.setenv("HF_ENDPOINT", nobody)
+        line = refused(capsys, "fetch")
     assert f"models.a.path: org/tiny cannot be fetched from {nobody}: " in line
     assert "check the network, or name a mirror by HF_ENDPOINT" in line
 

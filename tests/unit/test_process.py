@@ -34,3 +34,15 @@ def test_the_time_of_day_is_the_librarys() -> None:
     for created in (0.0, 0.9994, 1_700_000_000.5, 1_700_000_000.7, 1_700_000_001.0):
         record = logging.makeLogRecord({"created": created, "msecs": created % 1 * 1000, "msg": "x", "name": "n"})
         assert ours.format(record) == theirs.format(record)
+
+
+def test_lines_are_the_librarys_with_a_traceback_too() -> None:
+    ours, theirs = Lines(FORMAT), logging.Formatter(FORMAT)
+    try:
+        raise ValueError("x")
+    except ValueError:
+        fields = {"msg": "said %s", "args": (1,), "name": "a.b", "levelname": "INFO", "exc_info": sys.exc_info()}
+    for made in (fields, {**fields, "exc_info": None}, {**fields, "exc_info": None, "stack_info": "here"}):
+        record, other = logging.makeLogRecord(made), logging.makeLogRecord(made)
+        other.created, other.msecs = record.created, record.msecs
+        assert ours.format(record) == theirs.format(other)

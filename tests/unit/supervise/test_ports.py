@@ -26,6 +26,21 @@ def test_a_free_port_may_be_listened_on(host: str) -> None:
     check_free(host, free_port(()), "x")
 
 
+def test_a_free_port_is_given_to_nobody_who_does_not_name_it() -> None:
+    port = free_port()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    with socket.create_server(("127.0.0.1", port)) as server:  # as servers do: with SO_REUSEADDR
+        assert server.getsockname()[1] == port
+
+
+def test_a_free_port_is_none_of_those_that_are_taken() -> None:
+    ports: set[int] = set()
+    for _ in range(20):
+        ports.add(free_port(ports))
+    assert len(ports) == 20
+
+
 def test_a_port_that_is_taken_is_named(taken: int) -> None:
     with pytest.raises(ConfigError, match=rf"^f: k: 127.0.0.1:{taken} is taken by another process .*another port"):
         check_free("127.0.0.1", taken, "f: k")
