@@ -302,6 +302,27 @@ def crc32c_rows(rows: Sequence[tuple[int, int]], init: int = 0) -> int:
 def send_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> int:
     """Write ranges end to end into a stream socket (its descriptor). 0, or an errno; ETIMEDOUT: not all was taken."""
 
+class Halt:
+    """Stops `send_frames` between two frames. From any thread."""
+
+    def set(self) -> None: ...
+    def clear(self) -> None: ...
+
+def send_frames(
+    socket: int,
+    frames: Sequence[tuple[bytes, int, int, int]],
+    spacing: tuple[float, float],
+    halt: Halt,
+    timeout_s: float,
+) -> tuple[int, int]:
+    """Write frames into a stream socket that does not block, without Python's lock: a header, then `length` bytes of a
+    file (its descriptor; -1: of memory) from a place on, each frame when it is due.
+
+    `spacing`: seconds until the first is (below 0: it was before), and bytes a second for those behind it (0: at once).
+    `timeout_s`: what each may take from then on. 0, an errno, or -1 where a file ended before; and how many frames went
+    out whole, fewer where `halt` was set.
+    """
+
 def receive_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> tuple[int, int]:
     """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came."""
 

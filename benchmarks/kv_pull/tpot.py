@@ -1,7 +1,8 @@
 """Does pulling slow down the requests that the decode engine answers meanwhile? Real engines on one node.
 
 A long answer is streamed while prompts come in, each good for one token: with tickets, so that their blocks are pulled,
-and, beside it, prompts that the engine has cached. So both have the same steps to compute.
+and, beside it, prompts that the engine has cached. Of either it computes one token, the last: a prompt is one longer
+than whole blocks are. Before either the prefill engine computes as many prompts; which comes first changes each time.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Sizes(msgspec.Struct, frozen=True):
     tokens: int
 
 
-FULL = Sizes(24, 4, 900, 96)
-QUICK = Sizes(2, 2, 256, 32)
+FULL = Sizes(24, 4, 897, 96)
+QUICK = Sizes(2, 2, 257, 32)
 
 
 class Found(msgspec.Struct):
@@ -67,6 +68,10 @@ class Engines:
         answer = await self._ask(f"{MODEL}@prefill", prompt, {"vnpu": "offer"})
         ticket: str = answer["kv_transfer_params"]["vnpu"]
         return ticket
+
+    async def compute(self, prompt: Prompt) -> None:
+        """One token of the prefill engine."""
+        await self._ask(f"{MODEL}@prefill", prompt, None)
 
     async def once(self, prompt: Prompt, ticket: str = "") -> None:
         """One token of the decode engine."""
@@ -106,32 +111,50 @@ async def measure(sizes: Sizes, progress: Progress) -> Found:
             engines = Engines(run, http)
             known = [fresh(sizes.length) for _ in range(sizes.prompts)]
             for pair in range(sizes.pairs + 1):
-                await _pair(engines, sizes, known, found, warm=pair > 0)
+                await _pair(engines, sizes, known, found, number=pair)
                 progress.advance(task, pair > 0)
     return found
 
 
-async def _pair(engines: Engines, sizes: Sizes, known: list[Prompt], found: Found, *, warm: bool) -> None:
+async def _pair(engines: Engines, sizes: Sizes, known: list[Prompt], found: Found, *, number: int) -> None:
+    """The first, of number 0, only warms up."""
     before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
     for prompt in known:
         await engines.once(prompt)  # in the decode engine's prefix cache from now on
-    new = [fresh(sizes.length) for _ in known]
-    tickets = [await engines.offer(prompt) for prompt in new]
+    sides = [_without, _during]
+    order = sides if number % 2 else sides[::-1]
+    times = {side: await side(engines, sizes, known) for side in order}
+    if not figures.steady(before, await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)):
+        found.dropped += 1
+    elif number:
+        found.ratios.append(times[_during] / times[_without])
+
+
+async def _without(engines: Engines, sizes: Sizes, known: list[Prompt]) -> float:
+    for _ in known:
+        await engines.compute(fresh(sizes.length))
 
     async def cached() -> None:
         for prompt in known:
             await engines.once(prompt)
 
+    return await _tpot(engines, sizes, cached)
+
+
+async def _during(engines: Engines, sizes: Sizes, known: list[Prompt]) -> float:
+    new = [fresh(sizes.length) for _ in known]
+    tickets = [await engines.offer(prompt) for prompt in new]
+
     async def pulled() -> None:
         for prompt, ticket in zip(new, tickets, strict=True):
             await engines.once(prompt, ticket)
 
+    return await _tpot(engines, sizes, pulled)
+
+
+async def _tpot(engines: Engines, sizes: Sizes, beside: Callable[[], Awaitable[None]]) -> float:
     await asyncio.sleep(PAUSE_S)  # the prefill engine's workers spin a little after their last step
-    without, during = await engines.tpot(sizes.tokens, cached), await engines.tpot(sizes.tokens, pulled)
-    if not figures.steady(before, await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)):
-        found.dropped += 1
-    elif warm:
-        found.ratios.append(during / without)
+    return await engines.tpot(sizes.tokens, beside)
 
 
 def fresh(tokens: int) -> Prompt:

@@ -20,6 +20,7 @@
 #include "copy.h"
 #include "device_allocator.h"
 #include "digest.h"
+#include "gather.h"
 #include "hook.h"
 #include "kernels.h"
 #include "place.h"
@@ -161,6 +162,20 @@ std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double
     return vnpu::receive_rows(socket, rows_of(rows), timeout_s);
 }
 
+using Frames = std::vector<std::tuple<nb::bytes, int, std::uint64_t, std::size_t>>;
+
+std::pair<int, std::size_t> send_frames(int socket, const Frames& frames, std::pair<double, double> spacing,
+                                        const vnpu::Halt& halt, double timeout_s) {
+    std::vector<vnpu::Outgoing> outgoing;
+    outgoing.reserve(frames.size());
+    for (const auto& [header, file, at, length] : frames) {
+        outgoing.push_back({std::string(header.c_str(), header.size()), {file, at, length}});
+    }
+    const nb::gil_scoped_release released;
+    const vnpu::Sent sent = vnpu::send_frames(socket, outgoing, {spacing.first, spacing.second}, halt, timeout_s);
+    return {sent.error, sent.frames};
+}
+
 nb::tuple receive_frame(int socket, const nb::bytes& due, std::uint64_t address, std::size_t length, double timeout_s) {
     vnpu::Frame came{};
     {
@@ -177,6 +192,12 @@ void bind_wire(nb::module_& module) {
                "Ranges end to end into a stream socket; 0 or an errno.");
     module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
                "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came.");
+    nb::class_<vnpu::Halt>(module, "Halt", "Stops who sends, between two frames.")
+        .def(nb::init<>())
+        .def("set", [](vnpu::Halt& halt) { halt.store(true, std::memory_order_release); })
+        .def("clear", [](vnpu::Halt& halt) { halt.store(false, std::memory_order_release); });
+    module.def("send_frames", &send_frames, "socket"_a, "frames"_a, "spacing"_a, "halt"_a, "timeout_s"_a,
+               "Headers and bodies, each when it is due; 0, an errno or -1 (a file ended), and how many went whole.");
     module.def("receive_frame", &receive_frame, "socket"_a, "due"_a, "address"_a, "length"_a, "timeout_s"_a,
                "A header; where it is `due`, the body too. An error as above, the header, the body's CRC-32C.");
 }

@@ -46,39 +46,61 @@ VNPU_WIDE_TARGET std::uint32_t reduce(__m512i lanes) {
     return static_cast<std::uint32_t>(_mm_crc32_u64(_mm_crc32_u64(0, low), high));
 }
 
-// The four registers of `wide_step` bytes, streamed on where that is wanted.
-template <bool copying>
+enum class Stores { none, streamed, kept };
+
+// The four registers of `wide_step` bytes, stored on where that is wanted.
+template <Stores stores>
 struct Step {
     __m512i a, b, c, d;
 
-    VNPU_WIDE_TARGET Step(unsigned char* to, const unsigned char* data)
-        : a(_mm512_loadu_si512(data)),
-          b(_mm512_loadu_si512(data + 64)),
-          c(_mm512_loadu_si512(data + 128)),
-          d(_mm512_loadu_si512(data + 192)) {
-        if constexpr (copying) {
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(to), a);
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 64), b);
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 128), c);
-            _mm512_stream_si512(reinterpret_cast<__m512i*>(to + 192), d);
+    VNPU_WIDE_TARGET Step(void* to, const void* from) {
+        const auto* const data = static_cast<const unsigned char*>(from);
+        a = _mm512_loadu_si512(data);
+        b = _mm512_loadu_si512(data + 64);
+        c = _mm512_loadu_si512(data + 128);
+        d = _mm512_loadu_si512(data + 192);
+        auto* const out = static_cast<unsigned char*>(to);
+        if constexpr (stores == Stores::streamed) {
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out), a);
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out + 64), b);
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out + 128), c);
+            _mm512_stream_si512(reinterpret_cast<__m512i*>(out + 192), d);
+        } else if constexpr (stores == Stores::kept) {
+            _mm512_storeu_si512(out, a);
+            _mm512_storeu_si512(out + 64, b);
+            _mm512_storeu_si512(out + 128, c);
+            _mm512_storeu_si512(out + 192, d);
         }
+    }
+
+    // What came before these bytes.
+    VNPU_WIDE_TARGET void begin(std::uint32_t sum) {
+        a = _mm512_xor_si512(a, _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(sum))));
+    }
+
+    // What comes behind them.
+    VNPU_WIDE_TARGET void go_on(const Step& next) {
+        constexpr std::size_t bits = 8 * wide_step;
+        a = further<bits>(a, next.a);
+        b = further<bits>(b, next.b);
+        c = further<bits>(c, next.c);
+        d = further<bits>(d, next.d);
+    }
+
+    VNPU_WIDE_TARGET std::uint32_t sum() const {
+        return reduce(further<512>(further<512>(further<512>(a, b), c), d));
     }
 };
 
-template <bool copying>
+template <Stores stores>
 VNPU_WIDE_TARGET std::uint32_t update(std::uint32_t sum, unsigned char* to, const unsigned char* data,
                                       std::size_t length) {
-    constexpr std::size_t bits = 8 * wide_step;
-    Step<copying> all(to, data);
-    all.a = _mm512_xor_si512(all.a, _mm512_zextsi128_si512(_mm_cvtsi32_si128(static_cast<int>(sum))));
+    Step<stores> all(to, data);
+    all.begin(sum);
     for (std::size_t at = wide_step; at != length; at += wide_step) {
-        const Step<copying> next(copying ? to + at : nullptr, data + at);
-        all.a = further<bits>(all.a, next.a);
-        all.b = further<bits>(all.b, next.b);
-        all.c = further<bits>(all.c, next.c);
-        all.d = further<bits>(all.d, next.d);
+        all.go_on(Step<stores>(stores == Stores::none ? nullptr : to + at, data + at));
     }
-    return reduce(further<512>(further<512>(further<512>(all.a, all.b), all.c), all.d));
+    return all.sum();
 }
 
 }  // namespace
@@ -90,11 +112,26 @@ bool has_wide() {
 }
 
 std::uint32_t update_wide(std::uint32_t sum, const unsigned char* data, std::size_t length) {
-    return update<false>(sum, nullptr, data, length);
+    return update<Stores::none>(sum, nullptr, data, length);
 }
 
 std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char* to, const unsigned char* data, std::size_t length) {
-    return update<true>(sum, to, data, length);
+    return update<Stores::streamed>(sum, to, data, length);
+}
+
+VNPU_WIDE_TARGET std::uint32_t update_wide_gathering(std::uint32_t sum, char* to, std::span<const Row> rows) {
+    Step<Stores::kept> all(to, rows.front().data);
+    all.begin(sum);
+    std::size_t done = wide_step;  // of this row
+    for (std::size_t i = 0; i != rows.size(); ++i) {
+        ask_ahead(rows, i);
+        for (; done != rows[i].length; done += wide_step) {
+            all.go_on(Step<Stores::kept>(to + done, rows[i].data + done));
+        }
+        to += done;
+        done = 0;
+    }
+    return all.sum();
 }
 
 #else
@@ -104,6 +141,8 @@ bool has_wide() { return false; }
 std::uint32_t update_wide(std::uint32_t sum, const unsigned char*, std::size_t) { return sum; }
 
 std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char*, const unsigned char*, std::size_t) { return sum; }
+
+std::uint32_t update_wide_gathering(std::uint32_t sum, char*, std::span<const Row>) { return sum; }
 
 #endif
 

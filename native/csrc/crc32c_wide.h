@@ -3,6 +3,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
+
+#include "rows.h"
 
 namespace vnpu {
 
@@ -17,5 +20,9 @@ std::uint32_t update_wide(std::uint32_t sum, const unsigned char* data, std::siz
 // The same, and streams them past the caches to `to`, a multiple of 64: one pass over memory. Follow it by a fence
 // (`CopyKernel::publish`).
 std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char* to, const unsigned char* data, std::size_t length);
+
+// The same of rows, at least one, each as long as a multiple of `wide_step`, which are laid end to end to `to` and stay in
+// the caches.
+std::uint32_t update_wide_gathering(std::uint32_t sum, char* to, std::span<const Row> rows);
 
 }  // namespace vnpu

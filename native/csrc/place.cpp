@@ -7,7 +7,6 @@
 #include <limits>
 #include <stdexcept>
 
-#include "digest.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
@@ -21,7 +20,6 @@ namespace {
 constexpr std::size_t line = 64;
 constexpr std::size_t long_row = 16384;  // from here on the kernels for long ranges, which unroll further, are as good
 constexpr std::size_t ahead = 2048;      // bytes that are asked for before they are copied: memory takes as long
-constexpr std::size_t piece = 24576;     // summed while it is in the first-level cache; what the sum takes in one go
 
 // `next`: where a row that comes soon after this one begins. It is asked for while this one is copied: the processor's
 // own prefetchers know neither the gaps between rows nor where pages go on.
@@ -114,7 +112,23 @@ std::size_t end_of(const PlaceBox& box, std::size_t start, std::size_t PlaceDim:
     return end;
 }
 
-void check(const std::vector<PlaceBox>& boxes, Region destination, Region source) {
+template <typename Copy>
+std::size_t copy_box(const PlaceBox& box, Region destination, Region source, Copy copy) {
+    auto* const to = reinterpret_cast<char*>(destination.base);
+    const auto* const from = reinterpret_cast<const char*>(source.base);
+    const PlaceDim& last = box.dims.back();
+    const std::size_t next = std::clamp<std::size_t>(ahead / std::max<std::size_t>(box.length, 1), 1, 8) * last.source_stride;
+    std::size_t rows = 0;
+    each_row(box, [&](std::size_t row_to, std::size_t row_from) {
+        copy(to + row_to, from + row_from, box.length, from + row_from + next);
+        ++rows;
+    });
+    return rows * box.length;
+}
+
+}  // namespace
+
+void check_boxes(const std::vector<PlaceBox>& boxes, Region destination, Region source) {
     for (const Region& region : {destination, source}) {
         if (region.base > std::numeric_limits<std::uintptr_t>::max() - region.size) {
             throw std::invalid_argument("a region wraps around the end of memory");
@@ -136,33 +150,9 @@ void check(const std::vector<PlaceBox>& boxes, Region destination, Region source
     }
 }
 
-template <typename Copy>
-std::size_t copy_box(const PlaceBox& box, Region destination, Region source, Copy copy) {
-    const auto& [a, b, c, d] = box.dims;
-    auto* const to = reinterpret_cast<char*>(destination.base) + box.destination;
-    const auto* const from = reinterpret_cast<const char*>(source.base) + box.source;
-    const std::size_t next = std::clamp<std::size_t>(ahead / std::max<std::size_t>(box.length, 1), 1, 8) * d.source_stride;
-    for (std::size_t i = 0; i != a.count; ++i) {
-        for (std::size_t j = 0; j != b.count; ++j) {
-            for (std::size_t k = 0; k != c.count; ++k) {
-                char* row_to = to + i * a.destination_stride + j * b.destination_stride + k * c.destination_stride;
-                const char* row_from = from + i * a.source_stride + j * b.source_stride + k * c.source_stride;
-                for (std::size_t l = 0; l != d.count; ++l) {
-                    copy(row_to, row_from, box.length, row_from + next);
-                    row_to += d.destination_stride;
-                    row_from += d.source_stride;
-                }
-            }
-        }
-    }
-    return a.count * b.count * c.count * d.count * box.length;
-}
-
-}  // namespace
-
 std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region source, const std::string& kernel) {
     const CopyKernel& whole = find_copy_kernel(kernel);
-    check(boxes, destination, source);
+    check_boxes(boxes, destination, source);
     const RowCopy row = row_copy(whole.name);
     const auto whole_row = [&whole](char* to, const char* from, std::size_t length, const char*) {
         whole.copy(to, from, length);
@@ -174,37 +164,6 @@ std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region
     }
     whole.publish();
     return bytes;
-}
-
-std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source) {
-    std::size_t end = 0;
-    for (PlaceBox& box : boxes) {
-        box.destination = end;
-        std::size_t width = box.length;
-        for (auto dim = box.dims.rbegin(); dim != box.dims.rend(); ++dim) {
-            dim->destination_stride = width;
-            if (__builtin_mul_overflow(width, dim->count, &width)) {
-                throw std::invalid_argument("a box wraps around the end of memory");
-            }
-        }
-        if (__builtin_add_overflow(end, width, &end)) {
-            throw std::invalid_argument("a box wraps around the end of memory");
-        }
-    }
-    check(boxes, destination, source);
-    const auto* const start = reinterpret_cast<const char*>(destination.base);
-    const char* summed = start;
-    std::uint32_t sum = 0;
-    for (const PlaceBox& box : boxes) {
-        copy_box(box, destination, source, [&](char* to, const char* from, std::size_t length, const char* next) {
-            row_plain(to, from, length, next);
-            while (static_cast<std::size_t>(to + length - summed) >= piece) {
-                sum = crc32c(summed, piece, sum, "");
-                summed += piece;
-            }
-        });
-    }
-    return crc32c(summed, static_cast<std::size_t>(start + end - summed), sum, "");
 }
 
 }  // namespace vnpu

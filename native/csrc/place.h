@@ -35,9 +35,29 @@ struct Region {
 // unknown. That boxes do not write the same bytes twice is the caller's to see to.
 std::size_t place(const std::vector<PlaceBox>& boxes, Region destination, Region source, const std::string& kernel);
 
-// Rows of the source end to end into the first bytes of `destination`, in the order of the boxes and of their loops
-// (where boxes say they go does not count), which stays in the caches; the CRC-32C of what was written. Throws as
-// `place`.
-std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source);
+// Throws std::invalid_argument where boxes are none, leave a region or wrap around the end of memory, or the regions
+// overlap.
+void check_boxes(const std::vector<PlaceBox>& boxes, Region destination, Region source);
+
+// Calls `visit` with both offsets of each row, in the order of the loops.
+template <typename Visit>
+void each_row(const PlaceBox& box, Visit visit) {
+    const auto& [a, b, c, d] = box.dims;
+    for (std::size_t i = 0; i != a.count; ++i) {
+        for (std::size_t j = 0; j != b.count; ++j) {
+            for (std::size_t k = 0; k != c.count; ++k) {
+                std::size_t to = i * a.destination_stride + j * b.destination_stride + k * c.destination_stride;
+                std::size_t from = i * a.source_stride + j * b.source_stride + k * c.source_stride;
+                to += box.destination;
+                from += box.source;
+                for (std::size_t l = 0; l != d.count; ++l) {
+                    visit(to, from);
+                    to += d.destination_stride;
+                    from += d.source_stride;
+                }
+            }
+        }
+    }
+}
 
 }  // namespace vnpu

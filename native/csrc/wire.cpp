@@ -1,6 +1,7 @@
 #include "wire.h"
 
 #include <poll.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -19,6 +20,7 @@ using Clock = std::chrono::steady_clock;
 constexpr std::size_t parts = 256;         // Linux takes 1024 of them in a call
 constexpr std::size_t piece = 256 << 10;   // summed while it is in the second-level cache
 constexpr double forever_s = 86400.0;
+constexpr auto look = std::chrono::milliseconds(1);  // how soon a halt is seen by who waits for its turn
 
 Clock::time_point deadline_in(double timeout_s) {
     const double bounded = std::clamp(timeout_s, 0.0, forever_s);
@@ -79,8 +81,9 @@ std::uint32_t crc32c_rows(const std::vector<iovec>& rows, std::uint32_t init) {
     return init;
 }
 
-int send_rows(int socket, std::vector<iovec> rows, double timeout_s) {
-    const auto deadline = deadline_in(timeout_s);
+namespace {
+
+int send_until(int socket, std::vector<iovec> rows, Clock::time_point deadline, int flags) {
     Rest rest{std::move(rows)};
     rest.skip(0);
     while (!rest.empty()) {
@@ -88,7 +91,7 @@ int send_rows(int socket, std::vector<iovec> rows, double timeout_s) {
         msghdr message{};
         message.msg_iov = some.data();
         message.msg_iovlen = some.size();
-        const ssize_t gone = ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+        const ssize_t gone = ::sendmsg(socket, &message, MSG_NOSIGNAL | MSG_DONTWAIT | flags);
         if (gone >= 0) {
             rest.skip(static_cast<std::size_t>(gone));
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
@@ -100,6 +103,81 @@ int send_rows(int socket, std::vector<iovec> rows, double timeout_s) {
         }
     }
     return 0;
+}
+
+int send_file(int socket, const Body& body, Clock::time_point deadline) {
+    auto at = static_cast<off_t>(body.at);
+    const off_t end = at + static_cast<off_t>(body.length);
+    while (at < end) {
+        const ssize_t gone = ::sendfile(socket, body.file, &at, static_cast<std::size_t>(end - at));
+        if (gone == 0) {
+            return end_of_stream;
+        }
+        if (gone < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
+            if (const int error = await(socket, POLLOUT, deadline); error != 0) {
+                return error;
+            }
+        } else if (gone < 0 && errno != EINTR) {
+            return errno;
+        }
+    }
+    return 0;
+}
+
+int send_frame(int socket, const Outgoing& frame, Clock::time_point deadline) {
+    iovec header{const_cast<char*>(frame.header.data()), frame.header.size()};
+    const Body& body = frame.body;
+    if (body.file < 0) {
+        return send_until(socket, {header, {reinterpret_cast<void*>(body.at), body.length}}, deadline, 0);
+    }
+    const int error = send_until(socket, {header}, deadline, body.length != 0 ? MSG_MORE : 0);
+    return error != 0 ? error : send_file(socket, body, deadline);
+}
+
+// False: halted. A broken connection ends the wait too.
+bool await_turn(int socket, Clock::time_point due, const Halt& halt) {
+    for (;;) {
+        if (halt.load(std::memory_order_acquire)) {
+            return false;
+        }
+        const auto left = std::min<Clock::duration>(due - Clock::now(), look);
+        if (left <= Clock::duration::zero()) {
+            return true;
+        }
+        const auto ns = std::chrono::duration_cast<std::chrono::nanoseconds>(left).count();
+        const timespec wait{0, ns};
+        pollfd broken{socket, 0, 0};
+        if (::ppoll(&broken, 1, &wait, nullptr) > 0) {
+            return true;  // sending says what it is
+        }
+    }
+}
+
+}  // namespace
+
+int send_rows(int socket, std::vector<iovec> rows, double timeout_s) {
+    return send_until(socket, std::move(rows), deadline_in(timeout_s), 0);
+}
+
+Sent send_frames(int socket, const std::vector<Outgoing>& frames, Spacing spacing, const Halt& halt, double timeout_s) {
+    const auto seconds = [](double s) {
+        return std::chrono::duration_cast<Clock::duration>(std::chrono::duration<double>(s));
+    };
+    const auto began = Clock::now() + seconds(std::clamp(spacing.delay_s, -forever_s, forever_s));
+    double before = 0;
+    Sent sent{0, 0};
+    for (const Outgoing& frame : frames) {
+        const auto due = spacing.rate > 0 ? began + seconds(std::min(before / spacing.rate, forever_s)) : began;
+        if (!await_turn(socket, due, halt)) {
+            break;
+        }
+        if (sent.error = send_frame(socket, frame, deadline_in(timeout_s)); sent.error != 0) {
+            break;
+        }
+        before += static_cast<double>(frame.body.length);
+        ++sent.frames;
+    }
+    return sent;
 }
 
 std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s) {

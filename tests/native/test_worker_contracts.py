@@ -148,6 +148,7 @@ def hold_steps_in_flight(vllm: Path) -> None:
     assert ast.unparse(method(core, "EngineCoreProc", "_pause_complete").body[-1]) == "return not self.has_work()"
     assert "PauseState.PAUSED_ALL if mode == 'keep'" in ast.unparse(method(core, "EngineCoreProc", "pause_scheduler"))
     assert methods(vllm / "v1/core/sched/scheduler.py", "Scheduler")["pause_state"] == []
+    assert methods(vllm / "v1/core/sched/scheduler.py", "Scheduler")["set_pause_state"] == ["pause_state"]
     assert "PAUSED_ALL" in assigned(vllm / "v1/core/sched/interface.py", "PauseState")
     assert methods(vllm / "v1/outputs.py", "AsyncModelRunnerOutput")["get_output"] == []
     sender = ast.unparse(method(vllm / "v1/executor/multiproc_executor.py", "WorkerProc", "enqueue_output"))
@@ -172,6 +173,12 @@ def assigned(file: Path, name: str) -> set[str]:
 
 def test_a_pause_waits_for_the_batch_queue_and_outputs_are_fetched_once_each() -> None:
     hold_steps_in_flight(installed("vllm"))
+
+
+def test_a_call_of_engine_core_may_be_answered_later() -> None:
+    """What `core_calls.offload` relies on; in 0.23 its own pause does."""
+    core = installed("vllm") / "v1/engine/core.py"
+    assert "isinstance(result, Future)" in ast.unparse(method(core, "EngineCoreProc", "_invoke_utility_method"))
 
 
 def test_a_pause_waits_for_the_device_too() -> None:
@@ -207,6 +214,35 @@ def test_the_host_has_all_that_asynchronous_steps_ask_of_cuda() -> None:
     names = r"(?:async_copy_ready_event|async_output_copy_stream|prepare_inputs_event)\.(\w+)\("
     asked = set(re.findall(names, source(runner)))
     assert {"record", "synchronize", "wait_stream"} <= asked <= set(methods(OURS / "runner.py", "Past"))
+
+
+# ---- spinning
+
+
+def hold_spinning(vllm: Path) -> None:
+    """What `engine_patch.spin` wraps and sets. A reader spins for as long as the time of its last read and
+    `busy_loop_s` say, and those alone; otherwise it sleeps until it is told, for as long as it was asked to at most."""
+    file = vllm / "distributed/device_communicators/shm_broadcast.py"
+    spin = methods(file, "SpinCondition")
+    assert spin["__init__"] == ["is_reader", "context", "notify_address", "busy_loop_s"]
+    assert spin["wait"] == ["timeout_ms"]
+    assert {"last_read", "busy_loop_s"} <= attributes(class_of(file, "SpinCondition"))
+    assert "self.busy_loop_s = busy_loop_s" in ast.unparse(method(file, "SpinCondition", "__init__"))
+    assert "self.last_read = time.monotonic()" in ast.unparse(method(file, "SpinCondition", "record_read"))
+    wait = method(file, "SpinCondition", "wait")
+    assert "current_time = time.monotonic()" in ast.unparse(wait)
+    [decision] = [one for one in wait.body if isinstance(one, ast.If)]
+    assert ast.unparse(decision.test) == "current_time <= self.last_read + self.busy_loop_s"
+    assert [ast.unparse(one) for one in decision.body] == ["sched_yield()"]
+    assert "self.poller.poll(timeout=timeout_ms)" in ast.unparse(decision.orelse[0])
+    assert "self._spin_condition.wait(timeout_ms=read_timeout.timeout_ms())" in source(file)
+
+
+def test_a_reader_spins_as_long_as_ours_says() -> None:
+    hold_spinning(installed("vllm"))
+    ours = source(OURS / "spin.py")
+    assert "SpinCondition.__init__, SpinCondition.wait = briefly, resting" in ours
+    assert set(re.findall(r"self\.(\w+)", ours)) == {"last_read", "busy_loop_s"}
 
 
 # ---- platforms
@@ -343,8 +379,7 @@ class TestOtherVllm:
     def test_loading_and_spinning_have_their_hooks(self, fetch: Fetch) -> None:
         loader = fetch() / "model_executor/model_loader"
         assert "process_weights_after_loading(model, model_config, target_device)" in source(loader / "base_loader.py")
-        spin = methods(fetch() / "distributed/device_communicators/shm_broadcast.py", "SpinCondition")
-        assert "busy_loop_s" in spin["__init__"]
+        hold_spinning(fetch())
         stats = methods(fetch() / "v1/metrics/loggers.py", "StatLoggerBase")
         ours = methods(OURS / "load.py", "KvUse")
         assert ours["record"] == stats["record"]
