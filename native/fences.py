@@ -126,6 +126,17 @@ class Fences:
             self.record = msgspec.structs.replace(record, seen=view.revision)
         self.view = view
 
+    @property
+    def lasting(self) -> tuple[Record, bool]:
+        """What is kept, but for how far etcd was seen; and whether it may be shown."""
+        return msgspec.structs.replace(self.record, seen=0), self.publishable
+
+    @property
+    def stand(self) -> tuple[int, int, Open | None]:
+        """What was granted last, what was closed last, and what is open."""
+        granted = self.view.seat.revision if self.view is not None and self.view.seat is not None else 0
+        return granted, self.record.closed, self.record.open
+
     def agree(self) -> None:
         """Pages measured after a (re)start agree with the ledger (rule 11)."""
         self.agreed = True

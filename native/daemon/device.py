@@ -82,6 +82,7 @@ class Device:
         self._numbers: dict[int, int] = {}
         """Of a driver that shares by number instead of by descriptor."""
         self.wiper = Wiper(self.pool, self._wipe, self._restoring, changed, self.counters)
+        self._stood = self.fences.stand
         self._coming = 0
         """Bytes that are being created: the driver has them no more, the pool not yet."""
         index = int(option.id) if option.id.isdecimal() else 0
@@ -93,6 +94,11 @@ class Device:
             log.info("device %s: %s driver, huge pages from %s", option.id, self.driver.name, self.driver.backing)
         else:
             log.warning("device %s: no huge pages (%s): copies are slow", option.id, self.driver.backing)
+
+    def stirred(self) -> bool:
+        """Whether an operation was granted, has begun or has ended since this was asked last."""
+        stood, self._stood = self._stood, self.fences.stand
+        return self._stood != stood
 
     def adopt(self, owner: Owner, held: tuple[Extent, ...]) -> None:
         """Pages that a living process kept over a restart of the daemon."""

@@ -33,6 +33,7 @@ from native.daemon.device import Device
 from native.daemon.engines import Engines, Member
 from native.daemon.facts import facts
 from native.daemon.keeper import Keeper
+from native.daemon.latency import WakeUps
 from native.daemon.masters import Masters
 from native.daemon.measure import Measure
 from native.daemon.notices import Notices
@@ -40,9 +41,10 @@ from native.daemon.options import Options
 from native.daemon.publisher import Beside, Publisher
 from native.daemon.session import EngineSession
 from native.daemon.shares import Shares
+from native.daemon.shown import news, shown_open, shown_owner
 from native.daemon.view import Engine, NodeView
 from native.daemon.views import View, Views
-from native.fences import Holder, Open
+from native.fences import Holder
 from native.journal import DeviceLedger, Journal, JournalError, Ledger
 from native.pool import Owner
 from native.processes import boot_id
@@ -72,6 +74,7 @@ class Node:
         self.views = Views()
         self.shares = Shares()
         self.answers = Answers()
+        self._wake_ups = WakeUps()
         self.clearing = Clearing(self, options.view_grace)
         self.keeper = Keeper(journal, self._snapshot, self._written)
         self._store = store
@@ -82,6 +85,8 @@ class Node:
         self._drawn: dict[str, model.Device | None] = {}
         self._shown: dict[str, model.Device | None] = {}
         self._said: tuple[Beside, ...] = ()
+        self._known: object = None
+        """`_worth_keeping`, as of the last mark."""
         self._remains: dict[int, Member] = {}
         """The dead whose pages others may still have mapped (views)."""
         ledger = _load(journal, options)
@@ -123,6 +128,7 @@ class Node:
                     group.create_task(work(), name=work.__qualname__)
         finally:
             self._server.close()
+            self._wake_ups.close()
             self.engines.close()
             self.masters.close()
             for device in self.devices.values():
@@ -130,14 +136,24 @@ class Node:
 
     def settle(self) -> None:
         """Something happened: close what is over, kill who must go, persist, publish, wake who waits."""
+        self._conclude()
+        self._known = self._worth_keeping()
+        self.keeper.mark()
+        self.bell.ring()
+
+    def _worth_keeping(self) -> object:
+        """What of the newest view is kept or shown."""
+        return dict(self.view.engines), [device.fences.lasting for device in self.devices.values()]
+
+    def _conclude(self) -> None:
         for device in self.devices.values():
             kill = device.fences.advance(partial(self._living, device), self.now())
             if kill is not None:
                 self.engines.doom(kill.holder, kill.why)
             device.wiper.look()
+        if True in [device.stirred() for device in self.devices.values()]:
+            self._wake_ups.hasten()
         self._revoke_leases_of_the_dead()
-        self.keeper.mark()
-        self.bell.ring()
 
     def facts(self) -> str:
         """What the daemon knows, as JSON, for people and tests."""
@@ -228,7 +244,11 @@ class Node:
                     name,
                     self.view.revision,
                 )
-        self.settle()
+        self._conclude()
+        known, self._known = self._known, self._worth_keeping()
+        if self._known != known:  # a grant alone changes nothing of that, and who was granted comes to enter now
+            self.keeper.mark()
+        self.bell.ring()
 
     async def _tick(self) -> None:
         """Settle when the limit of an operation passes that outlived the store's epoch (rule 13)."""
@@ -265,7 +285,7 @@ class Node:
     def _written(self, ledger: Ledger) -> None:
         """The snapshot is durable: now it may be shown."""
         drawn = self._drawn
-        urgent = any(_news(self._shown.get(name), state) for name, state in drawn.items())
+        urgent = any(news(self._shown.get(name), state) for name, state in drawn.items())
         self._shown = drawn
         values = {
             keys.device(f"{self.name}/{name}"): None if state is None else encode(state)
@@ -284,8 +304,8 @@ class Node:
             chunk=device.pool.chunk,
             epoch=record.epoch or "none",
             closed=record.closed,
-            open=None if record.open is None else _open(record.open),
-            owners=tuple(_owner(device, owner, members.get(owner.process)) for owner in device.pool.owners),
+            open=None if record.open is None else shown_open(record.open),
+            owners=tuple(shown_owner(device, owner, members.get(owner.process)) for owner in device.pool.owners),
             shared=tuple(
                 model.Shared(share.digest, len(share.chunks) * device.pool.chunk)
                 for share in self.shares.on(device.option.id)
@@ -344,30 +364,6 @@ class Node:
         for view in self.views:
             for process in self.views.revoke(view):
                 self.notices.let_go(process, view.id)
-
-
-def _open(opened: Open) -> model.Open:
-    holder = model.Holder(opened.holder.engine, opened.holder.nonce)
-    return model.Open(holder, opened.revision, model.Order(opened.order))
-
-
-def _owner(device: Device, owner: Owner, member: Member | None) -> model.Owner:
-    held = device.pool.bytes_of(owner)
-    return model.Owner(
-        holder=model.Holder(owner.holder.engine, owner.holder.nonce),
-        bytes=model.Bytes(weights=held[Kind.WEIGHTS], kv=held[Kind.KV]),
-        pid=member.identity.pid if member is not None else 0,
-        alive=member is not None,
-    )
-
-
-def _news(old: model.Device | None, new: model.Device | None) -> bool:
-    """Whether somebody waits for it: an operation that is over, pages that came back, a device that comes or goes."""
-    if old is None or new is None:
-        return old is not new
-    if (old.epoch, old.closed) != (new.epoch, new.closed):
-        return True
-    return new.open is None and (old.open, old.owners) != (new.open, new.owners)
 
 
 def _load(journal: Journal, options: Options) -> Ledger:

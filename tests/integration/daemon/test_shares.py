@@ -41,6 +41,21 @@ async def kv_of(engine: PuppetEngine, weights: list[int]) -> list[int]:
     return [int(chunk) for chunk in fills if int(chunk) not in weights]  # type: ignore[attr-defined]
 
 
+async def owner_left(engine: PuppetEngine, weights: list[int]) -> None:
+    """It gives back its weights, which others may share, and its KV."""
+    fence = await engine.begin(Order.OFFLOAD, size=0)
+    await engine.worker.unmap(engine.device, [*weights, *await kv_of(engine, weights)])
+    await engine.leave(fence)
+
+
+async def never_told(engine: PuppetEngine) -> None:
+    """It asks for the share and hangs up before it hears what it was given."""
+    fence = await engine.begin()
+    await engine.worker.call("open_share_unread", engine.device, DIGEST)
+    await engine.worker.call("hang_up")
+    await engine.leave(fence)
+
+
 async def gone(engine: PuppetEngine, weights: list[int]) -> None:
     fence = await engine.begin(Order.OFFLOAD, size=0)
     await engine.worker.unmap(engine.device, await kv_of(engine, weights))
@@ -124,9 +139,7 @@ async def test_kill_9_of_a_sharer(daemon: DaemonProcess, leader: Leader) -> None
         await joined(b)
         b.worker.kill()
         await settles(leader, a.device, {name(a): (WEIGHTS, KV)})
-        fence = await a.begin(Order.OFFLOAD, size=0)
-        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
-        await a.leave(fence)
+        await owner_left(a, weights)
         assert await charged(leader, a.device) == {}
 
 
@@ -239,13 +252,8 @@ async def test_what_was_inherited_and_never_received_is_nobody_elses_while_it_is
 async def test_who_never_received_a_share_has_none(daemon: DaemonProcess, leader: Leader) -> None:
     async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
         weights = await first(a)
-        fence = await b.begin()
-        await b.worker.call("open_share_unread", b.device, DIGEST)
-        await b.worker.call("hang_up")
-        await b.leave(fence)
-        fence = await a.begin(Order.OFFLOAD, size=0)
-        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
-        await a.leave(fence)
+        await never_told(b)
+        await owner_left(a, weights)
         await settles(leader, a.device, {})
         assert b.worker.alive
 
@@ -306,11 +314,6 @@ async def test_who_has_joined_keeps_it_though_another_answer_never_reaches_it(
     async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
         weights = await first(a)
         await joined(b)
-        fence = await b.begin()
-        await b.worker.call("open_share_unread", b.device, DIGEST)
-        await b.worker.call("hang_up")
-        await b.leave(fence)
-        fence = await a.begin(Order.OFFLOAD, size=0)
-        await a.worker.unmap(a.device, [*weights, *await kv_of(a, weights)])
-        await a.leave(fence)
+        await never_told(b)
+        await owner_left(a, weights)
         assert await charged(leader, a.device) == {name(b): (WEIGHTS, KV)}

@@ -20,6 +20,7 @@ from coordinator.store.codec import encode
 from coordinator.store.memory import MemoryEtcd
 from native import protocol
 from native.daemon import calls, keeper, publisher
+from native.daemon.latency import WakeUps
 from native.daemon.node import Node
 from native.daemon.options import DeviceOption, Options
 from native.daemon.session import EngineSession
@@ -292,6 +293,39 @@ async def test_what_is_counted_goes_along_with_a_change_and_makes_none(tmp_path:
         before = at.node._draw("0", at.node.devices["0"])
         at.node.devices["0"].counters.took("wipe", 1.0, CHUNK)
         assert at.node._draw("0", at.node.devices["0"]) == before
+
+
+async def test_each_step_of_an_operation_asks_and_nothing_else_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(WakeUps, "hasten", lambda self: asked.append("now"))
+    async with place(tmp_path) as at:
+        at.node.settle()
+        asked.clear()
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.enter(fence)
+        assert 1 <= len(asked) <= 2, "granted, entered: the daemon may hear of the grant by the question to enter"
+        asked.clear()
+        await at.map(1)
+        at.node.settle()
+        assert asked == []
+        await at.leave(fence)
+        assert asked == ["now"]
+
+
+async def test_a_grant_alone_is_neither_kept_nor_shown_anew(tmp_path: Path) -> None:
+    async with place(tmp_path) as at:
+        await at.agent.until(lambda: at.node.devices["0"].fences.agreed, PATIENCE_S)  # every chunk has come
+        await at.agent.settled()
+        marked = at.node.keeper._marked
+        fence = await at.leader.grant(at.spec, Order.RESTORE, 8 * MIB)
+        await at.agent.until(lambda: at.node.devices["0"].fences.stand[0] == fence.revision, PATIENCE_S)
+        assert at.node.keeper._marked == marked
+        await at.leader.store.revoke_lease(at.spec.lease)
+        await at.agent.until(lambda: at.node.devices["0"].fences.record.closed == fence.revision, PATIENCE_S)
+        await at.agent.durable()
+        assert at.closed_on_disk == fence.revision, "what follows from it is"
 
 
 async def test_facts_are_told(tmp_path: Path) -> None:
