@@ -25,8 +25,8 @@ GOODBYE_S = 1.0
 
 
 class Engine(Protocol):
-    """Called from the agent's loop, one call at a time, except `ping`. The caller sets deadlines; a call that was cut
-    off leaves the engine in no known state and is followed by `end` alone."""
+    """Called from the agent's loop, one call at a time, except where it says so. The caller sets deadlines; a call that
+    was cut off leaves the engine in no known state and is followed by `end` alone."""
 
     async def drain(self) -> None:
         """Shut the door and freeze what runs: no forward pass is under way or begins."""
@@ -40,7 +40,9 @@ class Engine(Protocol):
         """Loaded: make host masters; the reports carry the measured footprint and digests."""
         ...
 
-    async def offload(self) -> tuple[Report, ...]: ...
+    async def offload(self) -> tuple[Report, ...]:
+        """May be called while `drain` is under way: no page leaves before that is done."""
+        ...
 
     async def restore(self) -> tuple[Report, ...]:
         """Reports that are `pending`: requests may run, the copy goes on behind them until `settle` returns. Who waits
@@ -57,7 +59,7 @@ class Engine(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Returns when the engine's own loop has answered."""
+        """Returns when the engine's own loop has answered. At any time."""
         ...
 
     def pids(self) -> tuple[int, ...]:
@@ -77,8 +79,6 @@ class EngineCore(Protocol):
     """The part of vLLM's AsyncMPClient that is used (vllm/v1/engine/core_client.py, 0.32.0)."""
 
     resources: Any
-
-    async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None: ...
 
     async def resume_scheduler_async(self) -> None: ...
 
@@ -137,8 +137,7 @@ class VllmEngine:
 
         async def there() -> None:
             self._door.shut()
-            # `keep` alone does not keep: clear_cache=True, the default, preempts what runs and drops its KV.
-            await self._client.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+            await self._client.engine_core.call_utility_async(core_calls.DRAIN)
 
         await self._hop(there())
 

@@ -4,13 +4,16 @@ Events in (what was seen, what a step brought), actions out (what to do next). I
 seconds arrive in events, and the agent carries the actions out. At most one operation is under way; every action that
 belongs to it is answered by exactly one event, or by `Failed`, which is final.
 
-    resident --offload--> drain, and enter meanwhile -> offload -> leave -> publish offloaded
+    resident --offload--> drain and enter -> offload -> leave -> publish offloaded
     offloaded --restore-> enter -> restore -> resume and leave -> publish resident
                                         \\--> resume and settle -> leave -> publish resident
     starting --restore--> enter -> (workers load) -> resume and leave -> publish resident
 
 The second way is that of an engine whose layers wait for their own bytes: requests run while the copy goes on, but the
 operation, and with it the entry at the daemon, ends only after the copy.
+
+`offload` is ordered as soon as every device is entered: the engine itself lets no page leave before what runs is frozen
+(`engine.Engine`), which is sooner than this could be told of it.
 """
 
 from __future__ import annotations
@@ -60,8 +63,8 @@ MAX_STEPS = 32
 
 
 class Stage(StrEnum):
-    """Where the operation under way stands. `ENTER`: devices are entered and, before pages leave, what runs is frozen;
-    memory is touched when both are done. `SETTLE`: requests run, the copy goes on. `CLOSE`: memory is as it should be;
+    """Where the operation under way stands. `ENTER`: devices are entered and, before pages leave, what runs begins to
+    be frozen. `SETTLE`: requests run, the copy goes on. `CLOSE`: memory is as it should be;
     resume and leaves are under way."""
 
     ENTER = "enter"
@@ -199,10 +202,10 @@ class Lifecycle:
         if op is None:
             return self._fail(f"{type(event).__name__} came while no operation was under way")
         match op.stage, event:
-            case Stage.ENTER, Drained(seconds=seconds) if op.draining:
+            case ((Stage.ENTER | Stage.WORK | Stage.CLOSE), Drained(seconds=seconds)) if op.draining:
                 op.draining = False
                 op.steps.append(Step("drain", seconds))
-                return self._on_entry(op)
+                return self._on_drained(op)
             case Stage.ENTER, Entered(device=device, seconds=seconds):
                 op.asked.discard(device)
                 op.entered.add(device)
@@ -246,11 +249,16 @@ class Lifecycle:
         op.asked.update(devices)
         return tuple(Enter(device, op.fence) for device in devices)
 
+    def _on_drained(self, op: _Operation) -> tuple[Action, ...]:
+        if op.stage is Stage.ENTER:
+            return self._on_entry(op)
+        return self._on_closed(op) if op.stage is Stage.CLOSE else ()
+
     def _on_entry(self, op: _Operation) -> tuple[Action, ...]:
-        if op.asked or op.draining:
+        if op.asked:
             return ()
         if op.refusal:
-            return self._give_up(op)
+            return () if op.draining else self._give_up(op)
         if not op.works:
             return self._close(op, op.before, resume=False)
         op.stage = Stage.WORK
@@ -280,7 +288,7 @@ class Lifecycle:
         return tuple(actions) or self._on_closed(op)
 
     def _on_closed(self, op: _Operation) -> tuple[Action, ...]:
-        if op.resuming or op.leaving or op.reached is None or op.answer is None:
+        if op.draining or op.resuming or op.leaving or op.reached is None or op.answer is None:
             return ()
         self.op, self.phase = None, op.reached
         if self.epoch == op.fence.epoch and self.lease is not None:

@@ -5,6 +5,7 @@ Upstream (vllm-ascend's Netloader) takes what it cannot use for the default with
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +14,8 @@ import msgspec
 
 from coordinator.errors import ConfigError
 from transfer.transports.dial import split_address
+
+log = logging.getLogger("vllm.vnpu.netloader")
 
 FORMAT = "vnpu_netloader"
 INT8 = ("INT8_CACHE", "INT8_CACHE_NAME")
@@ -48,7 +51,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="u
     load_from: Literal["auto", "peers", "disk"] = "auto"
     limit_s: Seconds = 600.0
     transport: Literal["auto", "tcp", "torch"] = "auto"
-    rate_limit: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 1e9
+    rate_limit: Annotated[float, msgspec.Meta(ge=0, le=1e12)] = 0.6e9
     listen_host: str = ""
 
     def sources(self, rank: int) -> tuple[tuple[str, int], ...]:
@@ -91,3 +94,13 @@ def _from_file(file: Path) -> Mapping[str, object]:
     except (OSError, msgspec.MsgspecError) as error:
         raise ConfigError(f"CONFIG_FILE={file}: {error}", remedy="give a file with one JSON object") from error
     return found
+
+
+def write_address(file: Path, host: str, port: int) -> None:
+    """OUTPUT_PREFIX: `host:port` in one line. A disk that is full is told, and ends nothing."""
+    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        file.write_text(text)
+    except OSError as error:
+        log.warning("OUTPUT_PREFIX: %s was not written: %s", file, error)
+        file.unlink(missing_ok=True)

@@ -19,14 +19,14 @@ from coordinator.core.model import Bytes, Step
 from engine_patch.bus import Bus, Range
 from engine_patch.common_pages import CommonPages
 from engine_patch.elsewhere import Elsewhere, Nowhere, bring_back
-from engine_patch.host_memory import SaveRoom
 from engine_patch.left_behind import LeftBehind
 from engine_patch.master import CALL_S, Master
 from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
 from engine_patch.region import Region, drop_both, map_both
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
-from engine_patch.stages import Entry, Owners, end_to_end
+from engine_patch.saved_kv import SavedKv
+from engine_patch.stages import Entry, Owners
 from engine_patch.stopwatch import Stopwatch
 from native import _native
 from native.client import Client
@@ -71,9 +71,7 @@ class Hands:
         self._left = LeftBehind(self._pieces)
         self._restoring: Restoring | None = None
         self._master = Master(client, bus)
-        self._buffer = SaveRoom(client.report_host, bus.lock, bus.unlock)
-        self._kv_keep = kv_keep
-        self._saved: list[tuple[int, int, int]] = []
+        self._saved = SavedKv(client, bus, kv_keep)
         self.readers = Guard()
         """Other engines read these weights (Netloader) inside it, where `at` says."""
         self._read_pages = True
@@ -164,8 +162,7 @@ class Hands:
         self.digest = f"{self.content()}:{layout}"
         self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
         self._pieces.seal(self._weight_chunks, self.live(self.weights), owners)
-        # A chunk more than the budget: vLLM's null block and what else lies beside the KV cache is saved as well.
-        self._buffer.fit(self.kv.bytes if self._kv_keep is None else min(self.kv.bytes, self._kv_keep + self.kv.chunk))
+        self._saved.reserve(self.kv.bytes, self.kv.chunk)
         return self.digest
 
     def at(self, address: int) -> int:
@@ -259,7 +256,7 @@ class Hands:
                 with watch.step("still"):
                     self._common.prove(self.digest.startswith(f"{self.content()}:"))
             with watch.step("save_kv"):
-                saved = self._save(keep)
+                saved = self._saved.save(keep)
             with watch.step("unmap"):
                 self._read_from(pages=False)
                 self._drop(self._left.leave(whole=self.settled))
@@ -357,13 +354,6 @@ class Hands:
         if self._restoring is not None:
             self._restoring.await_stage(stage)
 
-    def _save(self, keep: Sequence[Range]) -> int:
-        size = sum(length for _, length in keep)
-        buffer = self._buffer.fit(size)
-        self._saved = [(at, to, length) for at, to, length in end_to_end(keep, buffer.address)]
-        self.bus.save([(to, at, length) for at, to, length in self._saved])
-        return size
-
     def _map(self) -> Set[int]:
         """Weights and KV; returns indices of the chunks of weights that are said to hold what was left there."""
         if self.partners.alone and self._common.join(self.digest, self._weight_chunks, CALL_S):
@@ -388,10 +378,10 @@ class Hands:
     def _entries(self, still: Set[int]) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
         if self._common.joined:
-            return [self._saved, *([] for _ in self._pieces.stages[1:])]
+            return [self._saved.entries, *([] for _ in self._pieces.stages[1:])]
         master = self._master.memory
         first, *later = self._pieces.entries(master.address if master is not None else 0, still)
-        return [self._saved + first, *later]
+        return [self._saved.entries + first, *later]
 
     def content(self) -> str:
         """Digest of the weights as they lie in device pages now."""

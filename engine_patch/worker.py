@@ -179,7 +179,7 @@ class VnpuWorker:
 
     def execute_model(self, scheduler_output: Any) -> Any:
         if not self._hands.resident:
-            raise RuntimeError("a step was scheduled while this engine's memory is away")
+            return self._without_memory(scheduler_output)
         self._hands.used = True
         spin.work()
         if self._gates is not None:
@@ -187,6 +187,13 @@ class VnpuWorker:
         self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
         with self._exchange.stepping() if self._exchange is not None else nullcontext():
             return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
+
+    def _without_memory(self, scheduler_output: Any) -> Any:
+        """A client that hangs up while its request is frozen makes vLLM's scheduler send a step of no tokens, paused or
+        not: the runner only forgets the request."""
+        if scheduler_output.total_num_scheduled_tokens:
+            raise RuntimeError("a step was scheduled while this engine's memory is away")
+        return super().execute_model(scheduler_output)  # type: ignore[misc]
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         return self._flight.sampled(super().sample_tokens(grammar_output))  # type: ignore[misc]
@@ -220,7 +227,7 @@ class VnpuWorker:
                     self._wake_pulls()
             return {"kv_saved": saved, "d2h": self._hands.copied_out, "steps": steps}
 
-        return self._answer(work)
+        return self._answer_soon(work)
 
     def vnpu_restore(self) -> str:
         def work() -> dict[str, Any]:
@@ -235,7 +242,7 @@ class VnpuWorker:
             threading.Thread(target=self._settle, args=(self._turn,), name="vnpu-settle", daemon=True).start()
             return {"steps": steps, "turn": self._turn, "pending": True}
 
-        return self._answer(work)
+        return self._answer_soon(work)
 
     def _settle(self, turn: int) -> None:
         """In a thread of its own: tell the agent when everything is back. A forward pass that waits at a gate which
@@ -278,6 +285,12 @@ class VnpuWorker:
 
     def _answer(self, work: Callable[[], dict[str, Any]]) -> str:
         return report.encode(self._report(work)).decode()
+
+    def _answer_soon(self, work: Callable[[], dict[str, Any]]) -> str:
+        """Of a switch: beside the copy that it starts, this thread would wait for whole slices. The threads that copy
+        were not begun here (`Copier`), so they keep theirs."""
+        with prompt.promptly():
+            return self._answer(work)
 
     def _report(self, work: Callable[[], dict[str, Any]], **fields: Any) -> Report:
         try:

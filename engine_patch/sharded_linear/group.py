@@ -2,12 +2,17 @@
 
 gloo matches collectives of one group by their order alone. So nothing here uses a group of vLLM's, and each series of
 layers has a group of its own. A group on which a wait has run out of time is of no use any more: its engine ends.
+
+gloo moves bytes in threads of its own, on the cores that compute, and wakes them for every 64 KiB that come. Those of a
+`Line` wait for their turn; those of a `Group`, which a wake waits for, do not.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -44,7 +49,8 @@ class Line:
     def __init__(self, ranks: Sequence[int], timeout_s: float) -> None:
         """`ranks` of the world; all of them call this, in the same order."""
         self._ranks = tuple(ranks)
-        self._group = _new_group(ranks, timeout_s)
+        with in_the_background():
+            self._group = _new_group(ranks, timeout_s)
 
     def send(self, image: torch.Tensor, owner: int) -> Sent:
         """From rank `owner` of the group into everybody's `image` (uint8, flat); returns at once."""
@@ -98,3 +104,32 @@ def _new_group(ranks: Sequence[int], timeout_s: float) -> Any:
     """Only its members call this: pipeline stages make theirs apart from one another."""
     limit = datetime.timedelta(seconds=timeout_s)
     return distributed.new_group(list(ranks), timeout=limit, backend="gloo", use_local_synchronization=True)
+
+
+@contextlib.contextmanager
+def in_the_background() -> Iterator[None]:
+    """Threads that this thread makes meanwhile take no core from one that computes: SCHED_BATCH, which threads inherit
+    and under which waking up preempts nobody (sched(7)). A policy other than the usual one is left as it is, and so is
+    everything where a sandbox forbids the change: slower, and as good."""
+    changed = _usual() and _follow(os.SCHED_BATCH)
+    try:
+        yield
+    finally:
+        if changed:
+            _follow(os.SCHED_OTHER)
+
+
+def _usual() -> bool:
+    try:
+        return os.sched_getscheduler(0) == os.SCHED_OTHER
+    except OSError:
+        return False
+
+
+def _follow(policy: int) -> bool:
+    """This thread, from now on. False: it may not."""
+    try:
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+    except OSError:  # EPERM where it is forbidden, EINVAL where a sandbox knows no such policy
+        return False
+    return True

@@ -1,7 +1,9 @@
 """The carrier for ranks with separate memory: each layer's weights are broadcast by their owner shortly before they are
 needed, into a rolling window of buffers (`window`).
 
-While step g computes, step g + prefetch is under way. Ranks must walk the layers in the same order, as they do in
+While step g computes, step g + prefetch is under way. A layer's owner has its weights and computes at once; its own
+sending it waits for one step later. So a rank that computes and one that still receives share a machine's cores in
+turns, where both would wait for the slower of them. Ranks must walk the layers in the same order, as they do in
 tensor-parallel forward passes; who does not is told so with layer and rank, never by a hang: each image carries its
 series and step, and every wait has a deadline.
 
@@ -122,7 +124,7 @@ class Rolling:
         """Until nothing is under way: memory may go. The window is empty afterwards, and what this rank owns is as it
         was processed, without a stamp. Raises OutOfStep."""
         for step in sorted(self._away):
-            self._arrived(step)
+            self._landed(step)
         for home in self._homes.values():
             image.stamp(home, 0, 0)
 
@@ -149,7 +151,8 @@ class Rolling:
         return leave
 
     def reach(self, position: int) -> None:
-        """A forward pass comes to this layer: ask for the one `prefetch` steps ahead. Raises OutOfStep."""
+        """A forward pass comes to this layer: ask for the one `prefetch` steps ahead, once what this rank sent in the
+        step before is gone. Raises OutOfStep."""
         expected = self._window.position(self._step)
         if position != expected:
             names = self.series.layers
@@ -157,11 +160,15 @@ class Rolling:
                 f"rank {self._me} came to {names[position]} (step {self._step}), {names[expected]} was next",
                 remedy="the layers of a series must run in order, once each; leave this one out of sharded_linear",
             )
+        if self._step - 1 in self._away:
+            self._landed(self._step - 1)
         self._ask(self._window.asked_by(self._step))
 
     def wait(self, position: int) -> None:
         """Make the layer's weights ready. Raises OutOfStep where they do not come in time, or others do."""
-        for key, view in image.views(self._arrived(self._step), self._layout).items():
+        own = self._window.owner(position) == self._me
+        place = self._homes[position] if own else self._landed(self._step)
+        for key, view in image.views(place, self._layout).items():
             put(self._modules[position], key, view)
 
     def _empty(self, position: int) -> None:
@@ -178,8 +185,10 @@ class Rolling:
             place = self._buffers[self._window.buffer(step)]
         self._away[step] = self._carrier.send(place, owner), place
 
-    def _arrived(self, step: int) -> torch.Tensor:
-        sent, place = self._away.pop(step)
+    def _landed(self, step: int) -> torch.Tensor:
+        """The step's image, come or sent. One that is not stays under way, since gloo may read or write it any time:
+        no later `drain` lets its memory go. Raises OutOfStep."""
+        sent, place = self._away[step]
         position = self._window.position(step)
         owner, name = self._window.owner(position), self.series.layers[position]
         if not sent.wait(self._deadline_s):
@@ -188,6 +197,7 @@ class Rolling:
                 f"rank {self._me} waited {self._deadline_s:g} s at {name} (step {step}) for {whom}",
                 remedy="a rank is gone or at another layer: see the engine's log",
             )
+        del self._away[step]
         series, sent_step = image.stamped(place)
         if (series, sent_step) != (self._id, step):
             other = self.series.layers[self._window.position(sent_step)] if series == self._id else "another series"

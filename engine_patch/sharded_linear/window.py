@@ -2,12 +2,12 @@
 
 A series is `length` layers of equal shape in the order in which a forward pass runs them. Everything here counts
 *positions* in the series, never layer numbers: a pipeline stage that starts at layer 31 is no different from one that
-starts at 0. (Upstream's `layer_shard_linear` mixed the two up and was right only where the stage's first layer was a
-multiple of the length; facts: vllm-ascend#9622.)
+starts at 0. (vllm-ascend's `layer_shard_linear` mixed the two up and was right only where the stage's first layer was a
+multiple of the length: its issue 9622.)
 
-Steps go on over all passes: step g runs position g % length. Step g's layer lies in buffer g % (prefetch + 1), on ranks
-that do not own it. It is asked for `prefetch` steps ahead, at the start of step g - prefetch; the buffer held step
-g - prefetch - 1 until then, which is over.
+Steps go on over all passes: step g runs position g % length. Its layer is asked for when step g - ahead begins, where
+`ahead` is `prefetch`, but never the whole series. A rank that does not own it takes it into buffer g % (ahead + 1),
+which held the layer of step g - ahead - 1; that one is over by then.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Window(msgspec.Struct, frozen=True):
 
     @property
     def ahead(self) -> int:
-        """Steps that are asked for in advance: with `length - 1` the whole series is in the buffers."""
+        """How many steps before its own a layer is asked for. With `length - 1` the buffers hold the whole series."""
         return min(self.prefetch, self.length - 1)
 
     @property

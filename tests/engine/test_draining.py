@@ -58,8 +58,8 @@ class Worker:
         self._answers: deque[tuple[Any, Reply]] = deque()
 
     def execute_model(self, tokens: int) -> Reply:
-        """Without tokens there is nothing to sample: vLLM's runner answers at once."""
-        assert not self.away, "a step began while the memory was away"
+        """Without tokens there is nothing to sample: vLLM's runner answers at once, and needs no memory."""
+        assert not (self.away and tokens), "a step began while the memory was away"
         return self._answer(self.flight.executed(None if tokens else object()))
 
     def sample_tokens(self) -> Reply:
@@ -119,7 +119,8 @@ class Executor:
 
 class Scheduler:
     """Requests are numbers of tokens still to come; with structured output each waits for the one before
-    (AsyncScheduler._update_after_schedule)."""
+    (AsyncScheduler._update_after_schedule). One that was aborted is told to the workers by the next step, paused or not
+    (Scheduler.has_finished_requests)."""
 
     def __init__(self, structured: bool) -> None:
         self.pause_state = PauseState.UNPAUSED
@@ -127,12 +128,13 @@ class Scheduler:
         self._structured = structured
         self.to_schedule: list[int] = []
         self.to_come: list[int] = []
+        self.aborted = False
 
     def set_pause_state(self, state: PauseState) -> None:
         self.pause_state = state
 
     def has_requests(self) -> bool:
-        return self.pause_state != PauseState.PAUSED_ALL and any(self.to_come)
+        return self.aborted or (self.pause_state != PauseState.PAUSED_ALL and any(self.to_come))
 
     def add(self, tokens: int) -> None:
         self.to_schedule.append(tokens)
@@ -141,9 +143,12 @@ class Scheduler:
     def abort(self) -> None:
         if self.to_come:
             self.to_schedule[0] = self.to_come[0] = 0
+            self.aborted = True
 
     def schedule(self, throttle: bool) -> Any:
-        chosen = [i for i, left in enumerate(self.to_schedule) if left]
+        self.aborted = False
+        paused = self.pause_state == PauseState.PAUSED_ALL
+        chosen = [i for i, left in enumerate(self.to_schedule) if left and not paused]
         for i in chosen:
             self.to_schedule[i] -= 1
         waits = self._structured and any(self.to_come[i] - self.to_schedule[i] > 1 for i in chosen)
@@ -222,20 +227,27 @@ class Run:
         self.core.scheduler.abort()
 
     def switch(self) -> None:
-        """As the agent does it: drain, offload; later restore and resume. Requests may come meanwhile."""
-        paused = self.core.pause_scheduler(mode="keep", clear_cache=False)
+        """As the agent does it: drain, and offload without waiting for that; later restore and resume. Requests may
+        come meanwhile."""
+        drained = core_calls.drain(self.core)
+        offloaded = core_calls.offload(self.core, None)
         turns = 0
-        while paused is not None and not paused.done():
+        while isinstance(offloaded, Future) and not offloaded.done():
+            assert drained is not None
+            assert not drained.done()
+            assert not self.worker.away, "memory left before the drain was done"
             self.core.turn()
             turns += 1
             assert turns <= self.core.batch_queue_size + 1, "a pause that never ends"
-        if paused is not None:
-            paused.result(0)
         assert self.worker.flight.steps == 0, "the pause was over with a step in flight"
-        assert core_calls.offload(self.core, None) == ["report"]
+        assert self.worker.away
+        assert (offloaded.result(0) if isinstance(offloaded, Future) else offloaded) == ["report"]
         self.switches += 1
         self.ask()
         self.core.turn()
+        self.abort()  # of one that is frozen
+        self.core.turn()
+        assert not self.core.scheduler.aborted, "what the workers were to forget was not told"
         self.worker.away = False
         self.core.resume_scheduler()
 
@@ -291,5 +303,6 @@ def test_an_engine_that_is_not_paused_is_refused() -> None:
 
 def test_the_engine_core_has_our_calls_by_the_names_the_agent_calls() -> None:
     core_calls.install()
+    assert getattr(EngineCore, core_calls.DRAIN) is core_calls.drain
     assert getattr(EngineCore, core_calls.OFFLOAD) is core_calls.offload
     assert getattr(EngineCore, core_calls.RESTORE) is core_calls.restore

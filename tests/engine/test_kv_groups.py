@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from coordinator.cli.make_model import Recipe, make_model
+from tests.helpers.engine_file import made, marks
 from tests.helpers.vllm_pulls import Pulls, started
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.system,
-    pytest.mark.timeout(1800),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = marks()
 WINDOW = 64
 PROMPTS = ["the harbour at night, " * 24 + "and then", "nobody had told the lighthouse keeper " * 16 + "that"]
 
@@ -25,8 +19,7 @@ PROMPTS = ["the harbour at night, " * 24 + "and then", "nobody had told the ligh
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pulls]:
     folder = tmp_path_factory.mktemp("groups")
-    model = folder / "model"
-    await asyncio.to_thread(make_model, model, Recipe(arch="llama", size="tiny"), as_json=True)
+    model = await made(folder / "model", "llama")
     config = json.loads((model / "config.json").read_text())
     kinds = ["sliding_attention", "full_attention"] * (config["num_hidden_layers"] // 2)
     (model / "config.json").write_text(json.dumps(config | {"layer_types": kinds, "sliding_window": WINDOW}))

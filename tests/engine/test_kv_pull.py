@@ -3,21 +3,15 @@ of an engine that prefills itself, and different ones where two heads are swappe
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
-from coordinator.cli.make_model import Recipe, make_model
+from tests.helpers.engine_file import made, marks
 from tests.helpers.vllm_pulls import Pulls, started
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.system,
-    pytest.mark.timeout(1800),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = marks()
 
 PROMPTS = [
     "the harbour at night, " * 12 + "and then",
@@ -29,8 +23,7 @@ PROMPTS = [
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pulls]:
     folder = tmp_path_factory.mktemp("pull")
-    model = folder / "model"
-    await asyncio.to_thread(make_model, model, Recipe(arch="qwen3", size="tiny"), as_json=True)
+    model = await made(folder / "model", "qwen3")
     # The real Mooncake, over its TCP; it wants Debian's libibverbs1. `two` has not chosen it: over our TCP, both ways.
     wanted = [("one", 1, "mooncake"), ("other", 1, "mooncake"), ("two", 2, "tcp")]
     async with started(folder, model, wanted) as engines:

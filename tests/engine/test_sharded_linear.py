@@ -12,21 +12,16 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.model import Order, Phase
 from coordinator.embedded import find_binary
 from tests.helpers.daemon import DaemonProcess
+from tests.helpers.engine_file import made, marks
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import Lab
 from tests.helpers.puppet import Puppet
 from tests.helpers.vllm_engine import VllmEngine
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.system,
-    pytest.mark.timeout(1200),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = marks(timeout_s=1200)
 
 CAPACITY = 128 << 20
 CHUNK = 2 << 20
@@ -110,8 +105,7 @@ class Ranks(Lab):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ranks]:
     folder = tmp_path_factory.mktemp("sharded")
-    model = folder / "model"
-    await asyncio.to_thread(make_model, model, Recipe(arch="deepseek", size="tiny"), as_json=True)
+    model = await made(folder / "model", "deepseek")
     etcd = RealEtcd(folder, binary=find_binary({}))
     await etcd.start()
     store = etcd.client()

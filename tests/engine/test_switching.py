@@ -14,7 +14,6 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.model import Order, Phase, Seed
 from coordinator.embedded import find_binary
 from coordinator.store import keys
@@ -24,6 +23,7 @@ from coordinator.store.follow import follow
 from coordinator.weights import weight_bytes
 from engine_patch.host_bus import RESERVED
 from tests.helpers.daemon import DaemonProcess
+from tests.helpers.engine_file import made
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.eventually import eventually
 from tests.helpers.lab import Lab
@@ -136,8 +136,7 @@ class RealLab(Lab):
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealLab]:
     folder = tmp_path_factory.mktemp("switching")
-    model = folder / "model"
-    await asyncio.to_thread(make_model, model, Recipe(arch="qwen3", size="small"), as_json=True)
+    model = await made(folder / "model", "qwen3", "small")
     etcd = RealEtcd(folder, binary=find_binary({}))
     await etcd.start()
     store = etcd.client()

@@ -69,7 +69,9 @@ class Ours(worker.VnpuWorker, Theirs):
         return msgspec.json.decode(self.vnpu_offload([]), type=Report)
 
 
-STEP = SimpleNamespace(scheduled_new_reqs=[], scheduled_cached_reqs=SimpleNamespace(new_block_ids=[]))
+STEP = SimpleNamespace(
+    total_num_scheduled_tokens=1, scheduled_new_reqs=[], scheduled_cached_reqs=SimpleNamespace(new_block_ids=[])
+)
 
 
 @pytest.fixture
@@ -98,3 +100,11 @@ def test_a_switch_after_all_outputs_were_fetched_goes_through(ours: Ours):
     ours.sample_tokens(None).get_output()
     assert ours.offload().error == ""
     assert not ours.hands.resident
+
+
+def test_without_memory_a_request_may_be_forgotten_and_nothing_computed(ours: Ours):
+    assert ours.offload().error == ""
+    assert ours.execute_model(SimpleNamespace(total_num_scheduled_tokens=0)) is None
+    with pytest.raises(RuntimeError, match="memory is away"):
+        ours.execute_model(STEP)
+    assert ours.offload().error == ""

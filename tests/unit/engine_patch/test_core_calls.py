@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from enum import Enum
 from math import inf
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,12 +28,28 @@ def not_for_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("engine_patch.spin._rests_until", 0.0)
 
 
+class Paused(Enum):
+    UNPAUSED = 0
+    PAUSED_ALL = 2
+
+
+class Scheduler:
+    pause_state = Paused.UNPAUSED
+
+    def __init__(self, did: list[str]) -> None:
+        self.did = did
+
+    def set_pause_state(self, state: Paused) -> None:
+        self.did.append(state.name)
+
+
 class Core:
     """EngineCore as far as a restore goes."""
 
     def __init__(self, reports: Sequence[Report]) -> None:
         self.reports = reports
         self.did: list[str] = []
+        self.scheduler = Scheduler(self.did)
         self.rested: list[float] = []
 
     def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[str]:
@@ -41,6 +59,9 @@ class Core:
 
     def resume_scheduler(self) -> None:
         self.did.append("resume")
+
+    def has_work(self) -> bool:
+        return False
 
 
 READY = Report(rank=0, pid=1, pending=True)
@@ -78,9 +99,11 @@ class Client:
         self.go = asyncio.Event()
         self.asked = asyncio.Event()
 
-    async def call_utility_async(self, method: str) -> list[str]:
+    async def call_utility_async(self, method: str, *args: Any) -> Any:
         self.asked.set()
         await self.go.wait()
+        if method == core_calls.DRAIN:
+            return core_calls.drain(self.core)
         return core_calls.restore(self.core)
 
     async def collective_rpc(self, method: str, *, args: tuple[Any, ...] = ()) -> list[str]:
@@ -88,9 +111,6 @@ class Client:
 
     async def resume_scheduler_async(self) -> None:
         self.core.did.append("resume by call")
-
-    async def pause_scheduler_async(self, mode: str, clear_cache: bool) -> None:
-        self.core.did.append("pause")
 
 
 class World:
@@ -150,4 +170,16 @@ async def test_a_drain_that_led_to_nothing_is_ended_by_a_call() -> None:
         await world.engine.resume()
         await world.engine.drain()
         await world.engine.resume()
-    assert world.core.did == [core_calls.RESTORE, "resume", "pause", "resume by call"]
+    assert world.core.did == [core_calls.RESTORE, "resume", "PAUSED_ALL", "resume by call"]
+
+
+def test_an_offload_whose_drain_failed_asks_no_worker() -> None:
+    core = SimpleNamespace(has_work=lambda: True, pause_scheduler=_cannot, scheduler=None)
+    with pytest.raises(OSError, match="no pause"):
+        core_calls.drain(core)
+    with pytest.raises(RuntimeError, match="the drain before it failed"):
+        core_calls.offload(core, None)
+
+
+def _cannot(**_: Any) -> None:
+    raise OSError("no pause")

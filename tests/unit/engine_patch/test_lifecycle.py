@@ -116,11 +116,27 @@ def test_offload_drains_and_enters_then_offloads_leaves_publishes():
     assert (last.residency.phase, last.residency.held.total, last.residency.kv_saved) == (Phase.OFFLOADED, 0, 2)
 
 
-def test_no_page_leaves_before_what_runs_is_frozen():
+def test_offload_is_ordered_while_what_runs_is_still_being_frozen():
+    """The engine lets no page leave before (tests/engine/test_draining.py)."""
     life = resident()
     life.handle(tokens(held(Order.OFFLOAD, 8)))
-    assert life.handle(Entered(DEV, 0.01)) == ()
-    assert life.handle(Drained(0.02)) == (Offload(),)
+    assert life.handle(Entered(DEV, 0.01)) == (Offload(),)
+    assert life.handle(Drained(0.02)) == ()
+    (leave,) = life.handle(Worked(Outcome(kv_saved=2)))
+    assert isinstance(leave, Leave)
+    assert leave.residency is not None
+    assert [(s.name, s.seconds) for s in leave.residency.steps] == [("enter", 0.01), ("drain", 0.02)]
+
+
+def test_an_operation_is_not_over_before_it_was_heard_that_what_ran_is_frozen():
+    life = resident()
+    life.handle(tokens(held(Order.OFFLOAD, 8)))
+    life.handle(Entered(DEV, 0.01))
+    assert kinds(life.handle(Worked(Outcome()))) == [Leave]
+    assert life.handle(Left(DEV, 0.0)) == ()
+    (last,) = life.handle(Drained(0.02))
+    assert isinstance(last, Publish)
+    assert last.residency.phase is Phase.OFFLOADED
 
 
 def test_a_refused_entry_is_given_up_only_when_what_runs_is_frozen():
@@ -233,9 +249,9 @@ def test_what_was_entered_while_draining_runs_on_without_its_lease():
     """PROTOCOL rule 7: an entered operation ends by `leave`, never with its token."""
     life = resident()
     life.handle(tokens(held(Order.OFFLOAD, 8)))
-    life.handle(Entered(DEV, 0.0))
+    assert life.handle(Entered(DEV, 0.0)) == (Offload(),)
     life.handle(LeaseLost())
-    assert life.handle(Drained(0.0)) == (Offload(),)
+    assert life.handle(Drained(0.0)) == ()
     assert kinds(life.handle(Worked(Outcome()))) == [Leave]
 
 

@@ -4,12 +4,12 @@ come. (Real ranks with gloo and vLLM's own classes: tests/engine/test_sharded_ra
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine_patch.sharded_linear import image
@@ -38,13 +38,15 @@ class Scaled(torch.nn.Module):
 
 
 class Hub:
-    """Matches the n-th send of each rank, as gloo does; the copy is made when the last has come."""
+    """Matches the n-th send of each rank, as gloo does. Copies are made when the last has come; `late`: each one not
+    before its rank waits for it, and the owner waits for all of them."""
 
-    def __init__(self, ranks: int) -> None:
+    def __init__(self, ranks: int, *, late: bool = False) -> None:
         self._ranks = ranks
+        self._late = late
         self._sent: dict[tuple[int, int], tuple[torch.Tensor, int]] = {}
         self._moved = threading.Condition()
-        self._done: set[int] = set()
+        self._done: set[tuple[int, int]] = set()
 
     def end(self, rank: int) -> End:
         return End(self, rank)
@@ -52,15 +54,30 @@ class Hub:
     def put(self, rank: int, number: int, place: torch.Tensor, owner: int) -> None:
         with self._moved:
             self._sent[rank, number] = place, owner
-            if all((each, number) in self._sent for each in range(self._ranks)):
+            if not self._late and self._all(self._sent, number):
                 for each in range(self._ranks):
-                    self._sent[each, number][0].copy_(self._sent[owner, number][0])
-                self._done.add(number)
-                self._moved.notify_all()
+                    self._copy(each, number)
+            self._moved.notify_all()
 
-    def wait(self, number: int, timeout_s: float) -> bool:
+    def wait(self, rank: int, number: int, timeout_s: float) -> bool:
         with self._moved:
-            return self._moved.wait_for(lambda: number in self._done, timeout_s)
+            if rank == self._sent[rank, number][1]:
+                self._done.add((rank, number))
+                return self._moved.wait_for(lambda: self._all(self._done, number), timeout_s)
+            if not self._moved.wait_for(lambda: self._all(self._sent, number), timeout_s):
+                return False
+            self._copy(rank, number)
+            return True
+
+    def _all(self, of: Container[tuple[int, int]], number: int) -> bool:
+        return all((rank, number) in of for rank in range(self._ranks))
+
+    def _copy(self, rank: int, number: int) -> None:
+        place, owner = self._sent[rank, number]
+        if (rank, number) not in self._done:
+            place.copy_(self._sent[owner, number][0])
+        self._done.add((rank, number))
+        self._moved.notify_all()
 
 
 class End:
@@ -70,15 +87,15 @@ class End:
     def send(self, place: torch.Tensor, owner: int) -> Pending:
         self._hub.put(self._rank, self._count, place, owner)
         self._count += 1
-        return Pending(self._hub, self._count - 1)
+        return Pending(self._hub, self._rank, self._count - 1)
 
 
 class Pending:
-    def __init__(self, hub: Hub, number: int) -> None:
-        self._hub, self._number = hub, number
+    def __init__(self, hub: Hub, rank: int, number: int) -> None:
+        self._hub, self._rank, self._number = hub, rank, number
 
     def wait(self, timeout_s: float) -> bool:
-        return self._hub.wait(self._number, timeout_s)
+        return self._hub.wait(self._rank, self._number, timeout_s)
 
 
 class Rank:
@@ -129,13 +146,21 @@ def stages(draw: st.DrawFn) -> Series:
     return Series("layers.*.o_proj", tuple(f"layers.{start + n}.o_proj" for n in range(length)), window)
 
 
+SHORTEST = Series("layers.*.o_proj", ("layers.0.o_proj",), Window(1, 2, 0))
+"""Its owner sends the same bytes again in the next step."""
+
+
 @settings(max_examples=60)
-@given(stages(), st.lists(st.integers(0, 3), min_size=1, max_size=4))
-def test_any_stage_computes_what_one_rank_would_and_keeps_as_much_as_was_said(one: Series, awake: list[int]) -> None:
-    """`awake`: passes between a wake and a sleep. All ends: no wait is left without its send."""
+@example(SHORTEST, [3], True)
+@given(stages(), st.lists(st.integers(0, 3), min_size=1, max_size=4), st.booleans())
+def test_any_stage_computes_what_one_rank_would_and_keeps_as_much_as_was_said(
+    one: Series, awake: list[int], late: bool
+) -> None:
+    """`awake`: passes between a wake and a sleep. All ends: no wait is left without its send. And no image changes
+    before all have taken it, however late they do."""
     x = torch.rand(1, 10)
     expected = [Scaled(n)(x) for n in range(one.window.length)]
-    hub = Hub(one.window.group)
+    hub = Hub(one.window.group, late=late)
     ranks = [Rank(one, me, hub) for me in range(one.window.group)]
     for passes in awake:
         together(ranks, lambda rank: rank.rolling.fill())
@@ -184,6 +209,32 @@ def test_a_rank_that_does_not_come_is_named_with_the_layer() -> None:
     late = [Rank(series(4, 2, 0), me, hub, deadline_s=0.05) for me in (0, 1)]
     with pytest.raises(OutOfStep, match=r"rank 1 waited 0.05 s at layers\.0\.o_proj \(step 0\) for rank 0, its owner"):
         late[1].run(torch.rand(1, 10))
+
+
+def test_an_owner_computes_while_its_layer_is_still_on_the_way_and_is_never_more_than_a_step_ahead() -> None:
+    hub = Hub(2)
+    owner, other = (Rank(series(4, 2, 0), me, hub, deadline_s=0.05) for me in (0, 1))
+    x = torch.rand(1, 10)
+    assert torch.equal(owner.modules[0](x), Scaled(0)(x))
+    with pytest.raises(OutOfStep, match="for rank 1 to take it"):
+        owner.modules[1](x)
+    assert other.rolling._step == 0
+
+
+def test_a_sleep_waits_until_all_have_taken_what_a_rank_owns() -> None:
+    """And as often as it is tried: memory that may still be read must not go."""
+    hub = Hub(2)
+    owner, other = (Rank(series(4, 2, 0), me, hub, deadline_s=0.05) for me in (0, 1))
+    x = torch.rand(1, 10)
+    owner.modules[0](x)
+    for _ in range(2):
+        with pytest.raises(OutOfStep, match=r"at layers\.0\.o_proj \(step 0\) for rank 1 to take it"):
+            owner.rolling.drain()
+    other.modules[0](x)
+    for rank in (owner, other):
+        rank.rolling.drain()
+        assert not rank.rolling._away
+    assert image.stamped(owner.rolling._homes[0]) == (0, 0)
 
 
 def test_a_rank_that_is_a_whole_pass_ahead_is_found_by_the_step_in_the_image() -> None:

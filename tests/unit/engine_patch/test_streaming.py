@@ -14,8 +14,8 @@ import pytest
 
 from coordinator.core.model import Seed
 from engine_patch import streaming as streaming_module
-from engine_patch.loader_options import Options, RankSources
-from engine_patch.streaming import Near, Streaming, write_address
+from engine_patch.loader_options import Options, RankSources, write_address
+from engine_patch.streaming import Near, Streaming
 from tests.helpers.board import Board, table
 from tests.helpers.eventually import eventually
 from tests.helpers.weights import BLOCK, LOCAL, Rank
