@@ -20,11 +20,13 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks import figures, nodes
+from coordinator.config import load
 from coordinator.core.model import Phase, Residency, Seed
 from coordinator.demo import memcpy
 from coordinator.demo.node import own_environment
 from coordinator.demo.scenario import ENGINE_ARGS
 from coordinator.picture import Mirror, Picture
+from coordinator.supervise.engine_command import cores_by_engine
 from coordinator.supervise.layout import RunFile
 
 SOURCE, STREAMED, DISK = "source", "streamed", "disk"
@@ -117,6 +119,7 @@ class Bench:
     async def _reader(self) -> AsyncIterator[asyncio.subprocess.Process]:
         seed = next(seed for name, seed in self._mirror.picture.of(Seed).items() if name.startswith(f"{SOURCE}/"))
         words = [str(self._model), str(self._run_dir / "transfer.key"), seed.host, str(seed.port)]
+        words.append(core_of(SOURCE, self._config))
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "benchmarks.weight_stream.reader", *words, stdin=pipe, stdout=pipe
@@ -184,6 +187,12 @@ class Bench:
             await child.wait()
             async with asyncio.timeout(LIMIT_S):
                 await self._mirror.until(lambda picture: name not in picture.of(Residency))
+
+
+def core_of(engine: str, config: Path) -> str:
+    """On which `vnpu up` lets an engine of one rank compute, where a node has more engines than cores."""
+    found = cores_by_engine(load(config, os.environ), sorted(os.sched_getaffinity(0)))[engine]
+    return found.split(",")[0].split("-")[0]
 
 
 def _resident(picture: Picture, name: str) -> bool:

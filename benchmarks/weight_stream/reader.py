@@ -1,5 +1,6 @@
-"""`python -m benchmarks.weight_stream.reader MODEL KEY_FILE HOST PORT`: a client without an engine that keeps
-fetching a real engine's checkpoint over TCP, so that the source's decoding can be timed meanwhile.
+"""`python -m benchmarks.weight_stream.reader MODEL KEY_FILE HOST PORT CORE`: a client without an engine that keeps
+fetching a real engine's checkpoint over TCP, so that the source's decoding can be timed meanwhile; on other cores than
+CORE, where that engine computes.
 
 Talks in lines: `go`, and later `stop`, which is answered with the bytes that came and the seconds it took.
 """
@@ -68,14 +69,14 @@ class Reader:
             work.end()
 
 
-def leave_the_first_core() -> None:
-    """The source computes there (`engine_command.bindings`)."""
-    if others := sorted(os.sched_getaffinity(0))[1:]:
+def leave(core: int) -> None:
+    """The source computes there; where there is no other, stay."""
+    if others := os.sched_getaffinity(0) - {core}:
         os.sched_setaffinity(0, others)
 
 
 def main() -> None:
-    leave_the_first_core()
+    leave(int(sys.argv[5]))
     folder, key, host, port = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
     reader = Reader(folder, Trust(key.read_bytes().strip()), Peer(name="source", host=host, port=port))
     for _ in sys.stdin:  # go

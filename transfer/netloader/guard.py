@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from native import _native
 from transfer.errors import TransferError
 
 GRACE_S = 0.2
@@ -29,6 +30,8 @@ class Guard:
         self._open = is_open
         self._inside: list[Callable[[], None]] = []
         self.generation = 0
+        self.halt = _native.Halt()
+        """Set while it is closed: who sends many blocks inside comes out between two of them."""
 
     @contextmanager
     def reading(self, abort: Callable[[], None]) -> Iterator[int]:
@@ -67,6 +70,7 @@ class Guard:
         False: a reader does not even let go of a broken connection."""
         with self._changed:
             self._open = False
+            self.halt.set()
             if self._changed.wait_for(lambda: not self._inside, grace_s):
                 return True
             for abort in self._inside:
@@ -77,5 +81,6 @@ class Guard:
         """The memory is there again."""
         with self._changed:
             self._open = True
+            self.halt.clear()
             self.generation += 1
             self._changed.notify_all()

@@ -82,16 +82,35 @@ class _Reads:
         if not isinstance(read, Read) or read.first + read.count > self._grid.blocks:
             _refuse(self._channel, Code.BAD_REQUEST, f"there are {self._grid.blocks} blocks", tag=tag)
             raise PeerViolation("a request for blocks that do not exist")
-        last = read.first + read.count - 1
-        for number in range(read.first, last + 1):
-            if not self._block(number, tag, more=number < last):
+        end = read.first + read.count
+        number = read.first
+        while number < end:
+            sent = self._run(number, end, tag) if self._channel.plain else self._block(number, end, tag)
+            if sent is None:
                 break
+            number += sent
 
-    def _block(self, number: int, tag: int, *, more: bool) -> bool:
-        """Send one block; False: a refusal in its place."""
+    def _run(self, first: int, end: int, tag: int) -> int | None:
+        """Send blocks from `first` on, as many as are there now; how many, None: a refusal in the place of the next."""
+        if not self._there(first):
+            _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=first)
+            return None
+        await_block, last = self._source.presence.await_block, first + 1
+        while last < end and await_block(last, 0.0):
+            last += 1
+        try:
+            with self._source.reading(self._channel.abort):
+                blocks = [self._source.block(number) for number in range(first, last)]
+                return self._channel.send_run(blocks, FRAME_S, self._source.halt, tag=tag)
+        except Switching as switching:
+            _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=first)
+            return None
+
+    def _block(self, number: int, end: int, tag: int) -> int | None:
+        """As `_run`, one block by a way that is not the connection's own; others before `end` follow it."""
         if not self._there(number):
             _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
-            return False
+            return None
         self._channel.pace(self._grid.block(number).length)
         try:
             with self._source.reading(self._channel.abort):
@@ -102,12 +121,12 @@ class _Reads:
                     Deadline.after(FRAME_S),
                     tag=tag,
                     position=number,
-                    more=more,
+                    more=number + 1 < end,
                 )
         except Switching as switching:
             _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=number)
-            return False
-        return True
+            return None
+        return 1
 
     def _there(self, number: int) -> bool:
         """Who must wait for it gets what waits for it first."""

@@ -10,6 +10,7 @@ from native import _native
 from transfer.netloader.guard import Guard
 from transfer.netloader.manifest import Extent, Grid, Manifest
 from transfer.netloader.work import Whole
+from transfer.transports.outgoing import Block
 
 
 class Presence(Protocol):
@@ -45,6 +46,16 @@ class Source:
     def reading(self, abort: Callable[[], None]) -> AbstractContextManager[int]:
         """See `Guard.reading`."""
         return self._guard.reading(abort)
+
+    @property
+    def halt(self) -> _native.Halt:
+        """See `Guard.halt`."""
+        return self._guard.halt
+
+    def block(self, number: int) -> Block:
+        """Block `number` as it can be sent; only within `reading`."""
+        length = self.manifest.grid.block(number).length
+        return Block(number, self.manifest.sum(number), length, self.address(number))
 
     def address(self, number: int) -> int:
         """Where block `number` lies; only within `reading`."""

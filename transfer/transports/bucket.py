@@ -26,6 +26,14 @@ class Bucket:
         self._level -= size
         return max(0.0, -self._level / self._rate)
 
+    def book(self, size: int, now: float) -> float:
+        """Take `size` bytes that are sent one after the other at the rate; seconds until the first is due. Below 0, but
+        never by more than the burst: what a rest has left over, so the first of them go at once."""
+        self._refill(now)
+        due = -self._level / self._rate
+        self._level -= size
+        return due
+
     def set_rate(self, rate: float, now: float) -> None:
         """Another rate from `now` on; what was taken stays taken. Raises ValueError where it is not above 0."""
         if rate <= 0:

@@ -9,21 +9,20 @@ from __future__ import annotations
 import builtins
 import contextlib
 import ctypes
-import errno
-import os
 import socket
 import ssl
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
 
 from native import _native
 from transfer.errors import Corrupt, PeerLost, PeerViolation
-from transfer.transports import frame
+from transfer.transports import frame, outgoing
 from transfer.transports.carrier import Giver, Piece, Taker
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Header, Kind
+from transfer.transports.outgoing import Block, reason
+from transfer.transports.pace import Pace, Slot
 
 PIECE = 256 << 10
 """Bytes received at once and summed while they are in the cache (the second-level one has 512 KiB and more)."""
@@ -32,12 +31,6 @@ AHEAD = 4096
 """Bytes read at once where many small frames come: of what is mapped only the places are told."""
 HOLD_S = 0.01
 """What is told with others waits for them so long at most."""
-
-
-class Pace(Protocol):
-    """Blocks until `size` bytes may be sent: the rate limit that many channels share."""
-
-    def wait(self, size: int) -> None: ...
 
 
 class Channel:
@@ -144,6 +137,19 @@ class Channel:
             self.flush(deadline)
         self._giver.push(address, length, deadline)
         self.sent += length
+
+    @property
+    def plain(self) -> bool:
+        """DATA goes through the connection as it is."""
+        return self._giver is None and not isinstance(self._sock, ssl.SSLSocket)
+
+    def send_run(self, blocks: Sequence[Block], timeout_s: float, halt: _native.Halt, *, tag: int = 0) -> int:
+        """DATA of the first of these blocks, as many as the rate limit has room for; else as `outgoing.send`. Where the
+        channel is `plain`."""
+        slot = self._pace.book([block.length for block in blocks]) if self._pace else Slot(len(blocks))
+        gone = outgoing.send(self._sock, blocks[: slot.pieces], slot, timeout_s, halt, tag)
+        self.sent += sum(block.length for block in blocks[:gone])
+        return gone
 
     def flush(self, deadline: Deadline) -> None:
         """What waits for more leaves. Raises PeerLost."""
@@ -304,7 +310,7 @@ class Channel:
     def _send_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
         """All of them in as few packets as there can be: header and body leave together."""
         if error := _native.send_rows(self._sock.fileno(), rows, deadline.left()):
-            raise PeerLost(f"{self.peer} took no more bytes: {_reason(error)}")
+            raise PeerLost(f"{self.peer} took no more bytes: {reason(error)}")
 
     def _receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> int:
         """Their sum."""
@@ -324,7 +330,7 @@ class Channel:
     def _raise_lost(self, error: int) -> None:
         """`error`: as native calls tell it; 0: none."""
         if error > 0:
-            raise PeerLost(f"no more bytes from {self.peer}: {_reason(error)}")
+            raise PeerLost(f"no more bytes from {self.peer}: {reason(error)}")
         if error:
             raise PeerLost(f"{self.peer} closed the connection")
 
@@ -372,10 +378,6 @@ class Channel:
 def view(address: int, length: int) -> memoryview:
     """Memory of this process as bytes. Nothing keeps it alive: the caller does."""
     return memoryview((ctypes.c_char * length).from_address(address)).cast("B")
-
-
-def _reason(error: int) -> str:
-    return "the deadline passed" if error == errno.ETIMEDOUT else os.strerror(error)
 
 
 def _why(error: OSError) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from transfer.errors import TransferError
-from transfer.transports.channel import MAX_MESSAGE, Channel, Pace
+from transfer.transports.channel import MAX_MESSAGE, Channel
 from transfer.transports.deadline import Deadline
+from transfer.transports.pace import Pace
 from transfer.transports.trust import Trust
 
 log = logging.getLogger("vllm.vnpu.transfer")

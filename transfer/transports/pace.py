@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import NamedTuple, Protocol
 
 from transfer.transports.bucket import Bucket
 
@@ -12,6 +14,27 @@ BURST_S = 0.02
 """Seconds' worth of bytes that may go at once: short against a decoding step."""
 LONGEST_S = 0.5
 """A wait is cut in pieces this long, so that a limit that was lifted meanwhile frees those who wait."""
+BOOKED_S = 0.05
+"""Seconds' worth of bytes that are booked at once: others, and a limit that changes, wait so long at most."""
+
+
+class Slot(NamedTuple):
+    """When so many of some pieces may go: the first byte `delay_s` seconds from now (below 0: it was due before), those
+    behind it at `rate` bytes a second. A rate of 0: all at once."""
+
+    pieces: int
+    delay_s: float = 0.0
+    rate: float = 0.0
+
+
+class Pace(Protocol):
+    """A limit that many channels share."""
+
+    def wait(self, size: int) -> None:
+        """Until `size` bytes may be sent."""
+
+    def book(self, sizes: Sequence[int]) -> Slot:
+        """When pieces of these sizes may go, one after the other: one of them, or as many as a slot has room for."""
 
 
 class SharedPace:
@@ -27,20 +50,35 @@ class SharedPace:
 
     def wait(self, size: int) -> None:
         """Until `size` bytes may be sent, or `end` was called."""
-        left = self._take(size)
+        with self._lock:
+            bucket, _ = self._now()
+            left = bucket.take(size, self._clock()) if bucket else 0.0
         while left > 0 and not self._ended.wait(min(left, LONGEST_S)):
             left = left - LONGEST_S if self._limit() else 0
+
+    def book(self, sizes: Sequence[int]) -> Slot:
+        """As `Pace.book`: nothing else of this limit goes meanwhile."""
+        with self._lock:
+            bucket, rate = self._now()
+            if bucket is None or self._ended.is_set():
+                return Slot(len(sizes))
+            count = fitting(sizes, rate * BOOKED_S)
+            return Slot(count, bucket.book(sum(sizes[:count]), self._clock()), rate)
 
     def end(self) -> None:
         """Nobody waits any more."""
         self._ended.set()
 
-    def _take(self, size: int) -> float:
-        with self._lock:
-            rate, now = self._limit(), self._clock()
-            if not rate:
-                self._bucket = None
-                return 0.0
-            if self._bucket is None or rate != self._rate:
-                self._bucket, self._rate = Bucket(rate, rate * BURST_S, now), rate
-            return self._bucket.take(size, now)
+    def _now(self) -> tuple[Bucket | None, float]:
+        """What the limit is by now; None: there is none."""
+        rate = self._limit()
+        if not rate:
+            self._bucket = None
+        elif self._bucket is None or rate != self._rate:
+            self._bucket, self._rate = Bucket(rate, rate * BURST_S, self._clock()), rate
+        return self._bucket, rate
+
+
+def fitting(sizes: Sequence[int], most: float) -> int:
+    """How many of the pieces make up `most` bytes or less; one where there is one, however long it is."""
+    return max(min(1, len(sizes)), sum(total <= most for total in accumulate(sizes)))

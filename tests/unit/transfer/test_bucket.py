@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer.transports.bucket import Bucket
-from transfer.transports.pace import SharedPace
+from transfer.transports.pace import BURST_S, SharedPace, Slot, fitting
 
 STEPS = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 3)), min_size=1, max_size=50)
 
@@ -30,6 +30,58 @@ def test_liveness_a_sender_that_never_rests_gets_the_whole_rate(steps: list[tupl
         now += bucket.take(size, now)
         sent += size
     assert now <= sent / 1000.0 + 1e-6
+
+
+@given(STEPS)
+def test_what_is_booked_keeps_to_the_limit_at_every_point(steps: list[tuple[int, float]]):
+    """Bytes go at the rate from when they are due, or at once where that has passed."""
+    rate, burst = 1000.0, 2000.0
+    bucket, now, before = Bucket(rate, burst), 0.0, 0
+    for size, rest in steps:
+        now += rest
+        due = now + bucket.book(size, now)
+        assert due >= now - burst / rate - 1e-9
+        for part in (0, size / 2, size):
+            at = max(now, due + part / rate)
+            assert before + part <= rate * at + burst + 1e-3
+        before += size
+        now = max(now, due + size / rate)
+
+
+@given(STEPS)
+def test_liveness_who_books_one_after_the_other_gets_the_whole_rate(steps: list[tuple[int, float]]):
+    """However late it comes back for the next, as long as a burst covers it."""
+    rate, late = 1000.0, 0.5
+    bucket, now, sent = Bucket(rate, rate * late), 0.0, 0
+    for size, _ in steps:
+        now = max(now, now + bucket.book(size, now) + size / rate)
+        sent += size
+        assert now <= sent / rate + 1e-6
+        now += min(late, size / rate) / 2
+    assert now <= sent / rate + late
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "count"),
+    [([3, 3, 3], 6, 2), ([3, 3, 3], 5, 1), ([3], 0.5, 1), ([], 5, 0), ([1, 0, 1], 9, 3)],
+)
+def test_a_slot_has_room_for_one_piece_at_least(sizes: list[int], most: float, count: int):
+    assert fitting(sizes, most) == count
+
+
+def test_two_who_book_come_one_after_the_other():
+    pace = SharedPace(lambda: 1000.0, clock=lambda: 0.0)
+    burst = 1000.0 * BURST_S
+    one, other = pace.book([30, 30]), pace.book([10, 10, 10, 10, 10, 10])
+    assert (one.pieces, one.delay_s, one.rate) == (1, pytest.approx(-burst / 1000), 1000)
+    assert (other.pieces, other.delay_s) == (5, pytest.approx(one.delay_s + 0.03))
+
+
+def test_without_a_limit_all_goes_at_once():
+    assert SharedPace(lambda: 0.0).book([1, 2, 3]) == Slot(3)
+    ended = SharedPace(lambda: 1.0)
+    ended.end()
+    assert ended.book([1 << 40, 1]) == Slot(2)
 
 
 def test_a_rest_fills_the_burst_and_no_more():

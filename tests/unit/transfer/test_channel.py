@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import random
 import socket
+from collections.abc import Sequence
 
 import pytest
 
@@ -14,6 +15,7 @@ from transfer.transports import frame
 from transfer.transports.channel import PIECE, Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import HEADER, Header, Kind
+from transfer.transports.pace import Slot
 from transfer.transports.window import Window
 
 PAST = Deadline(0.0)
@@ -201,6 +203,9 @@ def test_the_limit_is_asked_before_and_not_within_a_send():
     class Counting:
         def wait(self, size: int) -> None:
             asked.append(size)
+
+        def book(self, sizes: Sequence[int]) -> Slot:
+            raise AssertionError("nothing was booked")
 
     memory = Memory(b"abc")
     with two_ends() as (one, other):

@@ -6,6 +6,7 @@ import ctypes
 import os
 import random
 import threading
+import time
 from collections.abc import Iterator
 
 import msgspec
@@ -17,7 +18,7 @@ from tests.helpers.wires import meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
 from transfer.transports.collective import KEYS, Meeting, Put, Side, join
 from transfer.transports.deadline import Deadline
-from transfer.transports.frame import Kind
+from transfer.transports.frame import MAX_BODY, Kind
 from transfer.transports.window import Window
 
 NOISE = random.Random(7).randbytes(SIZE)
@@ -251,8 +252,11 @@ def test_memory_may_go_while_the_other_side_takes_nothing():
     with TRANSPORTS["paired"]() as ends:
         pair = ends.source._giver
         assert pair is not None
-        giving = meanwhile(lambda: ends.source.send_data(ends.memory, SIZE, 0, soon()))
-        ends.starter.head(soon())  # its bytes are under way now, and more than gloo takes without a reader
+        much = ctypes.create_string_buffer(MAX_BODY)  # more than sockets take without a reader
+        giving = meanwhile(lambda: ends.source.send_data(ctypes.addressof(much), len(much), 0, soon()))
+        ends.starter.head(soon())
+        while not pair._asked:  # type: ignore[attr-defined]  # from then on its bytes are under way
+            time.sleep(0.001)
         ends.source.abort()
         with pytest.raises(PeerLost):
             giving()
