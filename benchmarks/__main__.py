@@ -1,4 +1,5 @@
-"""`python -m benchmarks [--quick] [NAME …]`: runs benchmarks in turn and renders `benchmarks/RESULTS.md`."""
+"""`python -m benchmarks [--quick] [NAME …]`: runs benchmarks in turn, renders `benchmarks/RESULTS.md` and the
+table of README."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
+from benchmarks import headline
 from benchmarks.figures import Goal, Result
 
 FOLDER = Path(__file__).parent
@@ -73,6 +75,7 @@ def main() -> None:
     console.print(page, markup=False)
     if not arguments.quick:
         (FOLDER / "RESULTS.md").write_text(page)
+        headline.write()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from rich.progress import Progress
 
 from benchmarks import figures
 from benchmarks.async_runner import beside
-from benchmarks.async_runner.asking import SAMPLE, Asking, calibrated
+from benchmarks.async_runner.asking import SAMPLE, Asking, Orders, calibrated
 from benchmarks.async_runner.designs import DESIGNS, Design, Side
 from benchmarks.async_runner.emulated import Emulated
 from benchmarks.async_runner.goals import GOALS
@@ -25,8 +25,9 @@ from benchmarks.weight_stream.engines import Found as Streamed
 from coordinator.demo import memcpy
 
 EMULATED, BESIDE = "emulated", "stream"
-PAIRS, QUICK = 20, 2
-EMULATED_PAIRS = 10
+PAIRS, QUICK = 8, 2
+"""A round of all engines of a model takes ten to twenty seconds, a pair with a stream four."""
+EMULATED_PAIRS = 6
 """Of each share; a pair takes two to four seconds."""
 WARM = 2
 """Pairs that are not counted: the first steps of an engine allocate."""
@@ -42,7 +43,7 @@ class Bench:
         self._asking = Asking()
 
     async def round(self, designs: list[Design], load: Load, engines: list[tuple[Side, str]], *, counted: bool) -> None:
-        """Each engine once; each design compares two of them."""
+        """Each engine once, in this order; each design compares two of them."""
         before = await calibrated()
         taken = [(side, await self._asking.tpot(url, load)) for side, url in engines]
         after = await calibrated()
@@ -92,10 +93,11 @@ async def _compare(
         for number, side in enumerate(sides):
             engines.append((side, await stack.enter_async_context(engine(side, path, folder / str(number)))))
             progress.advance(starting)
-        task = progress.add_task(f"{model}: rounds", total=pairs)
+        orders, task = Orders(), progress.add_task(f"{model}: rounds", total=pairs)
         for number in range(pairs + WARM):
+            order = orders.next(engines)
             for load in loads:
-                await bench.round(designs, load, engines, counted=number >= WARM)
+                await bench.round(designs, load, order, counted=number >= WARM)
             progress.advance(task, number >= WARM)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
+from collections.abc import Sequence
+from typing import TypeVar
 
 import aiohttp
 
@@ -14,11 +17,27 @@ from coordinator.demo import memcpy
 QUIET_S = 0.3
 LIMIT_S = 300.0
 SAMPLE = 256 << 20
+T = TypeVar("T")
 
 
 async def calibrated() -> float:
     """Seconds per byte of memcpy, now."""
     return await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
+
+
+class Orders:
+    """In which order engines are asked: drawn with a seed, and the next time the same backwards. So of any two engines
+    each is asked before the other as often, but for one."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._draw = random.Random(seed)
+        self._backwards: list[int] = []
+
+    def next(self, engines: Sequence[T]) -> list[T]:
+        """The same engines each time."""
+        places = self._backwards or self._draw.sample(range(len(engines)), len(engines))
+        self._backwards = [] if self._backwards else places[::-1]
+        return [engines[place] for place in places]
 
 
 class Asking:

@@ -9,7 +9,7 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks import figures
-from benchmarks.async_runner.asking import Asking, calibrated
+from benchmarks.async_runner.asking import Asking, Orders, calibrated
 from benchmarks.async_runner.designs import EMULATED
 from benchmarks.async_runner.device import Board
 from benchmarks.async_runner.setting import BOARD, Load, engine
@@ -53,11 +53,13 @@ class Emulated:
             progress.remove_task(starting)
             turns = _Turns((ours, theirs), [Board(at / BOARD) for at in folders])
             task = progress.add_task("emulated device: pairs", total=pairs * len(TOKENS))
+            orders = Orders()
             for _ in range(WARM):
-                await turns.take(1.0)
+                await turns.take(1.0, orders.next((0, 1)))
             for _ in range(pairs):
+                order = orders.next((0, 1))
                 for share, steps in self.steps.items():
-                    step, steady = await turns.take(share)
+                    step, steady = await turns.take(share, order)
                     progress.advance(task)
                     self.dropped += not steady
                     steps += [step] if steady else []
@@ -88,17 +90,17 @@ class _Turns:
         self._host = 0.0
         self._asking = Asking(QUIET_S)
 
-    async def take(self, share: float) -> tuple[Step, bool]:
-        """The host alone, then both runners; and whether the machine was steady."""
+    async def take(self, share: float, order: list[int]) -> tuple[Step, bool]:
+        """The host alone, then both runners in this order; and whether the machine was steady."""
         before = await calibrated()
         load = Load("emulated", "5mb", 1, TOKENS[share])
         self._set(0.0)
         self._host = await self._asking.whole(self._urls[1], load)
         self._set(self._host / share)
         busy, steps = self._boards[0].done
-        async_, sync = [await self._asking.whole(url, load) for url in self._urls]
+        taken = {engine: await self._asking.whole(self._urls[engine], load) for engine in order}
         busy_then, steps_then = self._boards[0].done
-        step = Step(self._host, (busy_then - busy) / (steps_then - steps), sync, async_)
+        step = Step(self._host, (busy_then - busy) / (steps_then - steps), taken[1], taken[0])
         return step, figures.steady(before, await calibrated())
 
     def _set(self, step_s: float) -> None:

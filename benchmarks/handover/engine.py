@@ -21,7 +21,8 @@ from coordinator.core.model import Order, Token
 from coordinator.store import keys
 from coordinator.store.base import Change, Changes, Listing, Store
 from coordinator.store.codec import decode
-from tests.helpers.light_engine import LightEngine, free_port
+from coordinator.supervise.ports import free_port
+from tests.helpers.light_engine import LightEngine
 
 PROBES = keys.ROOT + "probe/"
 """Raw puts of the benchmark: nobody else knows these keys."""

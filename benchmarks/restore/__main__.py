@@ -14,7 +14,16 @@ from rich.progress import Progress
 from benchmarks import figures
 from benchmarks.figures import Result
 from benchmarks.restore.goals import GOALS
-from benchmarks.restore.memory import Pool, deviation, fresh, seconds, stream
+from benchmarks.restore.memory import (
+    Pool,
+    deviation,
+    fresh,
+    private_huge,
+    private_small,
+    seconds,
+    shared_small,
+    stream,
+)
 from coordinator.demo import memcpy
 from engine_patch.host_memory import Mapping
 
@@ -67,7 +76,7 @@ class Bench:
             whole = size // MANY * MANY
             few = seconds(lambda: stream(pool.base, master, whole, FEW))
             many = seconds(lambda: stream(pool.base, master, whole, MANY))
-        small, large = fresh(master, size, huge=False), fresh(master, size, huge=True)
+        shared, private, large = (fresh(master, size, make) for make in (shared_small, private_small, private_huge))
         after = self._memcpy()
         if not figures.steady(before, after):
             self.dropped += 1
@@ -75,7 +84,8 @@ class Bench:
         found = {
             "pooled_over_limit": limit / pooled,
             "pooled_over_memcpy": (before + after) / 2 / pooled,
-            "pooled_over_fresh_4k": small / pooled,
+            "pooled_over_fresh_4k": private / pooled,
+            "pooled_over_shared_4k": shared / pooled,
             "pooled_over_fresh_huge": large / pooled,
             "growth_tensors": many / few,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -71,15 +72,37 @@ def stream(to: int, source: Mapping, size: int, pieces: int = 1) -> None:
         raise RuntimeError("the copy did not end")
 
 
-def fresh(source: Mapping, size: int, *, huge: bool) -> float:
+def fresh(source: Mapping, size: int, make: Callable[[int], mmap.mmap]) -> float:
     """Seconds to restore into pages that must be made first: what a wake costs that gets new memory."""
-    with mmap.mmap(-1, size + (2 << 20), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as pages:
-        pages.madvise(mmap.MADV_HUGEPAGE if huge else NO_HUGE)
+    with make(size + (2 << 20)) as pages:
         first = ctypes.c_char.from_buffer(pages)
         aligned = -(-ctypes.addressof(first) // (2 << 20)) * (2 << 20)
         taken = seconds(lambda: stream(aligned, source, size))
         del first
     return taken
+
+
+def shared_small(size: int) -> mmap.mmap:
+    """Pages of 4 KiB of a memfd, which nobody has touched: as a device's are where huge ones cannot be had."""
+    file = os.memfd_create("fresh")
+    try:
+        os.ftruncate(file, size)
+        return mmap.mmap(file, size)
+    finally:
+        os.close(file)
+
+
+def private_small(size: int) -> mmap.mmap:
+    """Pages of 4 KiB that could not be another process's; they are cheaper to make."""
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(NO_HUGE)
+    return pages
+
+
+def private_huge(size: int) -> mmap.mmap:
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    pages.madvise(mmap.MADV_HUGEPAGE)
+    return pages
 
 
 def deviation(sizes: Sequence[int], times: Sequence[float]) -> float:

@@ -14,11 +14,12 @@ from rich.progress import Progress
 from benchmarks import figures
 from benchmarks.figures import Ratio, Result
 from benchmarks.sharded_linear import broadcast, engines, overlap
+from benchmarks.sharded_linear.broadcast import Ratios
 from benchmarks.sharded_linear.goals import GOALS
 from coordinator.demo import memcpy
 
 
-def result(found: engines.Found, carried: dict[float, list[float]], unsteady: int, gloo: list[float]) -> Result:
+def result(found: engines.Found, carried: dict[float, list[float]], unsteady: int, gloo: Ratios) -> Result:
     loads = _ratios({f"mapped_over_replicated_{count}": pairs for count, pairs in found.ratios.items()})
     shares = _ratios({f"overlap_over_ideal_{share:g}": pairs for share, pairs in carried.items()})
     return Result(
@@ -28,7 +29,8 @@ def result(found: engines.Found, carried: dict[float, list[float]], unsteady: in
         ratios={
             **_worst("mapped_over_replicated", loads),
             **_worst("overlap_over_ideal", shares),
-            "broadcast_over_sum": figures.ratio(gloo),
+            "broadcast_over_sum": figures.ratio(gloo.stock),
+            "broadcast_over_own_sum": figures.ratio(gloo.own),
             "bytes_over_predicted": figures.ratio([found.own / found.predicted]),
             **loads,
             **shares,
