@@ -10,7 +10,7 @@ ROUNDS := 20
 SEEDS := 500
 
 .DEFAULT_GOAL := help
-.PHONY: help doctor setup demo test test-system campaign sim mutants sanitize lint type check bench verify-device docs lock clean
+.PHONY: help doctor setup demo test test-system campaign sim mutants sanitize lint type check bench verify-device pictures docs lock clean
 
 help: ## this list
 	@echo "make TARGET:"
@@ -69,6 +69,9 @@ bench: setup ## every benchmark, rendered to benchmarks/RESULTS.md
 verify-device: setup ## conformance, a restore and a canary on this machine's device: DRIVER=ascend or cuda
 	@test -n "$(DRIVER)" || { echo "say which: make verify-device DRIVER=ascend (or cuda)"; exit 2; }
 	$(BIN)/python -m native.verify $(DRIVER) --report .vnpu/verify-$(DRIVER).md $(ARGS)
+
+pictures: setup ## docs/images, taken of three real engines; needs Chromium and the demo's models (`make demo`)
+	$(BIN)/python -m tests.pictures $(ARGS)
 
 docs: setup ## whether the pages in docs/ are true, as far as a test can tell
 	$(PYTEST) -q tests/unit/test_docs.py tests/unit/test_config_docs.py

@@ -28,7 +28,8 @@ QUICK = 2
 async def measure(models: Path, progress: Progress, *, quick: bool) -> Samples:
     with tempfile.TemporaryDirectory(prefix="vnpu-wake-") as run_dir:
         async with prepared_node(models, Path(run_dir), progress) as (found, audit):
-            return await Bench(found, audit, weight_bytes(models / SUBJECT), progress).run(pairs)
+            bench = Bench(found, audit, weight_bytes(models / SUBJECT), progress, judged=not quick)
+            return await bench.run(QUICK if quick else PAIRS)
 
 
 def result(samples: Samples) -> Result:

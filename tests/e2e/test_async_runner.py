@@ -16,9 +16,9 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.demo.node import Node, running_node
 from coordinator.supervise.layout import RunFile
+from tests.helpers.engine_file import made
 from tests.helpers.request_mixes import CHOICES, LIMIT_S, Answer, Ask, mix, run
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800), pytest.mark.asyncio(loop_scope="module")]
@@ -86,8 +86,7 @@ def alike(what: str, expected: Answer, found: Answer) -> None:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
     folder = tmp_path_factory.mktemp("async")
-    model = folder / "model"
-    await asyncio.to_thread(make_model, model, Recipe(arch="qwen3", size="tiny"), as_json=True)
+    model = await made(folder / "model", "qwen3")
     config = folder / "vnpu.yaml"
     config.write_text(yaml.safe_dump(configuration(model)))
     async with running_node(config, folder / "run") as node:

@@ -11,11 +11,11 @@ import psutil
 import pytest
 import yaml
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.process import Life, Process
 from coordinator.demo.node import running_node
 from coordinator.picture import Mirror
 from coordinator.store import connect
+from tests.helpers.engine_file import made
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(1200)]
 
@@ -54,7 +54,7 @@ async def test_each_is_started_by_its_request_and_stopped_for_the_others(tmp_pat
     config = tmp_path / "vnpu.yaml"
     config.write_text(yaml.safe_dump(configuration(tmp_path / "models")))
     for name, arch in MODELS.items():
-        await asyncio.to_thread(make_model, tmp_path / "models" / name, Recipe(arch=arch, size="tiny"), as_json=True)
+        await made(tmp_path / "models" / name, arch)
     async with running_node(config, tmp_path / "run") as node:
         run = await node.wait_ready()
         store = connect(run.etcd, environ={})

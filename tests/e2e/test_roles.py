@@ -15,16 +15,11 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.demo.node import Node, start
 from coordinator.supervise.layout import RunFile
+from tests.helpers.engine_file import made, marks
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.system,
-    pytest.mark.timeout(1800),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = marks()
 
 PATIENCE_S = 300.0
 CHAT, PREFILL = "chat", "chat@prefill"
@@ -81,7 +76,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     folder = tmp_path_factory.mktemp("roles")
     config = folder / "vnpu.yaml"
     config.write_text(yaml.safe_dump(configuration(folder / "model")))
-    await asyncio.to_thread(make_model, folder / "model", Recipe(arch="qwen3", size="tiny"), as_json=True)
+    await made(folder / "model", "qwen3")
     node = start(config, folder / "run")
     try:
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.model import Device, Phase, Residency, Spec
 from coordinator.demo.node import start
 from coordinator.picture import Mirror, Picture
 from coordinator.store import connect
 from coordinator.weights import weight_bytes
 from tests.e2e.test_netloader import ENGINE_ARGS, PATIENCE_S, complete
+from tests.helpers.engine_file import made
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(1800)]
 
@@ -51,7 +51,7 @@ def owners_of_weights(picture: Picture) -> set[str]:
 
 
 async def test_two_engines_of_one_path_lie_in_the_same_pages(tmp_path: Path) -> None:
-    await asyncio.to_thread(make_model, tmp_path / "model", Recipe(arch="qwen3", size="small"), as_json=True)
+    await made(tmp_path / "model", "qwen3", "small")
     capacity = (weight_bytes(tmp_path / "model") + KV) * 3 // 2
     config = tmp_path / "vnpu.yaml"
     config.write_text(yaml.safe_dump(configuration(tmp_path, capacity)))

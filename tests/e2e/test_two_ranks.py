@@ -15,7 +15,6 @@ import pytest
 import pytest_asyncio
 import yaml
 
-from coordinator.cli.make_model import Recipe, make_model
 from coordinator.core.model import Device, Holder, Order, Residency, Seat, Spec, Token, Value
 from coordinator.demo.node import Node, start
 from coordinator.picture import Picture, identify
@@ -26,13 +25,9 @@ from coordinator.store.codec import decode
 from coordinator.store.keys import ROOT
 from coordinator.supervise.layout import RunFile
 from coordinator.supervise.readiness import UP
+from tests.helpers.engine_file import made, marks
 
-pytestmark = [
-    pytest.mark.engine,
-    pytest.mark.system,
-    pytest.mark.timeout(1800),
-    pytest.mark.asyncio(loop_scope="module"),
-]
+pytestmark = marks()
 
 PATIENCE_S = 600.0
 PAIR, SOLO = "pair", "solo"
@@ -116,7 +111,7 @@ async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Run
     config = folder / "vnpu.yaml"
     config.write_text(yaml.safe_dump(configuration(folder / "models")))
     for name, (arch, _) in MODELS.items():
-        await asyncio.to_thread(make_model, folder / "models" / name, Recipe(arch=arch, size="tiny"), as_json=True)
+        await made(folder / "models" / name, arch)
     node = start(config, folder / "run")
     store = None
     try:

@@ -7,7 +7,6 @@ import os
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -15,6 +14,8 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from coordinator.supervise.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 LABEL = "com.docker.compose.project"
@@ -49,9 +50,9 @@ class Stack:
         self._engine = "docker" if self._command[0] == "docker" else "podman"
         self.project = f"vnpu-test-{os.getpid()}"
         self.key = secrets.token_hex(16)
-        self.gateway = f"http://127.0.0.1:{_free_port()}"
-        self.admin = f"http://127.0.0.1:{_free_port()}"
-        self.prometheus = f"http://127.0.0.1:{_free_port()}"
+        self.gateway = f"http://127.0.0.1:{free_port()}"
+        self.admin = f"http://127.0.0.1:{free_port()}"
+        self.prometheus = f"http://127.0.0.1:{free_port()}"
         self._environ = {
             **os.environ,
             "VNPU_ADMIN_KEY": self.key,
@@ -136,9 +137,3 @@ def _holds(wanted: Callable[[], bool]) -> bool:
         return wanted()
     except (OSError, urllib.error.URLError, KeyError, ValueError):
         return False  # not up yet, or on its way down
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

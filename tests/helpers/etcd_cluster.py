@@ -12,7 +12,7 @@ from coordinator.embedded import find_binary
 from coordinator.errors import StoreError
 from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
-from tests.helpers.light_engine import free_port
+from coordinator.supervise.ports import free_port
 
 PATIENCE_S = 60.0
 MEMBERS = ("m0", "m1", "m2")

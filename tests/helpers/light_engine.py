@@ -13,7 +13,6 @@ import ctypes
 import hashlib
 import json
 import os
-import socket
 import sys
 import threading
 from collections import deque
@@ -27,12 +26,6 @@ import aiohttp
 from tests.helpers.child import PATIENCE_S, Child
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 class LightEngine(Child):
@@ -66,6 +59,8 @@ class LightEngine(Child):
         content it streams them (`tests.helpers.light_peers`). `fault`: `skip` leaves a chunk out of a restore, `write`
         writes to the weights with each request, `forget` does not find again what it left in its pages. `join`: seconds
         of patience."""
+        from coordinator.supervise.ports import free_port  # beside this file lies another `coordinator`
+
         port = free_port()
         light = {
             "port": port,
@@ -202,6 +197,7 @@ class Memory:
         self._door = door
         self._loop = server_loop
         self.running = asyncio.Event()
+        self._drained = asyncio.Event()
         if "enter" in self._hold:
             from tests.helpers.held_entries import hold_entries
 
@@ -253,8 +249,10 @@ class Memory:
         return (Report(rank=0, pid=os.getpid(), held=self.hands.held, **fields),)
 
     async def drain(self) -> None:
+        self._drained.clear()
         await self._in_server(lambda: (self._door.shut(), self.running.clear()))
         await self._held("drain")
+        self._drained.set()
 
     async def resume(self) -> None:
         await self._in_server(lambda: (self.running.set(), self._door.open()))
@@ -267,6 +265,7 @@ class Memory:
         from engine_patch.memory import denied
         from native.link import DaemonRefused
 
+        await self._drained.wait()
         await self._held("offload")
         keep = [(self.kv_at, 4096)]
         try:

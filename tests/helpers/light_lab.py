@@ -31,11 +31,14 @@ class LightLab(Lab):
 
 
 @asynccontextmanager
-async def light_lab(folder: Path, etcd: RealEtcd, capacity: int) -> AsyncIterator[LightLab]:
-    """A node of its own with one host device of `capacity` bytes, and an elected leader, on an etcd that runs."""
+async def light_lab(
+    folder: Path, etcd: RealEtcd, capacity: int, *, driver: str = "host", host_ram: str = ""
+) -> AsyncIterator[LightLab]:
+    """A node of its own with one device of `capacity` bytes, and an elected leader, on an etcd that runs. `host_ram`:
+    the daemon's option of that name."""
     store = etcd.client()
-    devices = [f"0:host:{capacity}"]
-    with DaemonProcess(folder, etcd.url, node=f"light-{next(_numbers)}", devices=devices) as daemon:
+    devices, more = [f"0:{driver}:{capacity}"], ("--host-ram", host_ram) if host_ram else ()
+    with DaemonProcess(folder, etcd.url, node=f"light-{next(_numbers)}", devices=devices, more=more) as daemon:
         lab = LightLab(folder, etcd, await daemon.ready(store), store)
         await lab.leader.elect()
         yield lab

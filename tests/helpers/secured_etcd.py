@@ -13,7 +13,7 @@ from urllib.parse import quote
 from coordinator.embedded import find_binary
 from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
-from tests.helpers.light_engine import free_port
+from coordinator.supervise.ports import free_port
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "docker" / "etcd"
 PATIENCE_S = 60.0

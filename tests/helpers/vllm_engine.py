@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from tests.helpers.light_engine import free_port
+from coordinator.supervise.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 300.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.helpers.light_engine import free_port
+from coordinator.supervise.ports import free_port
 from tests.helpers.vllm_engine import VllmEngine
 from transfer.kv.ticket import Ticket, seal, unseal
 from transfer.transports.trust import Trust

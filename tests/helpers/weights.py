@@ -22,10 +22,11 @@ from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source, block_sums
 from transfer.netloader.work import Work
-from transfer.transports.channel import Channel, Pace
+from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.listener import Listener
+from transfer.transports.pace import Pace
 from transfer.transports.trust import Trust
 
 LENGTHS = (3 * BLOCK + 5, 64, BLOCK, 7)

@@ -4,8 +4,7 @@ minutes."""
 from __future__ import annotations
 
 import asyncio
-import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -16,31 +15,17 @@ from coordinator.store import keys
 from coordinator.store.base import Delete
 from coordinator.store.epoch import ensure_epoch
 from tests.helpers.daemon import DaemonProcess
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import at
-from tests.helpers.light_lab import LightLab
+from tests.helpers.light_lab import LightLab, light_lab
 
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
-
-
-_numbers = itertools.count()
-CAPACITY = "64MiB"
+CAPACITY = 64 << 20
 
 
 @pytest.fixture
 async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
-    store = etcd.client()
-    node = f"node-{next(_numbers)}"
-    with DaemonProcess(tmp_path, etcd.url, node=node, devices=[f"0:host:{CAPACITY}"]) as daemon:
-        await daemon.ready(store)
-        one = LightLab(tmp_path, etcd, daemon, store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, CAPACITY) as one:
         yield one
-    await store.close()
 
 
 async def test_start_up_goes_through_the_token_and_measures(lab: LightLab):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -26,15 +26,9 @@ from coordinator.store.floor import VARIABLE
 from coordinator.store.follow import follow
 from tests.helpers.coordinator import Coordinator, config_file, coordinator, coordinator_process
 from tests.helpers.daemon import DaemonProcess
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.light_engine import LightEngine
 from tests.helpers.stub_engine import node
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as server:
-        yield server
 
 
 @pytest.fixture

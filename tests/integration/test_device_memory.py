@@ -3,26 +3,17 @@ be touched by address there, so every byte came and went by streams."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.core.model import Order, Phase
-from tests.helpers.daemon import DaemonProcess
-from tests.helpers.etcd import RealEtcd, running_etcd
-from tests.helpers.light_lab import LightLab
+from tests.helpers.etcd import RealEtcd
+from tests.helpers.light_lab import LightLab, light_lab
 from tests.helpers.simulator import card, environment
 
 MIB = 1 << 20
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
 
 
 @pytest.fixture(params=["ascend", "cuda"])
@@ -34,13 +25,8 @@ async def lab(
     for key, value in environment(name).items():
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("VNPU_DRIVER", name)
-    store = etcd.client()
-    node = f"device-memory-{next(_numbers)}"
-    with DaemonProcess(tmp_path, etcd.url, node=node, devices=[f"0:{name}:24MiB"]) as daemon:
-        one = LightLab(tmp_path, etcd, await daemon.ready(store), store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, 24 * MIB, driver=name) as one:
         yield one
-    await store.close()
 
 
 async def test_two_engines_take_turns_on_a_device_and_the_killed_ones_pages_go_on(lab: LightLab) -> None:

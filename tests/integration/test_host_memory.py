@@ -4,27 +4,18 @@ hands, real daemon, real kills."""
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.core.model import Order, Phase
 from native.link import read_stats
-from tests.helpers.daemon import DaemonProcess
-from tests.helpers.etcd import RealEtcd, running_etcd
-from tests.helpers.light_lab import LightLab
+from tests.helpers.etcd import RealEtcd
+from tests.helpers.light_lab import LightLab, light_lab
 
 MIB = 1 << 20
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
 
 
 @pytest.fixture
@@ -34,13 +25,8 @@ def host_ram() -> str:
 
 @pytest.fixture
 async def lab(tmp_path: Path, etcd: RealEtcd, host_ram: str) -> AsyncIterator[LightLab]:
-    store = etcd.client()
-    more = ("--host-ram", host_ram)
-    with DaemonProcess(tmp_path, etcd.url, node=f"memory-{next(_numbers)}", devices=["0:host:64MiB"], more=more) as d:
-        one = LightLab(tmp_path, etcd, await d.ready(store), store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, 64 * MIB, host_ram=host_ram) as one:
         yield one
-    await store.close()
 
 
 async def stats(lab: LightLab) -> dict[str, dict[str, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
 import numpy as np
@@ -29,6 +29,7 @@ from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.frame import HEADER, Header, Kind, checksum, encode
 from transfer.transports.listener import Listener
+from transfer.transports.pace import Slot
 from transfer.transports.window import Window
 
 Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
@@ -199,6 +200,9 @@ def test_bytes_are_sent_under_the_rate_limit() -> None:
     class Pace:
         def wait(self, size: int) -> None:
             waited.append(size)
+
+        def book(self, sizes: Sequence[int]) -> Slot:
+            raise AssertionError("KV is not booked")
 
     with target() as source, target() as into:
         server = KvServer({HANDLE: source}, refuse)

@@ -7,7 +7,7 @@ import ctypes
 import random
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -32,6 +32,8 @@ from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.handshake import OPENING
+from transfer.transports.outgoing import Block
+from transfer.transports.pace import Slot
 from transfer.transports.trust import Trust
 
 MANY = (34 * BLOCK + 3, 100, 2 * BLOCK)
@@ -54,15 +56,15 @@ def before_block(number: int | None, act: Callable[[Channel], None]) -> Wrap:
 
     def wrap(serve: Callable[[Channel], None]) -> Callable[[Channel], None]:
         def served(channel: Channel) -> None:
-            send = channel.send_data
+            send = channel.send_run
 
-            def send_data(*args: Any, position: int = 0, **more: Any) -> None:
-                if number in (None, position) and not done.is_set():
+            def send_one(blocks: Sequence[Block], *args: Any, **more: Any) -> int:
+                if number in (None, blocks[0].position) and not done.is_set():
                     done.set()
                     act(channel)
-                send(*args, position=position, **more)
+                return send(blocks[:1], *args, **more)
 
-            channel.send_data = send_data  # type: ignore[method-assign]
+            channel.send_run = send_one  # type: ignore[method-assign]
             serve(channel)
 
         return served
@@ -591,10 +593,41 @@ def test_a_source_is_read_under_its_limit():
         def wait(self, size: int) -> None:
             asked.append(size)
 
+        def book(self, sizes: Sequence[int]) -> Slot:
+            asked.append(sum(sizes[:2]))
+            return Slot(min(2, len(sizes)))
+
     with Town() as town:
         town.source(pace=Counting())
         town.starter().fetch()
     assert sum(asked) == sum(town.lengths)
+
+
+def test_a_switch_ends_a_run_between_two_blocks():
+    """It does not wait for the rest of what the limit holds back."""
+    guard, booked = Guard(), threading.Event()
+
+    class Slow:
+        """The second block of the first run is due in twelve days."""
+
+        def wait(self, size: int) -> None:
+            raise AssertionError("it is booked")
+
+        def book(self, sizes: Sequence[int]) -> Slot:
+            first = not booked.is_set()
+            booked.set()
+            return Slot(len(sizes), 0.0, 1.0 if first else 0.0)
+
+    with Town() as town:
+        town.source(pace=Slow(), guard=guard)
+        starter = town.starter()
+        fetching = meanwhile(starter.fetch)
+        assert booked.wait(30)
+        closing = meanwhile(lambda: guard.close(grace_s=3600))
+        assert closing()
+        guard.open()
+        assert fetching().manifest.grid.blocks
+        assert starter.rank.content == town.original.content
 
 
 def test_a_guard_waits_for_who_is_inside():

@@ -3,13 +3,13 @@ the real daemon."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from coordinator.core.model import Order
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.light_engine import LightEngine
 from tests.helpers.light_lab import LightLab, light_lab
 
@@ -18,12 +18,6 @@ WEIGHTS = 22 * MIB
 KV = 4096
 """Of a prompt, saved at each switch."""
 CAPACITY = 36 * MIB
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
 
 
 @pytest.fixture

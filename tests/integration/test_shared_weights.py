@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import pytest
 
 from coordinator.core.model import Order, Phase, Residency
 from engine_patch.host_bus import RESERVED, WEIGHTS_AT
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import at
 from tests.helpers.light_engine import LightEngine
 from tests.helpers.light_lab import LightLab, light_lab
@@ -19,12 +19,6 @@ MIB = 1 << 20
 WEIGHTS = 22 * MIB
 CAPACITY = 36 * MIB
 """One and a half of an engine with 22 MiB of weights and 2 MiB of KV."""
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
 
 
 @pytest.fixture

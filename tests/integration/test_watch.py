@@ -8,27 +8,19 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 
 from coordinator.core import model
 from coordinator.store import keys
 from coordinator.store.base import Delete, Put
 from tests.helpers.coordinator import coordinator
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.stub_engine import node
 
 ROOT = Path(__file__).parents[2]
 DEVICE = model.Device(driver="host", capacity=1 << 30, chunk=1 << 21, epoch="e")
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as etcd:
-        yield etcd
 
 
 async def _put(etcd: RealEtcd, name: str) -> None:

@@ -3,42 +3,30 @@ real daemon, real etcd; the other engine is a source in this process."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from coordinator.core.model import Order, Phase
-from tests.helpers.daemon import DaemonProcess
-from tests.helpers.etcd import RealEtcd, running_etcd
+from tests.helpers.etcd import RealEtcd
 from tests.helpers.light_engine import LightEngine
-from tests.helpers.light_lab import LightLab
+from tests.helpers.light_lab import LightLab, light_lab
 from tests.helpers.light_peers import LightRank, serving
 from transfer.transports.channel import Channel
+from transfer.transports.outgoing import Block
 
 MIB = 1 << 20
 SIZE = 6 * MIB
-_numbers = itertools.count()
-
-
-@pytest.fixture(scope="module")
-def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEtcd]:
-    with running_etcd(tmp_path_factory.mktemp("etcd")) as running:
-        yield running
 
 
 @pytest.fixture
 async def lab(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
     """Host memory for one master, and for what two engines save of their KV."""
-    store = etcd.client()
-    devices, more = ["0:host:64MiB"], ("--host-ram", "14MiB")
-    with DaemonProcess(tmp_path, etcd.url, node=f"elsewhere-{next(_numbers)}", devices=devices, more=more) as daemon:
-        one = LightLab(tmp_path, etcd, await daemon.ready(store), store)
-        await one.leader.elect()
+    async with light_lab(tmp_path, etcd, 64 * MIB, host_ram="14MiB") as one:
         yield one
-    await store.close()
 
 
 @asynccontextmanager
@@ -82,14 +70,14 @@ def dying(serve: Serve) -> Serve:
     """Each connection ends before the third block."""
 
     def answer(channel: Channel) -> None:
-        send = channel.send_data
+        send = channel.send_run
 
-        def some(*args: object, position: int, **more: object) -> None:
-            if position == 2:
+        def some(blocks: Sequence[Block], *args: Any, **more: Any) -> int:
+            if blocks[0].position == 2:
                 channel.abort()
-            send(*args, position=position, **more)  # type: ignore[arg-type]
+            return send(blocks[:1], *args, **more)
 
-        channel.send_data = some  # type: ignore[method-assign, assignment]
+        channel.send_run = some  # type: ignore[method-assign]
         serve(channel)
 
     return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +20,7 @@ from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, un
 from transfer.kv.plan import Pull, plan_pull
 
 Range = tuple[int, int]
+Copy = Callable[[Sequence[Box], Range, Range], int]
 Case = tuple[Cache, Cache, list[int], list[int], tuple[int, int, int, int], int]
 
 
@@ -178,6 +179,40 @@ def test_gathered_rows_lie_end_to_end_and_are_summed(case: Case, lead: int) -> N
             assert total == crc32c(stage + lead, len(expected))
 
 
+WHOLE = st.sampled_from([256, 512, 768, 2304, 16384])
+"""Lengths of rows that are summed while they are copied, where the CPU can."""
+
+
+@given(
+    st.one_of(
+        st.lists(st.tuples(WHOLE, st.integers(1, 40)), min_size=1, max_size=4),
+        st.lists(st.tuples(st.one_of(WHOLE, st.integers(1, 9000)), st.integers(1, 40)), min_size=1, max_size=4),
+    ),
+    st.one_of(st.just(0), st.integers(1, 700)),
+    st.integers(0, 70),
+)
+def test_rows_of_several_lengths_are_gathered_one_behind_the_other(
+    sizes: list[tuple[int, int]], gap: int, lead: int
+) -> None:
+    made, at = [], lead
+    for length, count in sizes:
+        made.append(Box(0, at, length, (Dim(count, 0, length + gap),)))
+        at += count * (length + gap)
+    content = np.random.default_rng(at).integers(0, 256, at, dtype=np.uint8).tobytes()
+    expected = b"".join(content[row.src : row.src + row.length] for row in gathering(made))
+    with buffer(at) as src, buffer(lead + len(expected) + 64) as stage:
+        write(src, content)
+        write(stage, bytes(lead + len(expected) + 64))
+        total = gather(made, (stage + lead, len(expected)), (src, at))
+        assert read(stage, lead + len(expected) + 64) == bytes(lead) + expected + bytes(64)
+        assert total == crc32c(stage + lead, len(expected), 0, "portable")
+
+
+def test_rows_of_no_bytes_are_gathered_at_once() -> None:
+    with buffer(100) as stage, buffer(100) as src:
+        assert gather([Box(0, 0, 0, (Dim(1 << 40, 0, 0),))], (stage, 100), (src, 100)) == 0
+
+
 @pytest.mark.parametrize(("length", "rows"), [(512, 300), (24575, 3), (24576, 2), (24577, 3), (100_001, 2)])
 def test_what_is_gathered_is_summed_piece_by_piece(length: int, rows: int) -> None:
     size = length * rows
@@ -202,14 +237,7 @@ def test_what_is_gathered_is_summed_piece_by_piece(length: int, rows: int) -> No
     ],
 )
 def test_what_cannot_be_gathered_moves_nothing(box: Box, reason: str) -> None:
-    with buffer(105) as stage, buffer(105) as src:
-        write(stage, bytes(105))
-        write(src, b"x" * 105)
-        with pytest.raises(ValueError, match=reason):
-            gather([Box(0, 0, 5, ()), box], (stage, 100), (src, 105))
-        assert read(stage, 105) == bytes(105)
-        with pytest.raises(ValueError, match="overlap"):
-            gather([], (stage, 100), (stage + 99, 1))
+    moves_nothing(gather, [Box(0, 0, 5, ()), box], reason, source=105)
 
 
 @pytest.mark.parametrize(
@@ -226,16 +254,28 @@ def test_what_cannot_be_gathered_moves_nothing(box: Box, reason: str) -> None:
     ],
 )
 def test_a_box_that_leaves_its_range_moves_nothing(box: Box, reason: str) -> None:
-    with buffer(100) as dst, buffer(100) as src:
-        write(dst, bytes(100))
-        write(src, b"x" * 100)
+    moves_nothing(place, [Box(0, 0, 5, ()), box], reason, source=100)
+
+
+def moves_nothing(copy: Copy, wanted: list[Box], reason: str, source: int) -> None:
+    """Into 100 bytes, of `source`; behind the 100 nothing is written either."""
+    with buffer(105) as dst, buffer(source) as src:
+        write(dst, bytes(105))
+        write(src, b"x" * source)
         with pytest.raises(ValueError, match=reason):
-            place([Box(0, 0, 5, ()), box], (dst, 100), (src, 100))
-        assert read(dst, 100) == bytes(100)
-        with pytest.raises(ValueError, match="overlap"):
-            place([], (dst, 100), (dst + 99, 1))
-        with pytest.raises(ValueError, match="kernel"):
-            place([], (dst, 100), (src, 100), "nonsense")
+            copy(wanted, (dst, 100), (src, source))
+        assert read(dst, 105) == bytes(105)
+
+
+@pytest.mark.parametrize("copy", [place, gather])
+def test_ranges_that_overlap_are_refused(copy: Copy) -> None:
+    with buffer(100) as dst, pytest.raises(ValueError, match="overlap"):
+        copy([], (dst, 100), (dst + 99, 1))
+
+
+def test_a_kernel_that_is_not_there_is_refused() -> None:
+    with buffer(100) as dst, buffer(100) as src, pytest.raises(ValueError, match="kernel"):
+        place([], (dst, 100), (src, 100), "nonsense")
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "packed", "latent"])

@@ -106,7 +106,8 @@ class World(RuleBasedStateMachine):
                 self.todo.append(action)
             case Offload() | Restore() | Settle() | Undo():
                 assert set(self.open) == set(DEVICES), "memory changes only when every device is entered"
-                assert self.frozen or not isinstance(action, Offload), "pages leave only when nothing runs"
+                draining = any(isinstance(each, Drain) for each in self.todo)
+                assert self.frozen or draining or not isinstance(action, Offload), "what runs is being frozen"
                 self.todo.append(action)
             case Leave(device=device, fence=fence, residency=said):
                 assert self.open.get(device) == fence, "what is left was entered"
@@ -143,6 +144,7 @@ class World(RuleBasedStateMachine):
             case Enter(device=device, fence=fence):
                 self._enter(device, fence, refuse)
             case Offload():
+                self.frozen = True  # the engine waits for that itself
                 self.mapped = False
                 self._tell(Worked(Outcome()))
             case Restore():
