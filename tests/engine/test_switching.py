@@ -205,6 +205,18 @@ async def test_a_request_in_flight_survives_a_switch_with_identical_tokens(lab: 
     assert tokens == whole
 
 
+async def test_a_client_that_hangs_up_while_its_request_is_frozen_ends_nothing(lab: RealLab):
+    """vLLM's scheduler then sends a step of no tokens, though it is paused."""
+    async with aclosing(lab.engine.stream("class Daemon:", 400)) as events:
+        await anext(events)
+        assert (await lab.order(lab.engine, Order.OFFLOAD)).phase is Phase.OFFLOADED
+        await lab.load(lab.engine, lambda load: load.running + load.waiting == 1)
+    await lab.load(lab.engine, lambda load: load.running + load.waiting == 0)
+    await asyncio.sleep(0.5)  # the step of no tokens
+    assert (await lab.order(lab.engine, Order.RESTORE)).phase is Phase.RESIDENT
+    assert await lab.engine.complete(PROMPTS[0]) == lab.answers[PROMPTS[0]]
+
+
 async def test_what_was_cached_before_a_switch_is_a_hit_after_it(lab: RealLab):
     prompt = "prefix " * 100
     cold = await lab.engine.complete(prompt, 16)
