@@ -84,8 +84,8 @@ class Bench:
         found = {
             "pooled_over_limit": limit / pooled,
             "pooled_over_memcpy": (before + after) / 2 / pooled,
-            "pooled_over_fresh_4k": private / pooled,
-            "pooled_over_shared_4k": shared / pooled,
+            "pooled_over_fresh_4k": shared / pooled,
+            "pooled_over_private_4k": private / pooled,
             "pooled_over_fresh_huge": large / pooled,
             "growth_tensors": many / few,
         }

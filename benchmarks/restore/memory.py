@@ -93,7 +93,7 @@ def shared_small(size: int) -> mmap.mmap:
 
 
 def private_small(size: int) -> mmap.mmap:
-    """Pages of 4 KiB that could not be another process's; they are cheaper to make."""
+    """Pages of 4 KiB that no other process can be given; they are cheaper to make."""
     pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     pages.madvise(NO_HUGE)
     return pages
