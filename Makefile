@@ -63,7 +63,7 @@ type: setup ## types alone
 
 check: lint test ## what a change must pass
 
-bench: setup ## every benchmark, rendered to benchmarks/RESULTS.md
+bench: setup ## every benchmark (or ARGS="wake tax"), rendered to benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks $(ARGS)
 
 verify-device: setup ## conformance, a restore and a canary on this machine's device: DRIVER=ascend or cuda
