@@ -41,13 +41,15 @@ def make_models(models: Path, kinds: Mapping[str, tuple[str, str]], progress: Pr
 
 
 def configuration(models: Mapping[str, object], *capacities: str, **defaults: object) -> dict[str, object]:
-    """What `vnpu.yaml` says: a host device for each capacity, any free ports, these models."""
+    """What `vnpu.yaml` says: a host device for each capacity, any free ports, these models. Without prediction: a
+    restore that nobody asked for must not lie in what is measured."""
     return {
         "etcd": "embedded",
         "node": "bench",
         "devices": [{"id": i, "driver": "host", "capacity": capacity} for i, capacity in enumerate(capacities)],
         "gateway": {"listen": "127.0.0.1:0"},
         "admin": {"listen": "127.0.0.1:0"},
+        "policy": {"predict": False},
         "defaults": defaults,
         "models": dict(models),
     }

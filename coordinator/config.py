@@ -183,7 +183,7 @@ class Policy(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: Literal["lru", "landlord", "cost_aware"] = "cost_aware"
     options: dict[str, Any] = {}
     shadow: Literal["lru", "landlord", "cost_aware"] | None = None
-    predict: bool = False
+    predict: bool = True
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

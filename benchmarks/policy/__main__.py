@@ -44,7 +44,7 @@ def result(found: list[Trace], note: str) -> Result:
         values=bench.values(found),
         notes=[
             note,
-            f"ours is {bench.OURS}; what vnpu.yaml has by default, without prediction, is in the values as cost_aware",
+            f"ours is {bench.OURS}, as vnpu.yaml has it by default; without prediction: cost_aware in the values",
             "virtual time: the figures are the same on every machine",
         ],
     )

@@ -16,7 +16,7 @@ from coordinator.core.standing import Standing
 from coordinator.core.victims import World
 
 HORIZON = 0.5
-LEAST = 0.1
+LEAST = 0.25
 """Below this (see `reuse`) it is not worth the link."""
 
 

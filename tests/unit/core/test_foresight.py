@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import pytest
+
+from coordinator.core import foresight
 from coordinator.core.commands import Command, Grant
 from coordinator.core.model import Order, Phase
 from coordinator.core.settings import Settings
 from tests.helpers.stage import Stage, grants, only, orders
 
 
-def displaced(*, predict: bool = True) -> tuple[Stage, list[Command]]:
-    """`a` (20 bytes) had to leave for `b` (100), and `b` for `c` (60): 40 are left over."""
+def displaced(*, predict: bool = True, turns: int = 5, pause: float = 0.0) -> tuple[Stage, list[Command]]:
+    """`a` (20 bytes) had to leave for `b` (100), and `b`, after so many turns and a pause, for `c` (60): 40 are left
+    over."""
     stage = Stage(policy="lru", predict=predict, settings=Settings(keep_alive=None, min_residency=3.0))
     stage.engine("a", Phase.RESIDENT, weights=20)
     stage.engine("b", weights=100)
     stage.engine("c", weights=60)
     stage.engine("d", weights=40)
     said: list[Command] = []
-    for model in ("a", "b", "a", "b", "a", "b", "c"):
-        stage.now += 20.0
+    for model in ("a", "b") * turns + ("c",):
+        stage.now += 20.0 + (pause if model == "c" else 0.0)
         said = stage.demand(model, 1)
         while (found := grants(said)) and found[0].order is Order.OFFLOAD:
             said = stage.done(found[0])
@@ -40,6 +44,12 @@ def test_who_had_to_leave_comes_back_into_what_is_left_over() -> None:
     assert grant.decision.cause.startswith("predicted: needed soon with ")
     stage.done(grant)
     assert stage.scheduler.predictions == (1, 0)
+
+
+def test_who_is_hardly_likely_to_be_needed_does_not() -> None:
+    """Their turns have ended long ago."""
+    _, said = displaced(pause=2000.0)
+    assert grants(said) == []
 
 
 def test_off_means_off() -> None:
@@ -79,10 +89,12 @@ def later(*, waits: bool = False, asleep: bool = False) -> list[Command]:
     return stage.load("c", running=1)
 
 
-def test_nothing_is_predicted_while_somebody_waits() -> None:
+def test_nothing_is_predicted_while_somebody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foresight, "LEAST", 0.0)  # how likely it is, is not the question here
     assert orders(later()) == [(Order.RESTORE, "a")]
     assert orders(later(waits=True)) == []
 
 
-def test_who_was_sent_to_sleep_is_not_woken() -> None:
+def test_who_was_sent_to_sleep_is_not_woken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foresight, "LEAST", 0.0)
     assert orders(later(asleep=True)) == []
