@@ -129,11 +129,11 @@ def test_a_predicted_restore_that_somebody_waits_behind_is_paid_for() -> None:
     """`a` had to leave for `b`, `b` for `c`, which leaves room for `a`; `d` comes while `a` is on its way back."""
     of = fleet(2, 9, 6, 3)
     uses = [(40.0 * n, "ab"[n % 2]) for n in range(6)]
-    world = ran(of, *uses, (215.0, "c"), (222.0, "d"), predict=True)
+    world = ran(of, *uses, (230.0, "c"), (237.0, "d"), predict=True)
     (predicted,) = (move for move in world.moves if move.predicted)
     assert (predicted.model, world.predicted) == ("a", 1)
     assert predicted.waited == pytest.approx(1.0, abs=0.1)
-    quiet = ran(of, *uses, (215.0, "c"), (240.0, "a"), predict=True)
+    quiet = ran(of, *uses, (230.0, "c"), (245.0, "a"), predict=True)
     assert [move.waited for move in quiet.moves if move.predicted] == [0.0]
     assert not quiet.jobs[-1].cold
 
