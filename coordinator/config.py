@@ -129,7 +129,7 @@ class ShardedLinear(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     what the keys mean."""
 
     layers: Annotated[list[str], msgspec.Meta(min_length=1)]
-    prefetch: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
+    prefetch: Annotated[int, msgspec.Meta(ge=0, le=16)] = 3
     carrier: Literal["auto", "mapped", "broadcast"] = "auto"
     deadline: Duration = Duration(30)
 

@@ -15,6 +15,7 @@ import torch
 from torch import distributed
 
 from benchmarks.sharded_linear.overlap import LAYERS, ROWS, WIDTH, modules, seconds, series, shared
+from engine_patch.sharded_linear.rolling import Rolling
 
 LIMIT_S = 300.0
 RANKS = 2
@@ -63,14 +64,14 @@ def _rank(me: int, folder: str, pairs: int, answer: Connection) -> None:
 
     group = Group(range(RANKS), me, LIMIT_S)
     plain, (layers, rolling) = modules(), shared(series(RANKS), me, group.line())
-    stock, own, place = distributed.new_group(), group.line(), torch.zeros(rolling.layer_bytes, dtype=torch.uint8)
+    stock, own, places = distributed.new_group(), group.line(), _places(rolling, me)
     x = torch.randn(ROWS, WIDTH)
     found = []
     with torch.inference_mode():
         for pair in range(pairs + 2):
             compute = _together(lambda: seconds(plain, x))
-            sending = _together(lambda: _broadcasts(lambda owner: distributed.broadcast(place, owner, stock)))
-            ours = _together(lambda: _broadcasts(lambda owner: own.send(place, owner).wait(LIMIT_S)))
+            sending = _together(lambda: _broadcasts(places, lambda at, owner: distributed.broadcast(at, owner, stock)))
+            ours = _together(lambda: _broadcasts(places, lambda at, owner: own.send(at, owner).wait(LIMIT_S)))
             rolling.fill()
             _together(lambda: seconds(layers, x))
             took = seconds(layers, x)
@@ -87,9 +88,22 @@ def _together(work: Callable[[], float]) -> float:
     return work()
 
 
-def _broadcasts(send: Callable[[int], object]) -> float:
+def _places(rolling: Rolling, me: int) -> list[torch.Tensor]:
+    """Where the layers lie in a pass: those of `me` each by itself, the others in turns in as many buffers as its
+    window has. (In one place for all they would be in a core's cache, which they are not in a pass.)"""
+    window = rolling.series.window
+    buffers = [torch.zeros(rolling.layer_bytes, dtype=torch.uint8) for _ in range(window.buffers(me))]
+    return [
+        torch.zeros(rolling.layer_bytes, dtype=torch.uint8)
+        if window.owner(layer) == me
+        else buffers[window.turn(layer, me) % len(buffers)]
+        for layer in range(LAYERS)
+    ]
+
+
+def _broadcasts(places: list[torch.Tensor], send: Callable[[torch.Tensor, int], object]) -> float:
     """Seconds of one pass's broadcasts with nothing else to do."""
     begun = time.perf_counter()
-    for layer in range(LAYERS):
-        send(layer % RANKS)
+    for layer, place in enumerate(places):
+        send(place, layer % RANKS)
     return time.perf_counter() - begun

@@ -11,6 +11,7 @@ from benchmarks.figures import DRIFT
 from engine_patch.sharded_linear import image
 from engine_patch.sharded_linear.rolling import Rolling
 from engine_patch.sharded_linear.series import Candidate, Series, plan
+from engine_patch.sharded_linear.window import PREFETCH
 
 LAYERS, WIDTH, ROWS = 12, 1024, 64
 SHARES = (0.5, 1.0, 2.0)
@@ -52,7 +53,7 @@ class Transfer:
 
 
 def series(group: int) -> Series:
-    [one] = plan([Candidate(f"layers.{n}.o_proj", "f") for n in range(LAYERS)], ["o_proj"], group, 1)
+    [one] = plan([Candidate(f"layers.{n}.o_proj", "f") for n in range(LAYERS)], ["o_proj"], group, PREFETCH)
     return one
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from coordinator.errors import ConfigError
+from engine_patch.sharded_linear.window import PREFETCH
 
 KEY = "sharded_linear"
 UPSTREAM = "layer_sharding"
@@ -22,7 +23,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `deadline_s`: longest wait for another rank."""
 
     layers: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
-    prefetch: Annotated[int, msgspec.Meta(ge=0, le=16)] = 1
+    prefetch: Annotated[int, msgspec.Meta(ge=0, le=16)] = PREFETCH
     carrier: Literal["auto", "mapped", "broadcast"] = "auto"
     deadline_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
 

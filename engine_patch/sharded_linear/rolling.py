@@ -94,7 +94,8 @@ class Rolling:
         missing = [name for i, name in enumerate(self.series.layers) if i not in self._modules]
         if missing:
             raise Unshareable(f"{', '.join(missing)}: was not processed after loading", remedy="report this model")
-        self._buffers = [torch.empty(self._layout.size, dtype=torch.uint8) for _ in range(self._window.buffers)]
+        count = self._window.buffers(self._me)
+        self._buffers = [torch.empty(self._layout.size, dtype=torch.uint8) for _ in range(count)]
         for position, module in self._modules.items():
             self._hooks.append(module.register_forward_pre_hook(self._before(position)))
             self._hooks.append(module.register_forward_hook(self._after(position)))
@@ -111,7 +112,7 @@ class Rolling:
     @property
     def window_bytes(self) -> int:
         """What the buffers will take."""
-        return self._window.buffers * self.layer_bytes
+        return self._window.buffers(self._me) * self.layer_bytes
 
     # ---- between forward passes
 
@@ -182,7 +183,7 @@ class Rolling:
             place = self._homes[position]
             image.stamp(place, self._id, step)
         else:
-            place = self._buffers[self._window.buffer(step)]
+            place = self._buffers[self._window.turn(step, self._me) % len(self._buffers)]
         self._away[step] = self._carrier.send(place, owner), place
 
     def _landed(self, step: int) -> torch.Tensor:

@@ -6,13 +6,19 @@ starts at 0. (vllm-ascend's `layer_shard_linear` mixed the two up and was right 
 multiple of the length: its issue 9622.)
 
 Steps go on over all passes: step g runs position g % length. Its layer is asked for when step g - ahead begins, where
-`ahead` is `prefetch`, but never the whole series. A rank that does not own it takes it into buffer g % (ahead + 1),
-which held the layer of step g - ahead - 1; that one is over by then.
+`ahead` is `prefetch`, but never the whole series. A rank that does not own it takes it into a buffer. Of its buffers
+there are as many as the others own of any ahead + 1 layers in a row, and the layers of others take them in turns: the
+one that a buffer held before lies more than `ahead` steps back and is over by then. So what a rank owns itself takes
+no room in its window, and two ranks hold half of one.
 """
 
 from __future__ import annotations
 
 import msgspec
+
+PREFETCH = 3
+"""Layers that are asked for ahead where nobody says otherwise. Two ranks that own every other layer have two buffers
+then; docs/sharded-linear.md has what more of them gain."""
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -21,7 +27,7 @@ class Window(msgspec.Struct, frozen=True):
 
     length: int
     group: int
-    prefetch: int = 1
+    prefetch: int = PREFETCH
     first: int = 0
 
     def __post_init__(self) -> None:
@@ -33,10 +39,6 @@ class Window(msgspec.Struct, frozen=True):
         """How many steps before its own a layer is asked for. With `length - 1` the buffers hold the whole series."""
         return min(self.prefetch, self.length - 1)
 
-    @property
-    def buffers(self) -> int:
-        return self.ahead + 1
-
     def position(self, step: int) -> int:
         return step % self.length
 
@@ -44,9 +46,19 @@ class Window(msgspec.Struct, frozen=True):
         """Rank that keeps the layer."""
         return (self.first + position) % self.group
 
-    def buffer(self, step: int) -> int:
-        """Where step's layer lies on ranks that do not own it."""
-        return step % self.buffers
+    def buffers(self, rank: int) -> int:
+        """Of `rank`: the most layers of others that it holds at a time."""
+        return max(self.turn(step + self.ahead + 1, rank) - self.turn(step, rank) for step in range(self.length))
+
+    def turn(self, step: int, rank: int) -> int:
+        """How many layers of others `rank` has met before `step`. Modulo `buffers(rank)` this is where the step's layer
+        lies on a rank that does not own it."""
+        passes, position = divmod(step, self.length)
+        return passes * (self.length - self._own(self.length, rank)) + position - self._own(position, rank)
+
+    def _own(self, position: int, rank: int) -> int:
+        """How many of the positions before this one `rank` owns."""
+        return (position + self.group - 1 - (rank - self.first) % self.group) // self.group
 
     def asked_by(self, step: int) -> int:
         """The step that is asked for when `step` begins."""
@@ -62,7 +74,7 @@ class Window(msgspec.Struct, frozen=True):
 
     def resident(self, rank: int) -> int:
         """Layers' worth of memory on `rank` with the rolling window."""
-        return len(self.owned(rank)) + self.buffers
+        return len(self.owned(rank)) + self.buffers(rank)
 
     @property
     def next_first(self) -> int:

@@ -25,19 +25,46 @@ def windows(draw: st.DrawFn) -> Window:
 def test_every_step_finds_its_own_layer_and_nothing_is_overwritten_before_it_is_used(
     window: Window, begin: int, passes: int
 ) -> None:
-    """A window that was emptied (a sleep) is filled anew at whatever step comes next."""
+    """On every rank. A window that was emptied (a sleep) is filled anew at whatever step comes next."""
+    for rank in range(window.group):
+        _walk(window, rank, begin, passes)
+    assert window.position(begin) == window.position(begin + passes * window.length)
+
+
+def _walk(window: Window, rank: int, begin: int, passes: int) -> None:
+    count = window.buffers(rank)
     buffers: dict[int, int] = {}
 
+    def foreign(step: int) -> bool:
+        return window.owner(window.position(step)) != rank
+
     def ask(step: int) -> None:
-        buffers[window.buffer(step)] = step
+        if foreign(step):
+            buffers[window.turn(step, rank) % count] = step
 
     for step in window.opening(begin):
         ask(step)
     for step in range(begin, begin + passes * window.length):
         ask(window.asked_by(step))
-        assert buffers[window.buffer(step)] == step
-        assert len(buffers) <= window.buffers
-    assert window.position(begin) == window.position(begin + passes * window.length)
+        if foreign(step):
+            assert buffers[window.turn(step, rank) % count] == step
+
+
+@given(windows())
+def test_a_rank_has_as_many_buffers_as_it_needs_and_not_one_more(window: Window) -> None:
+    """What the others own of as many layers in a row as are under way, wherever that begins."""
+    for rank in range(window.group):
+        owners = [window.owner(window.position(step)) for step in range(2 * window.length)]
+        rows = [owners[step : step + window.ahead + 1] for step in range(window.length)]
+        assert window.buffers(rank) == max(sum(owner != rank for owner in row) for row in rows)
+
+
+def test_two_ranks_that_own_every_other_layer_have_half_a_window_each() -> None:
+    assert [Window(12, 2, prefetch).buffers(1) for prefetch in (0, 1, 2, 3, 5, 11)] == [1, 1, 2, 2, 3, 6]
+    assert Window(12, 2).resident(0) == 6 + 2
+    assert Window(13, 2, 3).buffers(1) == 3  # the last layer and the first are of one rank
+    assert Window(61, 8, 3).buffers(0) == 4
+    assert [Window(1, 2, 1).buffers(rank) for rank in (0, 1)] == [0, 1]
 
 
 @given(windows(), st.integers(0, 200), st.integers(1, 3))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from coordinator.config import ShardedLinear
 from coordinator.errors import ConfigError
 from engine_patch.sharded_linear.options import Options, read
 from engine_patch.sharded_linear.series import Candidate, Unshareable, chosen, plan
+from engine_patch.sharded_linear.window import PREFETCH
 
 
 def layers(name: str, count: int, form: str = "f", why_not: str = "") -> list[Candidate]:
@@ -55,6 +57,10 @@ def test_options_are_a_list_of_layers_or_all_of_them() -> None:
     assert read({"layer_sharding": ["o_proj", "q_b_proj"]}) == Options(("o_proj", "q_b_proj"))
     given = {"layers": ["a"], "prefetch": 2, "carrier": "broadcast", "deadline_s": 5}
     assert read({"sharded_linear": given}) == Options(("a",), 2, "broadcast", 5.0)
+
+
+def test_vnpu_yaml_asks_for_as_many_layers_ahead_as_an_engine_does_by_itself() -> None:
+    assert ShardedLinear(["a"]).prefetch == Options(("a",)).prefetch == PREFETCH
 
 
 @pytest.mark.parametrize(

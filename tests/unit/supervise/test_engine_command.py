@@ -110,7 +110,7 @@ def test_shared_layers_go_beside_what_the_user_has_in_additional_config():
     assert argv.count("--additional-config") == 1
     assert json.loads(argv[argv.index("--additional-config") + 1]) == {
         "theirs": 1,
-        "sharded_linear": {"layers": ["o_proj"], "prefetch": 1, "carrier": "auto", "deadline_s": 30.0},
+        "sharded_linear": {"layers": ["o_proj"], "prefetch": 3, "carrier": "auto", "deadline_s": 30.0},
     }
     assert argv[argv.index("--seed") + 1] == "7"
 
