@@ -5,7 +5,8 @@ An engine offers its pages only once it is known to leave them alone: some libra
 among the weights. So the first time its pages are to leave after requests have run, their content is compared with
 what was sealed; after that they are read-only for itself too, whenever they are offered, and a write ends the process
 instead of another engine's answers. Both are done only where another engine of the device has that content: who is
-alone pays a question to the daemon for each switch.
+alone pays a question to the daemon for each switch, beside the copy of its restore, so that the next one of the device
+does not wait for it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class CommonPages:
         self._client, self._bus, self._weights = client, bus, weights
         self._shares = allowed and bus.shares
         self._still: bool | None = None
+        self._others: bool | None = None
+        """Whether others would share them, as of the last `ask`."""
         self._joined = ""
 
     @property
@@ -42,8 +45,17 @@ class CommonPages:
         return bool(self._joined)
 
     def unproven(self, digest: str) -> bool:
-        """Whether it is not known yet if anything is written to the weights, and others would share them if not."""
-        return self._still is None and self._wanted(digest)
+        """Whether it is not known yet if anything is written to the weights, and others would share them if not; asked
+        now, unless `ask` was called in this life of the pages."""
+        if self._still is not None:
+            return False
+        others, self._others = self._others, None
+        return self._wanted(digest) if others is None else others
+
+    def ask(self, digest: str) -> None:
+        """Within a restore, for `unproven` when the pages leave again. Who comes between then and now is found by the
+        restore after."""
+        self._others = self._wanted(digest) if self._still is None else None
 
     def prove(self, same: bool) -> None:
         """`same`: requests have run, and the weights are what was sealed."""

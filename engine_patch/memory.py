@@ -333,6 +333,8 @@ class Hands:
         restoring = self._restoring
         if restoring is None:
             raise Cancelled
+        if self.partners.alone:
+            self._common.ask(self.digest)  # nobody waits meanwhile
         watch = Stopwatch()
         with watch.step("check"):
             restoring.finish()

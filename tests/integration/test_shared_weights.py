@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from coordinator.core.model import Order, Phase, Residency
 from engine_patch.host_bus import RESERVED, WEIGHTS_AT
+from native.link import read_stats
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import at
 from tests.helpers.light_engine import LightEngine
@@ -156,6 +158,20 @@ async def test_an_engine_that_is_alone_pays_for_nothing(lab: LightLab) -> None:
         assert (await lab.leader.closed(lab.device)).shared == ()
         assert access(engine) == {"rw-s"}
         assert access(other) == set()
+
+
+async def test_who_else_has_its_content_is_asked_while_it_comes_and_not_while_it_leaves(lab: LightLab) -> None:
+    def asked() -> int:
+        calls = json.loads(read_stats(str(lab.daemon.socket)))["calls"]
+        return int(calls["ShareWanted"]["count"]) if "ShareWanted" in calls else 0
+
+    async with await lab.bring_up(size=WEIGHTS) as engine:
+        await engine.ask("prompt")
+        for order, times in ((Order.OFFLOAD, 1), (Order.RESTORE, 2), (Order.OFFLOAD, 2), (Order.RESTORE, 3)):
+            await lab.order(engine, order)
+            assert asked() == times
+            if order is Order.RESTORE:
+                await engine.ask("prompt")
 
 
 async def test_engines_that_were_told_not_to_share(lab: LightLab, monkeypatch: pytest.MonkeyPatch) -> None:
