@@ -17,11 +17,12 @@ from rich.progress import Progress
 from benchmarks import figures, nodes
 from benchmarks.figures import Result
 from benchmarks.tax.goals import GOALS
-from benchmarks.tax.setting import LOADS, MODEL, Load, free_port, plain_command, plain_engine, resident_engine
+from benchmarks.tax.setting import LOADS, MODEL, Load, plain_command, plain_engine, resident_engine
 from coordinator.config import Config, Device, Model, Size
 from coordinator.demo import memcpy
 from coordinator.demo.scenario import ENGINE_ARGS
 from coordinator.supervise.engine_command import engine_command
+from coordinator.supervise.ports import free_port
 
 QUIET_S = 1.5
 """Plain vLLM's workers spin for a second after a step (vNPU's do not): that must be over before the other runs."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -61,12 +60,6 @@ def plain_command(argv: tuple[str, ...], port: int) -> list[str]:
     del words[at : at + 2]
     words[words.index("--port") + 1] = str(port)
     return words
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 async def _up(url: str, child: asyncio.subprocess.Process) -> None:
