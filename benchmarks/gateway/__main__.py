@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import figures
-from benchmarks.figures import Result
+from benchmarks.figures import Ratio, Result
 from benchmarks.gateway import parts
 from benchmarks.gateway.asking import Told
 from benchmarks.gateway.client import LIMIT_S, Run
@@ -24,12 +24,27 @@ from benchmarks.gateway.parts import Part
 from coordinator.demo import memcpy
 from coordinator.process import raise_file_limit
 
-STREAMS = (1, 32, 256)
-JUDGED_TTFT = 32
 DIRECT, OURS, NGINX = "direct", "gateway", "nginx"
 MODELS = 1000
 CLIENTS = 2
 """Processes that ask for what is held; one alone asks for what is timed."""
+
+
+class Case(msgspec.Struct, frozen=True):
+    """So many streams at once; `herd`: the stub answers in steps, as engines do, all that are due in one together."""
+
+    streams: int
+    herd: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.streams}_herd" if self.herd else str(self.streams)
+
+
+JUDGED_TTFT = {"": Case(32), "_herd": Case(32, herd=True)}
+"""By what is added to the figures' names."""
+FULLEST = Case(256)
+CASES = (Case(1), *JUDGED_TTFT.values(), FULLEST, Case(256, herd=True))
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -43,7 +58,7 @@ class Plan(msgspec.Struct, frozen=True):
     judged: bool
 
 
-FULL = Plan(20, 2.0, 10_000, 30.0, judged=True)
+FULL = Plan(12, 2.0, 10_000, 30.0, judged=True)
 QUICK = Plan(2, 0.5, 500, 3.0, judged=False)
 
 
@@ -56,7 +71,7 @@ class Cpu(msgspec.Struct, frozen=True):
 
 
 class Level(msgspec.Struct):
-    """Runs at one number of streams, by path, those of one pair at the same index."""
+    """Runs of one case, by path, those of one pair at the same index."""
 
     runs: dict[str, list[Run]] = {}
     cpu: dict[str, list[Cpu]] = {}
@@ -82,13 +97,13 @@ class Kept(msgspec.Struct, frozen=True):
     statuses: dict[int, int]
 
 
-async def compare(paths: dict[str, Part], client: Part, plan: Plan, progress: Progress) -> dict[int, Level]:
-    levels = {streams: Level({path: [] for path in paths}, {path: [] for path in paths}) for streams in STREAMS}
-    task = progress.add_task("streams", total=plan.pairs * len(STREAMS))
+async def compare(paths: dict[str, Part], client: Part, plan: Plan, progress: Progress) -> dict[Case, Level]:
+    levels = {case: Level({path: [] for path in paths}, {path: [] for path in paths}) for case in CASES}
+    task = progress.add_task("streams", total=plan.pairs * len(CASES))
     for _ in range(plan.pairs):
-        for streams, level in levels.items():
+        for case, level in levels.items():
             before = memcpy.seconds_per_byte(64 << 20, 2)
-            runs = {path: await _run(paths, path, client, streams, plan.seconds) for path in paths}
+            runs = {path: await _run(paths, path, client, case, plan.seconds) for path in paths}
             if figures.steady(before, memcpy.seconds_per_byte(64 << 20, 2)) or not plan.judged:
                 for path, (run, cpu) in runs.items():
                     level.runs[path].append(run)
@@ -99,10 +114,11 @@ async def compare(paths: dict[str, Part], client: Part, plan: Plan, progress: Pr
     return levels
 
 
-async def _run(paths: dict[str, Part], path: str, client: Part, streams: int, seconds: float) -> tuple[Run, Cpu]:
+async def _run(paths: dict[str, Part], path: str, client: Part, case: Case, seconds: float) -> tuple[Run, Cpu]:
     asked, stub = paths[path], paths[DIRECT]
     before = asked.cpu, stub.cpu
-    line = await client.ask(f"run {asked.port} {streams} {seconds}", LIMIT_S + seconds)
+    mode = " herd" if case.herd else ""
+    line = await client.ask(f"run {asked.port} {case.streams} {seconds}{mode}", LIMIT_S + seconds)
     told = msgspec.json.decode(line, type=Told)
     each = 1e6 / max(1, told.run.answers)
     between = 0.0 if asked is stub else asked.cpu - before[0]
@@ -155,26 +171,25 @@ async def run(plan: Plan, progress: Progress) -> Result:
     return result(levels, held, share, limit)
 
 
-def result(levels: dict[int, Level], held: Kept, share: float, limit: int) -> Result:
-    ratios = {"added_ttft_p99": figures.ratio(levels[JUDGED_TTFT].added_ttft(OURS))}
-    if NGINX in levels[JUDGED_TTFT].runs:
-        ratios["added_ttft_p99_nginx"] = figures.ratio(levels[JUDGED_TTFT].added_ttft(NGINX))
+def result(levels: dict[Case, Level], held: Kept, share: float, limit: int) -> Result:
+    ratios: dict[str, Ratio] = {}
+    proxied = NGINX in levels[FULLEST].runs
+    for mark, case in JUDGED_TTFT.items():
+        ratios[f"added_ttft_p99{mark}"] = figures.ratio(levels[case].added_ttft(OURS))
+        if proxied:
+            ratios[f"added_ttft_p99_nginx{mark}"] = figures.ratio(levels[case].added_ttft(NGINX))
     values = {"held_kb": held.bytes_each / 1000, "watch_core_share": share}
     notes = [f"open files: {limit}", *(f"held, answered {status}: {count}" for status, count in held.statuses.items())]
-    for streams, level in levels.items():
-        others = [path for path in level.runs if path != OURS]
-        for other in others:
-            ratios[f"rps_over_{other}_{streams}"] = figures.ratio(level.rps(OURS, other))
+    for case, level in levels.items():
+        ratios |= {
+            f"rps_over_{path}_{case.name}": figures.ratio(level.rps(OURS, path)) for path in level.runs if path != OURS
+        }
         for path, runs in level.runs.items():
-            values[f"rps_{path}_{streams}"] = statistics.median(one.rps for one in runs)
-            for name in Cpu.__struct_fields__:
-                each = statistics.median(getattr(one, name) for one in level.cpu[path])
-                values[f"cpu_us_{name}_{path}_{streams}"] = each
-            values[f"ttft_p99_ms_{path}_{streams}"] = 1e3 * statistics.median(p99(one.ttft) for one in runs)
+            values |= made_of(path, case, runs, level.cpu[path])
         failed = {path: sum(one.failed for one in runs) for path, runs in level.runs.items()}
-        notes.append(f"{streams} streams: {level.dropped} pairs dropped because memcpy drifted; failed {failed}")
+        notes.append(f"{case.name} streams: {level.dropped} pairs dropped because memcpy drifted; failed {failed}")
     values["stub_over_gateway"] = values["cpu_us_between_gateway_256"] / values["cpu_us_stub_direct_256"]
-    if NGINX not in levels[1].runs:
+    if not proxied:
         notes.append("nginx is not installed here: not compared")
     return Result(
         benchmark="gateway",
@@ -184,6 +199,19 @@ def result(levels: dict[int, Level], held: Kept, share: float, limit: int) -> Re
         values=values,
         notes=notes,
     )
+
+
+def made_of(path: str, case: Case, runs: list[Run], cpu: list[Cpu]) -> dict[str, float]:
+    """What the ratios are made of, median of the runs."""
+    spent = {
+        f"cpu_us_{name}_{path}_{case.name}": statistics.median(getattr(one, name) for one in cpu)
+        for name in Cpu.__struct_fields__
+    }
+    return {
+        f"rps_{path}_{case.name}": statistics.median(one.rps for one in runs),
+        **spent,
+        f"ttft_p99_ms_{path}_{case.name}": 1e3 * statistics.median(p99(one.ttft) for one in runs),
+    }
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """The client in a process of its own, so that nothing but asking takes its time: `python -m benchmarks.gateway.asking`.
 
-Lines on standard input: `run PORT STREAMS SECONDS`, answered by a `Told`; `hold PORT COUNT`, answered by `null` when
-all have been asked; `answers`, answered by the statuses of those that were held."""
+Lines on standard input: `run PORT STREAMS SECONDS`, with `herd` after it for answers in steps, answered by a `Told`;
+`hold PORT COUNT`, answered by `null` when all have been asked; `answers`, answered by the statuses of those that were
+held."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import time
 import msgspec
 import uvloop
 
-from benchmarks.gateway.client import Held, Run, measure
+from benchmarks.gateway.client import BODY, HERD, Held, Run, measure
 from coordinator.process import raise_file_limit
 from coordinator.store.prompt import be_prompt
 
@@ -33,7 +34,8 @@ async def serve() -> None:
         said: Told | list[int] | None = None
         if line[0] == "run":
             before = time.process_time()
-            run = await measure(int(line[1]), int(line[2]), float(line[3]))
+            body = HERD if line[4:] == ["herd"] else BODY
+            run = await measure(int(line[1]), int(line[2]), float(line[3]), body)
             said = Told(run, time.process_time() - before)
         elif line[0] == "hold":
             held = Held(int(line[1]), int(line[2]))

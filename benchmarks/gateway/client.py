@@ -12,7 +12,10 @@ import msgspec
 WARM_S = 0.2
 LIMIT_S = 120.0
 AT_ONCE = 200
-BODY = json.dumps({"model": "m", "stream": True, "prompt": "x" * 200}).encode()
+ASK = {"model": "m", "stream": True, "prompt": "x" * 200}
+BODY = json.dumps(ASK).encode()
+HERD = json.dumps({**ASK, "herd": True}).encode()
+"""To be answered together with all others that are due within a step (`stub.HERD`)."""
 END = b"0\r\n\r\n"
 
 
@@ -29,11 +32,12 @@ class Run(msgspec.Struct):
 class Stream(asyncio.Protocol):
     """One connection. `answered(status, seconds to the first event)` says whether it asks again."""
 
-    def __init__(self, port: int, answered: Callable[[int, float], bool]) -> None:
-        self._head = (
+    def __init__(self, port: int, answered: Callable[[int, float], bool], body: bytes = BODY) -> None:
+        head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(BODY)}\r\n\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
         ).encode()
+        self._request = head + body
         self._answered = answered
         self._transport: asyncio.Transport
         self._start = b""
@@ -48,7 +52,7 @@ class Stream(asyncio.Protocol):
         self._start = self._tail = b""
         self._first = 0.0
         self._sent = perf_counter()
-        self._transport.write(self._head + BODY)
+        self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
         if not self._first:
@@ -71,7 +75,7 @@ class Stream(asyncio.Protocol):
             self._transport.close()
 
 
-async def measure(port: int, streams: int, seconds: float) -> Run:
+async def measure(port: int, streams: int, seconds: float, body: bytes) -> Run:
     """Of what begins and ends within `seconds`, after a short warm-up."""
     run, loop = Run(), asyncio.get_running_loop()
     begun, over, open_ = perf_counter() + WARM_S, asyncio.Event(), streams
@@ -87,7 +91,7 @@ async def measure(port: int, streams: int, seconds: float) -> Run:
         return not over.is_set()
 
     for _ in range(streams):
-        await loop.create_connection(lambda: Stream(port, answered), "127.0.0.1", port)
+        await loop.create_connection(lambda: Stream(port, answered, body), "127.0.0.1", port)
     await asyncio.sleep(max(0.0, begun - perf_counter()) + seconds)
     run.rps = len(run.ttft) / (perf_counter() - begun)
     over.set()

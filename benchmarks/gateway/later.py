@@ -1,4 +1,4 @@
-"""Calls after a fixed time, to some microseconds.
+"""Calls after a fixed time, to some microseconds; or all that come within a step together, at its end.
 
 libuv's timers, and so uvloop's, count whole milliseconds (https://docs.libuv.org/en/v1.x/timer.html): an engine that
 waits by them answers everybody who asked within one millisecond at once, and a herd that was none meets whatever is
@@ -22,11 +22,19 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 _S = 1_000_000_000
 
 
-class Later:
-    """Of one event loop, for as long as the process lives. Raises OSError where the kernel gives no timer."""
+def due_at(now: int, wait: int, step: int) -> int:
+    """Nanoseconds: `wait` after `now`, or at the end of the step in which that is (`step` 0: there are none)."""
+    due = now + wait
+    return due + -due % step if step else due
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+
+class Later:
+    """Of one event loop, for as long as the process lives. `step` other than 0: what would be due within one such step
+    of the clock is called at the step's end, all of it in one go. Raises OSError where the kernel gives no timer."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, step: float = 0.0) -> None:
         self._ns = int(seconds * _S)
+        self._step_ns = int(step * _S)
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()
         self._fd = int(_LIBC.timerfd_create(_CLOCK_MONOTONIC, _NONBLOCK | _CLOEXEC))
         if self._fd < 0:
@@ -34,8 +42,8 @@ class Later:
         loop.add_reader(self._fd, self._due)
 
     def call(self, back: Callable[[], None]) -> None:
-        """In so many seconds from now."""
-        self._waiting.append((time.monotonic_ns() + self._ns, back))
+        """In so many seconds from now, or at the end of the step in which that is."""
+        self._waiting.append((due_at(time.monotonic_ns(), self._ns, self._step_ns), back))
         if len(self._waiting) == 1:
             self._arm()
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import pty
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator
@@ -21,6 +20,7 @@ from coordinator.embedded import EmbeddedEtcd, find_binary
 from coordinator.store import connect, keys
 from coordinator.store.base import Put, Store
 from coordinator.store.codec import encode
+from coordinator.supervise.ports import free_port
 
 FILES = 65_536
 LIMIT_S = 60.0
@@ -102,7 +102,7 @@ async def nginx(engine: int, folder: Path) -> AsyncIterator[Part | None]:
     if program is None:
         yield None
         return
-    port = _free_port()
+    port = free_port()
     config = folder / "nginx.conf"
     config.write_text(NGINX.format(files=FILES, folder=folder, engine=engine, port=port))
     process = await asyncio.create_subprocess_exec(
@@ -205,9 +205,3 @@ async def _listens(port: int) -> None:
                 continue
             writer.close()
             return
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,5 +1,8 @@
 """An engine that only streams: `python -m benchmarks.gateway.stub` prints its port. First chunk after 20 ms, then 64
-chunks of 200 bytes, by hand-written HTTP: it must be several times faster than what is measured."""
+chunks of 200 bytes, by hand-written HTTP: it must be several times faster than what is measured.
+
+Whoever asks with `HERD` in the body is answered as engines answer: in steps of 20 ms, all that are due within one of
+them in one go at its end."""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from benchmarks.gateway.later import Later
 from coordinator.process import raise_file_limit
 
 FIRST_S = 0.020
+STEP_S = 0.020
+HERD = b'"herd"'
 CHUNKS = 64
 SIZE = 200
 HEAD = (
@@ -34,8 +39,9 @@ FIRST = HEAD + EVENT
 class Engine(asyncio.Protocol):
     """One connection, one request at a time."""
 
-    def __init__(self, later: Later) -> None:
+    def __init__(self, later: Later, steps: Later) -> None:
         self._later = later
+        self._steps = steps
         self._got = b""
         self._transport: asyncio.Transport
 
@@ -48,7 +54,7 @@ class Engine(asyncio.Protocol):
         length = _LENGTH.search(head)
         if end and len(body) >= (int(length[1]) if length else 0):
             self._got = b""
-            self._later.call(self._begin)
+            (self._steps if HERD in body else self._later).call(self._begin)
 
     def _begin(self) -> None:
         if self._transport.is_closing():
@@ -64,8 +70,8 @@ class Engine(asyncio.Protocol):
 
 async def serve() -> None:
     loop = asyncio.get_running_loop()
-    later = Later(loop, FIRST_S)
-    server = await loop.create_server(lambda: Engine(later), "127.0.0.1", 0, backlog=16384)
+    later, steps = Later(loop, FIRST_S), Later(loop, FIRST_S, STEP_S)
+    server = await loop.create_server(lambda: Engine(later, steps), "127.0.0.1", 0, backlog=16384)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()
