@@ -52,15 +52,30 @@ async def _events(
     """What has come together goes on together; the head does not wait for the first words."""
     await reply.open(upstream.status, headers, events=True)
     lines = LineRelay(named_ends(reply.request.path))
+    told = False
+
+    def whole_lines(data: bytes) -> bytes:
+        nonlocal told
+        ready = lines.feed(data)
+        if ready and not told:
+            told = True
+            first()
+        return ready
+
+    def pass_on(data: bytes) -> bool:
+        ready = whole_lines(data)
+        return reply.put(ready) if ready else True
+
     if not upstream.ready:
         reply.flush()
     try:
         ready = b""
         while not upstream.over:
-            if ready := lines.feed(await _read(upstream, model)):
-                first()
-                first = _nothing
-            if ready and not upstream.over:
+            if not upstream.ready:
+                await _handed_on(upstream, model, pass_on)
+                await reply.drained()
+                continue
+            if (ready := whole_lines(upstream.here())) and not upstream.over:
                 await reply.write(ready)
                 ready = b""  # while it was written the end may have come
         rest = lines.finish()
@@ -70,10 +85,6 @@ async def _events(
         await reply.write(ready + rest, last=True)
     except Problem as problem:
         await reply.fail(problem)
-
-
-def _nothing() -> None:
-    """The first words are told once."""
 
 
 async def _whole(upstream: Upstream, reply: Reply, model: str, headers: Mapping[str, str]) -> None:
@@ -119,5 +130,16 @@ async def _read(upstream: Upstream, model: str) -> bytes:
     try:
         return await upstream.read()
     except BrokenOff as error:
-        log.warning("engine of %s broke off its answer: %s", model, error)
-        raise engine_lost(model) from error
+        raise _lost(model, error) from error
+
+
+async def _handed_on(upstream: Upstream, model: str, take: Callable[[bytes], bool]) -> None:
+    try:
+        await upstream.hand_on(take)
+    except BrokenOff as error:
+        raise _lost(model, error) from error
+
+
+def _lost(model: str, error: BrokenOff) -> Problem:
+    log.warning("engine of %s broke off its answer: %s", model, error)
+    return engine_lost(model)

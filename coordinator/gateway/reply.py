@@ -111,6 +111,16 @@ class Reply:
         """Raises ConnectionResetError where the client has read nothing for `STALLED_S`: it must not hold an engine.
         Call `open` before. `last`: nothing comes after it."""
         self._response.write(data, last=last)
+        if self._response.congested:
+            await self.drained()
+
+    def put(self, data: bytes) -> bool:
+        """As `write`, without waiting; False: the client does not read, `drained` comes next."""
+        self._response.write(data)
+        return not self._response.congested
+
+    async def drained(self) -> None:
+        """Until the client has read. Raises as `write`."""
         if not self._response.congested:
             return
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -27,7 +28,8 @@ class BrokenOff(VnpuError):
 
 class Upstream(asyncio.Protocol):
     """One connection. `status` and `headers` are there after `ask`. What comes wakes its reader in its turn of `turns`,
-    that it broke at once."""
+    or goes on without one (`hand_on`); that it broke is told at once. `waits_since`: a reader is there, and nothing has
+    come since."""
 
     def __init__(self, turns: Turns) -> None:
         self._loop = asyncio.get_running_loop()
@@ -42,6 +44,7 @@ class Upstream(asyncio.Protocol):
         self._held = self._queued = False
         self._fault = ""
         self._waiter: asyncio.Future[None] | None = None
+        self._take: Callable[[bytes], bool] | None = None
         self._headed = self._to_the_end = False
         self._whole = True
         self.waits_since: float | None = None
@@ -64,6 +67,10 @@ class Upstream(asyncio.Protocol):
         """All that has come of the body, at least a byte; empty at its end. Raises BrokenOff."""
         while not self._parts and not self._whole:
             await self._wait()
+        return self.here()
+
+    def here(self) -> bytes:
+        """What has come of the body and was not read: all that is left where it is whole."""
         data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self._ahead = 0
@@ -71,6 +78,16 @@ class Upstream(asyncio.Protocol):
             self._held = False
             self._transport.resume_reading()
         return data
+
+    async def hand_on(self, take: Callable[[bytes], bool]) -> None:
+        """Has `take` called in its turn with what comes, and wakes nobody, until `take` says False, or more is `here`
+        than it may have: the end, with the last words. Raises BrokenOff, and what `take` raises."""
+        self._take = take
+        try:
+            while self._take is not None and not self.ready:
+                await self._wait()
+        finally:
+            self._take = None
 
     @property
     def ready(self) -> bool:
@@ -119,6 +136,7 @@ class Upstream(asyncio.Protocol):
             self.fail("it spoke unasked")
             return
         self._ahead += len(data)
+        self.waits_since = None
         try:
             self._parser.feed_data(data)
         except (HttpParserError, HttpParserUpgrade) as error:
@@ -136,7 +154,20 @@ class Upstream(asyncio.Protocol):
 
     def _go_on(self) -> None:
         self._queued = False
-        self._wake()
+        if self._take is None or self._whole or not self._parts or not self._handed(self._take):
+            self._wake()
+
+    def _handed(self, take: Callable[[bytes], bool]) -> bool:
+        """Whether its reader still waits: for the next words."""
+        try:
+            if take(self.here()):
+                self.waits_since = self._loop.time()
+                return True
+        except Exception as error:  # noqa: BLE001 - its reader's to handle
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+        self._take = None
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._parser = None

@@ -92,11 +92,29 @@ class Asked:
         self.upstream = Upstream(turns)
         self.upstream.connection_made(cast(asyncio.Transport, Wire()))
         self.read: list[bytes] = []
+        self.taken: list[bytes] = []
+        self.woken = 0
 
     async def run(self) -> None:
         await self.upstream.ask(b"head", b"")
         while data := await self.upstream.read():
             self.read.append(data)
+
+    async def run_on(self) -> None:
+        """What comes while its reader waits goes to `take`."""
+        await self.upstream.ask(b"head", b"")
+        while not self.upstream.over:
+            if not self.upstream.ready:
+                self.woken += 1
+                await self.upstream.hand_on(self.take)
+            else:
+                self.read.append(await self.upstream.read())
+
+    def take(self, data: bytes) -> bool:
+        self.taken.append(data)
+        if data == b"!":
+            raise ZeroDivisionError
+        return data != b"?"
 
 
 async def settled() -> None:
@@ -209,3 +227,106 @@ async def test_a_turn_of_one_who_has_left_wakes_nobody(loop: Loop) -> None:
     asked.upstream.fail("nobody reads it")
     loop.look()
     assert loop.rests
+
+
+async def handing_on(loop: Loop) -> tuple[Asked, asyncio.Task[None]]:
+    """One whose first words were read, and whose reader waits for what `take` leaves to it."""
+    asked = Asked(Turns(loop.call_soon))
+    running = asyncio.create_task(asked.run_on())
+    await settled()
+    await said(loop, asked, FIRST)
+    assert (asked.read, asked.taken, asked.woken) == ([b"a"], [], 1)
+    return asked, running
+
+
+async def said(loop: Loop, asked: Asked, *data: bytes) -> None:
+    for each in data:
+        asked.upstream.data_received(each)
+    loop.look()
+    await settled()
+
+
+async def test_words_go_on_in_their_turn_without_their_reader_and_the_end_is_left_to_it(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    asked.upstream.data_received(b"1\r\nb\r\n")
+    await settled()
+    assert asked.taken == []
+    loop.look()
+    assert asked.taken == [b"b"]
+    await said(loop, asked, b"1\r\nc\r\n", b"1\r\nd\r\n1\r")
+    await said(loop, asked, b"\n")  # half a chunk is no words
+    await said(loop, asked, b"e\r\n")
+    assert (asked.taken, asked.read) == ([b"b", b"cd", b"e"], [b"a"])
+    await said(loop, asked, b"1\r\nf\r\n", END)
+    await running
+    assert (asked.taken, asked.read) == ([b"b", b"cd", b"e"], [b"a", b"f"])
+    assert loop.rests
+
+
+async def test_words_wait_for_their_reader_once_no_more_are_taken(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    asked.upstream.data_received(b"1\r\n?\r\n")
+    loop.look()
+    asked.upstream.data_received(b"1\r\nb\r\n")
+    await settled()
+    assert (asked.taken, asked.read) == ([b"?"], [b"a", b"b"])
+    loop.look()
+    await settled()
+    assert asked.woken == 2
+    await said(loop, asked, END)
+    await running
+    assert (asked.taken, asked.read) == ([b"?"], [b"a", b"b"])
+
+
+async def test_their_reader_is_woken_once_no_more_are_taken_though_nothing_follows(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    await said(loop, asked, b"1\r\n?\r\n")
+    assert asked.woken == 2
+    await said(loop, asked, b"1\r\nb\r\n")
+    assert asked.taken == [b"?", b"b"]
+    await said(loop, asked, END)
+    await running
+
+
+async def test_the_next_answer_on_a_connection_does_not_go_where_the_last_one_went(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    await said(loop, asked, b"1\r\nb\r\n", END)
+    await running
+    running = asyncio.create_task(asked.run())
+    await settled()
+    await said(loop, asked, FIRST)
+    await said(loop, asked, END)
+    await running
+    assert (asked.taken, asked.read) == ([], [b"a", b"b", b"a"])
+
+
+async def test_what_goes_wrong_where_words_go_on_is_their_readers_matter(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    await said(loop, asked, b"1\r\n!\r\n")
+    with pytest.raises(ZeroDivisionError):
+        await running
+
+
+async def test_a_break_comes_after_the_words_before_it(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    asked.upstream.data_received(b"1\r\nb\r\n")
+    asked.upstream.connection_lost(None)
+    with pytest.raises(BrokenOff):
+        await running
+    assert asked.taken + asked.read == [b"a", b"b"]
+
+
+async def test_an_engine_is_silent_only_while_nothing_of_it_waits_for_its_turn(loop: Loop) -> None:
+    asked, running = await handing_on(loop)
+    for words in (b"1\r\nb\r\n", b"1", b"\r\nc\r\n"):
+        before = asked.upstream.waits_since
+        assert before is not None
+        asked.upstream.data_received(words)
+        assert asked.upstream.waits_since is None
+        loop.look()
+        await settled()
+        assert asked.upstream.waits_since is not None
+        assert asked.upstream.waits_since >= before
+    await said(loop, asked, END)
+    await running
+    assert asked.upstream.waits_since is None

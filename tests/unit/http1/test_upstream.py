@@ -175,6 +175,27 @@ async def test_an_engine_that_is_silent_for_too_long_is_left() -> None:
         await engines.ended.wait()
 
 
+async def test_one_that_falls_silent_after_words_that_went_on_is_left_too() -> None:
+    chunks = b"1\r\na\r\n", b"1\r\nb\r\n"
+
+    async def engine(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for chunk in chunks:
+            await asyncio.sleep(0.02)
+            writer.write(chunk)
+        await reader.read(10)
+        await reader.read()
+
+    async with pool(engine, 0.2) as (connections, engines):
+        upstream, taken = await connections.take(engines.address, 5.0), bytearray()
+        await upstream.ask(HEAD, b"{}")
+        with pytest.raises(BrokenOff, match=r"silent for 0.2 s"):
+            await upstream.hand_on(lambda data: taken.extend(data) is None)
+        assert taken == b"ab"
+        connections.give(engines.address, upstream)
+
+
 async def test_a_reader_that_waits_holds_the_engine_back_and_gets_all() -> None:
     size = 64 << 20
     sent = 0
@@ -212,7 +233,7 @@ async def test_nobody_there() -> None:
         await connections.take(address, 5.0)
 
 
-@pytest.mark.parametrize("value", ["a\r\nX: b", "a\nb", "a\0b"])
+@pytest.mark.parametrize("value", ["a\r\nX: b", "a\nb", "a\rb", "a\0b"])
 def test_a_value_that_would_end_its_line_is_not_written(value: str) -> None:
     with pytest.raises(ValueError, match="line end"):
         request_head("POST", "/", {"Accept": value})
