@@ -229,7 +229,9 @@ class RandomNode(Neighbours):
         await self._dead(engine)
 
     async def _restart(self, engine: Engine) -> None:
-        """kill -9 of the daemon, sometimes with an engine that dies meanwhile."""
+        """kill -9 of the daemon, sometimes with an engine that dies meanwhile. Whom it has ended before, the next one
+        finds dead."""
+        doomed = self._doomed()
         await self.place.kill()
         victim = self.random.choice(self.engines)
         if victim is not engine and self.random.random() < 0.2:
@@ -237,6 +239,8 @@ class RandomNode(Neighbours):
         await self.place.start()
         if victim is not engine and victim.puppet.dead:
             await self._kill(victim)
+        for one in doomed:
+            await self._ended(one)
         for one in self.engines:
             one.offered.clear()  # called in
             if one.listens:
@@ -253,15 +257,21 @@ class RandomNode(Neighbours):
         """Whom the daemon ended: only who looked at what it had to let go of."""
         node = self.place.node
         while True:
-            for engine in tuple(self.engines):
-                if engine.holder in node.engines.doomed:
-                    assert engine.views, f"{engine.fill} was ended for nothing"
-                    await engine.puppet.ended()
-                    self._forget(engine)
-                    await self._dead(engine)
+            for engine in self._doomed():
+                await self._ended(engine)
             if not self._unsettled():
                 return
             await node.bell.wait()
+
+    def _doomed(self) -> list[Engine]:
+        """Whom the daemon has ended, and this test not yet buried."""
+        return [engine for engine in self.engines if engine.holder in self.place.node.engines.doomed]
+
+    async def _ended(self, engine: Engine) -> None:
+        assert engine.views, f"{engine.fill} was ended for nothing"
+        await engine.puppet.ended()
+        self._forget(engine)
+        await self._dead(engine)
 
     def _unsettled(self) -> bool:
         """Pages of the dead are looked at, or somebody is about to do what it was asked."""
