@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -105,6 +106,32 @@ int send_until(int socket, std::vector<iovec> rows, Clock::time_point deadline, 
     return 0;
 }
 
+// Through memory of ours.
+int send_read(int socket, int file, off_t at, off_t end, Clock::time_point deadline) {
+    std::vector<char> some(std::min<std::size_t>(piece, static_cast<std::size_t>(end - at)));
+    while (at < end) {
+        const std::size_t wanted = std::min<std::size_t>(some.size(), static_cast<std::size_t>(end - at));
+        const ssize_t came = ::pread(file, some.data(), wanted, at);
+        if (came == 0) {
+            return end_of_stream;
+        }
+        if (came < 0 && errno != EINTR) {
+            return errno;
+        }
+        if (came > 0) {
+            const iovec read{some.data(), static_cast<std::size_t>(came)};
+            if (const int error = send_until(socket, {read}, deadline, 0); error != 0) {
+                return error;
+            }
+            at += came;
+        }
+    }
+    return 0;
+}
+
+// Some file systems can be read, but not sent from (sendfile(2): EINVAL, ENOSYS; EOVERFLOW: not from there on).
+bool must_be_read(int error) { return error == EINVAL || error == ENOSYS || error == EOVERFLOW; }
+
 int send_file(int socket, const Body& body, Clock::time_point deadline) {
     auto at = static_cast<off_t>(body.at);
     const off_t end = at + static_cast<off_t>(body.length);
@@ -112,6 +139,9 @@ int send_file(int socket, const Body& body, Clock::time_point deadline) {
         const ssize_t gone = ::sendfile(socket, body.file, &at, static_cast<std::size_t>(end - at));
         if (gone == 0) {
             return end_of_stream;
+        }
+        if (gone < 0 && must_be_read(errno)) {
+            return send_read(socket, body.file, at, end, deadline);
         }
         if (gone < 0 && (errno == EAGAIN || errno == EWOULDBLOCK)) {
             if (const int error = await(socket, POLLOUT, deadline); error != 0) {

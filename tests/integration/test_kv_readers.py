@@ -198,6 +198,8 @@ def test_bytes_are_sent_under_the_rate_limit() -> None:
     waited: list[int] = []
 
     class Pace:
+        free = False
+
         def wait(self, size: int) -> None:
             waited.append(size)
 

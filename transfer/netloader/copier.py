@@ -28,7 +28,8 @@ class Copier:
         self._channel = channel
         self._work = work
         self._threads = ThreadPoolExecutor(COPIERS, "vnpu-copy")
-        self._gathered: list[tuple[int, Piece]] = []
+        self._numbers: list[int] = []
+        self._pieces: list[Piece] = []
         self._under_way: deque[Future[None]] = deque()
         self._landed: list[int] = []
 
@@ -58,26 +59,36 @@ class Copier:
         Raises:
             TransferError: one of those before could not be taken, or is damaged.
         """
-        self._gathered.append((number, piece))
-        if not more or len(self._gathered) >= BATCH:
+        self._numbers.append(number)
+        self._pieces.append(piece)
+        if not more or len(self._pieces) >= BATCH:
             self.begin(deadline)
+
+    def put_all(self, first: int, pieces: Sequence[Piece], deadline: Deadline) -> None:
+        """Blocks from `first` on are there, and go to the threads now. Raises as `put`."""
+        self.begin(deadline)
+        for at in range(0, len(pieces), BATCH):
+            some = pieces[at : at + BATCH]
+            self._submit(range(first + at, first + at + len(some)), some, deadline)
 
     def begin(self, deadline: Deadline) -> None:
         """What was put goes to a thread now. Raises as `put`."""
-        if self._gathered:
-            batch, self._gathered = self._gathered, []
-            self.settle(AHEAD - 1)
-            self._under_way.append(self._threads.submit(self._copy, batch, deadline))
+        if self._pieces:
+            numbers, pieces, self._numbers, self._pieces = self._numbers, self._pieces, [], []
+            self._submit(numbers, pieces, deadline)
+
+    def _submit(self, numbers: Sequence[int], pieces: Sequence[Piece], deadline: Deadline) -> None:
+        self.settle(AHEAD - 1)
+        self._under_way.append(self._threads.submit(self._copy, numbers, pieces, deadline))
 
     def settle(self, most: int = 0) -> None:
         """Until at most so many batches are under way. Raises as `put`."""
         while len(self._under_way) > most:
             self._under_way.popleft().result()
 
-    def _copy(self, batch: Sequence[tuple[int, Piece]], deadline: Deadline) -> None:
-        right = self._channel.take_all([piece for _, piece in batch], deadline)
-        for number, _ in batch[:right]:
-            self._work.land(number)
+    def _copy(self, numbers: Sequence[int], pieces: Sequence[Piece], deadline: Deadline) -> None:
+        right = self._channel.take_all(pieces, deadline)
+        self._work.land(*numbers[:right])
         self._landed.append(right)
-        if right < len(batch):
-            raise Corrupt(f"block {batch[right][0]} is damaged in the source's memory", remedy="fetch it again")
+        if right < len(pieces):
+            raise Corrupt(f"block {numbers[right]} is damaged in the source's memory", remedy="fetch it again")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
+from typing import NoReturn
 
 from transfer.errors import PeerViolation, TransferError
 from transfer.netloader import wire
 from transfer.netloader.copier import Copier
 from transfer.netloader.manifest import Manifest
-from transfer.netloader.wire import Code, Read, Refused
+from transfer.netloader.wire import Answer, Code, Placed, Read, Refused
 from transfer.netloader.work import Run, Work
 from transfer.transports.carrier import Piece
 from transfer.transports.channel import Channel
@@ -21,7 +22,7 @@ FRAME_S = 20.0
 """A source that sends no block in so long is lost; longer than a source waits for a block of its own."""
 RUN = 8
 """Blocks in one request."""
-NEAR_RUNS = 4
+NEAR_RUNS = 8
 """Runs in one request for what is mapped: a run takes a millisecond there, so each question counts."""
 DEPTH = 2
 """Requests under way: while one is received, the next is there already."""
@@ -103,36 +104,55 @@ class Intake:
         return True
 
     def _receive(self, tag: int, run: Run) -> None:
-        grid, sums = self._manifest.grid, self._manifest.sum
-        kind, take = (Kind.ASIDE, self._take_near) if self._channel.parallel else (Kind.DATA, self._take)
-        for number in range(run.first, run.first + run.length):
-            block = grid.block(number)
-            take(Header(kind, tag, block.length, number, sums(number)), self._addresses[block.extent] + block.offset)
+        number, end = run.first, run.first + run.length
+        while number < end:
+            number += self._take_near(tag, number, end) if self._channel.parallel else self._take(tag, number)
 
-    def _take(self, due: Header, address: int) -> None:
+    def _due(self, kind: Kind, tag: int, number: int) -> tuple[Header, int]:
+        """The header that must come with this block, and where it belongs."""
+        piece = self._piece(number, 0)
+        return Header(kind, tag, piece.length, number, piece.sum), piece.address
+
+    def _piece(self, number: int, place: int) -> Piece:
+        block = self._manifest.grid.block(number)
+        return Piece(place, self._addresses[block.extent] + block.offset, block.length, self._manifest.sum(number))
+
+    def _take(self, tag: int, number: int) -> int:
         """The next frame, which must bring this block."""
+        due, address = self._due(Kind.DATA, tag, number)
         deadline = Deadline.after(FRAME_S)
         header = self._channel.expect(due, address, deadline)
         if header is due:
             self._land(due.position)
         else:
             self._take_other(header, due, address, deadline)
+        return 1
 
-    def _take_near(self, due: Header, address: int) -> None:
-        """The same, where it most likely lies in what is mapped here."""
+    def _take_near(self, tag: int, number: int, end: int) -> int:
+        """The same, where it most likely lies in what is mapped here; how many blocks the frame told of."""
         channel, deadline = self._channel, Deadline.after(FRAME_S)
         header = channel.head(deadline)
+        if header.kind is Kind.MESSAGE:
+            self._copier.begin(deadline)
+            places = _places(channel.body(header, deadline))
+            if (header.tag, header.position) != (tag, number) or len(places) > end - number:
+                raise PeerViolation(f"block {number} was due, {len(places)} from {header.position} on came")
+            pieces = [self._piece(each, place) for each, place in enumerate(places, number)]
+            self._copier.put_all(number, pieces, deadline)
+            return len(places)
+        due, address = self._due(Kind.ASIDE, tag, number)
         if header == due:
             piece = Piece(channel.place(header, deadline), address, due.length, due.sum)
-            self._copier.put(due.position, piece, deadline, more=channel.more)
+            self._copier.put(number, piece, deadline, more=channel.more)
         else:
             self._copier.begin(deadline)
             self._take_other(header, due, address, deadline)
+        return 1
 
     def _take_other(self, header: Header, due: Header, address: int, deadline: Deadline) -> None:
         """It comes another way, or not at all."""
         if header.kind is Kind.MESSAGE:
-            _raise_refusal(self._channel.body(header, deadline))
+            _raise_refusal(wire.decode_answer(self._channel.body(header, deadline)))
         if header != due._replace(kind=header.kind):
             raise PeerViolation(f"block {due.position} was due, {header} came", remedy="the source has other content")
         self._channel.into(header, address, deadline)
@@ -143,8 +163,13 @@ class Intake:
         self._direct += 1
 
 
-def _raise_refusal(body: bytes) -> None:
+def _places(body: bytes) -> Sequence[int]:
+    """Raises Denied, or PeerViolation."""
     answer = wire.decode_answer(body)
+    return answer.places if isinstance(answer, Placed) else _raise_refusal(answer)
+
+
+def _raise_refusal(answer: Answer) -> NoReturn:
     if isinstance(answer, Refused):
         raise Denied(answer.code, answer.details)
     raise PeerViolation(f"{type(answer).__name__} where a block was due")

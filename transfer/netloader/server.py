@@ -10,8 +10,8 @@ from transfer.netloader.guard import Switching
 from transfer.netloader.identity import CHECKPOINT, differences
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source
-from transfer.netloader.ways import Lend
-from transfer.netloader.wire import Ask, Borrow, Code, Meet, Offer, Read, Refused
+from transfer.netloader.ways import Lend, Loan
+from transfer.netloader.wire import Ask, Borrow, Code, Meet, Offer, Placed, Read, Refused
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
@@ -61,6 +61,8 @@ class _Reads:
         self._source = source
         self._lend = lend
         self._grid = source.manifest.grid
+        self._together: Loan | None = None
+        """What was lent, where many places of it may be told in one message."""
 
     def answer(self) -> None:
         while True:
@@ -72,7 +74,8 @@ class _Reads:
             request = wire.decode_request(body)
             match request:
                 case Borrow():
-                    ways.lend(self._channel, request, self._lend)
+                    loan = ways.lend(self._channel, request, self._lend)
+                    self._together = loan if request.together else None
                 case Meet():
                     ways.be_met(self._channel, request)
                 case _:
@@ -85,47 +88,64 @@ class _Reads:
         end = read.first + read.count
         number = read.first
         while number < end:
-            sent = self._run(number, end, tag) if self._channel.plain else self._block(number, end, tag)
-            if sent is None:
+            if not self._there(number):
+                _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
                 break
-            number += sent
+            try:
+                number += self._some(number, end, tag)
+            except Switching as switching:
+                _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=number)
+                break
 
-    def _run(self, first: int, end: int, tag: int) -> int | None:
-        """Send blocks from `first` on, as many as are there now; how many, None: a refusal in the place of the next."""
-        if not self._there(first):
-            _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=first)
-            return None
+    def _some(self, first: int, end: int, tag: int) -> int:
+        """Send some blocks before `end` from `first` on, which is there; how many. Raises Switching."""
+        if self._channel.plain:
+            return self._run(first, self._here(first, end), tag)
+        if self._together and self._channel.unlimited:
+            told = self._tell_places(self._together, first, self._here(first, end), tag)
+            return told or self._block(first, end, tag)
+        return self._block(first, end, tag)
+
+    def _here(self, first: int, end: int) -> int:
+        """The first block behind `first` that is not there now; at most `end`."""
         await_block, last = self._source.presence.await_block, first + 1
         while last < end and await_block(last, 0.0):
             last += 1
-        try:
-            with self._source.reading(self._channel.abort):
-                blocks = [self._source.block(number) for number in range(first, last)]
-                return self._channel.send_run(blocks, FRAME_S, self._source.halt, tag=tag)
-        except Switching as switching:
-            _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=first)
-            return None
+        return last
 
-    def _block(self, number: int, end: int, tag: int) -> int | None:
-        """As `_run`, one block by a way that is not the connection's own; others before `end` follow it."""
-        if not self._there(number):
-            _refuse(self._channel, Code.LATER, "not here yet", tag=tag, position=number)
-            return None
+    def _run(self, first: int, end: int, tag: int) -> int:
+        slot = self._channel.book([self._grid.block(number).length for number in range(first, end)])
+        with self._source.reading(self._channel.abort):
+            blocks = [self._source.block(number) for number in range(first, first + slot.pieces)]
+            return self._channel.send_run(blocks, slot, FRAME_S, self._source.halt, tag=tag)
+
+    def _tell_places(self, loan: Loan, first: int, end: int, tag: int) -> int:
+        """Where blocks from `first` on lie in what was lent, in one message; how many do, before one that does not."""
+        places = []
+        with self._source.reading(self._channel.abort):
+            for number in range(first, end):
+                block = self._source.block(number)
+                place = loan.place(block.at, block.length) if block.file < 0 else None
+                if place is None:
+                    break
+                places.append(place)
+        if places:
+            self._channel.send(wire.encode(Placed(tuple(places))), Deadline.after(FRAME_S), tag=tag, position=first)
+        return len(places)
+
+    def _block(self, number: int, end: int, tag: int) -> int:
+        """One block by a way that is not the connection's own; others before `end` follow it."""
         self._channel.pace(self._grid.block(number).length)
-        try:
-            with self._source.reading(self._channel.abort):
-                self._channel.send_data(
-                    self._source.address(number),
-                    self._grid.block(number).length,
-                    self._source.manifest.sum(number),
-                    Deadline.after(FRAME_S),
-                    tag=tag,
-                    position=number,
-                    more=number + 1 < end,
-                )
-        except Switching as switching:
-            _refuse(self._channel, Code.SWITCHING, str(switching), tag=tag, position=number)
-            return None
+        with self._source.reading(self._channel.abort):
+            self._channel.send_data(
+                self._source.address(number),
+                self._grid.block(number).length,
+                self._source.manifest.sum(number),
+                Deadline.after(FRAME_S),
+                tag=tag,
+                position=number,
+                more=number + 1 < end,
+            )
         return 1
 
     def _there(self, number: int) -> bool:

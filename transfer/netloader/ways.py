@@ -45,7 +45,7 @@ def borrow(channel: Channel, machine: str, open_lent: Open) -> bool:
     Raises:
         TransferError: it could not be mapped: connect anew.
     """
-    channel.send(wire.encode(Borrow(machine)), Deadline.after(ASK_S))
+    channel.send(wire.encode(Borrow(machine, together=True)), Deadline.after(ASK_S))
     _, body = channel.receive(Deadline.after(ASK_S))
     answer = wire.decode_answer(body)
     match answer:
@@ -67,13 +67,14 @@ def meet(channel: Channel, backend: str) -> None:
 # ---- the source
 
 
-def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> None:
-    """Answer a `Borrow`. Raises TransferError."""
+def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> Loan | None:
+    """Answer a `Borrow`; what is lent now. Raises TransferError."""
     loan = lend_to(request.machine) if lend_to else None
     answer = loan.lent if loan else Refused(Code.NO_WAY, ("nothing is lent to that machine",))
     if loan is not None:
         channel.carry(giver=window.Lent(loan.place))
     channel.send(wire.encode(answer), Deadline.after(ASK_S))
+    return loan
 
 
 def be_met(channel: Channel, request: Meet) -> None:

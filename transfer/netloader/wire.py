@@ -3,7 +3,8 @@
 A client asks once (`Ask`), gets `Offer` or `Refused`, and then reads as often as it likes (`Read`): each is answered by
 the blocks in order, one DATA frame each with the block's number as its position and the `Read`'s tag, or by `Refused`
 in the place of the first block that does not come. Before it reads, it may ask for another way for the bytes: `Borrow`
-(memory that both can map), or `Meet` (torch.distributed; the two then speak as `transfer.transports.collective` does).
+(memory that both can map; then `Placed` may stand for many blocks), or `Meet` (torch.distributed; the two then speak as
+`transfer.transports.collective` does).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAX_READ = 64
 """Blocks in one `Read`."""
 
 Number = Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
+Place = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 
 
 class Code(StrEnum):
@@ -48,10 +50,11 @@ class Read(msgspec.Struct, frozen=True, tag=True):
     count: Annotated[int, msgspec.Meta(ge=1, le=MAX_READ)]
 
 
-class Borrow(msgspec.Struct, frozen=True, tag=True):
-    """Lend me what you serve: I can map what the daemon of `machine` owns."""
+class Borrow(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Lend me what you serve: I can map what the daemon of `machine` owns. `together`: and I understand `Placed`."""
 
     machine: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    together: bool = False
 
 
 class Meet(msgspec.Struct, frozen=True, tag=True):
@@ -66,6 +69,13 @@ class Lent(msgspec.Struct, frozen=True, tag=True):
 
     view: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0
     master: Annotated[str, msgspec.Meta(max_length=256)] = ""
+
+
+class Placed(msgspec.Struct, frozen=True, tag=True):
+    """In the place of as many frames: where neighbouring blocks lie in what was lent, from the block on that is this
+    frame's position. Their sums are the manifest's."""
+
+    places: Annotated[tuple[Place, ...], msgspec.Meta(min_length=1, max_length=MAX_READ)]
 
 
 class Offer(msgspec.Struct, frozen=True, tag=True):
@@ -85,7 +95,7 @@ MAX_MESSAGE = MAX_MANIFEST
 
 encode = msgspec.msgpack.Encoder().encode
 Request = Ask | Read | Borrow | Meet
-Answer = Offer | Refused | Lent
+Answer = Offer | Refused | Lent | Placed
 _request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 

@@ -65,13 +65,13 @@ class Work:
                     self._open.appendleft(Run(number, 1))
             self._changed.notify_all()
 
-    def land(self, number: int) -> None:
-        """The block is there, checked. Idempotent."""
+    def land(self, *numbers: int) -> None:
+        """The blocks are there, checked. Idempotent."""
         with self._changed:
-            if not self._landed[number]:
+            for number in numbers:
+                self._missing -= not self._landed[number]
                 self._landed[number] = 1
-                self._missing -= 1
-                self._changed.notify_all()
+            self._changed.notify_all()
 
     def has(self, number: int) -> bool:
         return bool(self._landed[number])

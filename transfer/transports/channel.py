@@ -105,6 +105,11 @@ class Channel:
             self._pace.wait(size)
 
     @property
+    def unlimited(self) -> bool:
+        """There is no rate limit just now."""
+        return self._pace is None or self._pace.free
+
+    @property
     def parallel(self) -> bool:
         """What comes aside may be taken by several threads at once: `place`, then `take_all`."""
         return self._taker is not None and self._taker.parallel
@@ -143,11 +148,15 @@ class Channel:
         """DATA goes through the connection as it is."""
         return self._giver is None and not isinstance(self._sock, ssl.SSLSocket)
 
-    def send_run(self, blocks: Sequence[Block], timeout_s: float, halt: _native.Halt, *, tag: int = 0) -> int:
-        """DATA of the first of these blocks, as many as the rate limit has room for; else as `outgoing.send`. Where the
-        channel is `plain`."""
-        slot = self._pace.book([block.length for block in blocks]) if self._pace else Slot(len(blocks))
-        gone = outgoing.send(self._sock, blocks[: slot.pieces], slot, timeout_s, halt, tag)
+    def book(self, sizes: Sequence[int]) -> Slot:
+        """When the first of DATA of these sizes may go, as many as the rate limit lets; waits as `pace` does."""
+        return self._pace.book(sizes) if self._pace else Slot(len(sizes))
+
+    def send_run(
+        self, blocks: Sequence[Block], slot: Slot, timeout_s: float, halt: _native.Halt, *, tag: int = 0
+    ) -> int:
+        """DATA of the blocks that `slot` was booked for; else as `outgoing.send`. Where the channel is `plain`."""
+        gone = outgoing.send(self._sock, blocks, slot, timeout_s, halt, tag)
         self.sent += sum(block.length for block in blocks[:gone])
         return gone
 

@@ -15,12 +15,13 @@ BURST_S = 0.02
 LONGEST_S = 0.5
 """A wait is cut in pieces this long, so that a limit that was lifted meanwhile frees those who wait."""
 BOOKED_S = 0.05
-"""Seconds' worth of bytes that are booked at once: others, and a limit that changes, wait so long at most."""
+"""Seconds' worth of bytes that are booked at once: others wait so long for them, and a limit that changes finds no more
+than that, and its first byte so far off, beyond recall."""
 
 
 class Slot(NamedTuple):
-    """When so many of some pieces may go: the first byte `delay_s` seconds from now (below 0: it was due before), those
-    behind it at `rate` bytes a second. A rate of 0: all at once."""
+    """When so many of some pieces may go: the first byte `delay_s` seconds from now (below 0: it was due before; never
+    more than `BOOKED_S`), those behind it at `rate` bytes a second. A rate of 0: all at once."""
 
     pieces: int
     delay_s: float = 0.0
@@ -30,11 +31,16 @@ class Slot(NamedTuple):
 class Pace(Protocol):
     """A limit that many channels share."""
 
+    @property
+    def free(self) -> bool:
+        """There is no limit just now."""
+
     def wait(self, size: int) -> None:
         """Until `size` bytes may be sent."""
 
     def book(self, sizes: Sequence[int]) -> Slot:
-        """When pieces of these sizes may go, one after the other: one of them, or as many as a slot has room for."""
+        """When pieces of these sizes may go, one after the other: one of them, or as many as a slot has room for.
+        Returns when that is near, so nobody calls it while holding what others need."""
 
 
 class SharedPace:
@@ -48,6 +54,11 @@ class SharedPace:
         self._bucket: Bucket | None = None
         self._rate = 0.0
 
+    @property
+    def free(self) -> bool:
+        """As `Pace.free`."""
+        return not self._limit()
+
     def wait(self, size: int) -> None:
         """Until `size` bytes may be sent, or `end` was called."""
         with self._lock:
@@ -57,13 +68,23 @@ class SharedPace:
             left = left - LONGEST_S if self._limit() else 0
 
     def book(self, sizes: Sequence[int]) -> Slot:
-        """As `Pace.book`: nothing else of this limit goes meanwhile."""
-        with self._lock:
-            bucket, rate = self._now()
-            if bucket is None or self._ended.is_set():
-                return Slot(len(sizes))
-            count = fitting(sizes, rate * BOOKED_S)
-            return Slot(count, bucket.book(sum(sizes[:count]), self._clock()), rate)
+        """As `Pace.book`: nothing else of this limit goes meanwhile. Where the limit changes, it is booked anew."""
+        while True:
+            with self._lock:
+                bucket, rate = self._now()
+                if bucket is None or self._ended.is_set():
+                    return Slot(len(sizes))
+                count = fitting(sizes, rate * BOOKED_S)
+                due = self._clock() + bucket.book(sum(sizes[:count]), self._clock())
+            if self._await(due - BOOKED_S, rate):
+                return Slot(count, due - self._clock(), rate)
+
+    def _await(self, until: float, rate: float) -> bool:
+        """False: not `until` then, for the limit is another, or `end` was called."""
+        while (left := until - self._clock()) > 0:
+            if self._ended.wait(min(left, BOOKED_S)) or self._limit() != rate:
+                return False
+        return True
 
     def end(self) -> None:
         """Nobody waits any more."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transfer.transports.bucket import Bucket
-from transfer.transports.pace import BURST_S, SharedPace, Slot, fitting
+from transfer.transports.pace import BOOKED_S, BURST_S, SharedPace, Slot, fitting
 
 STEPS = st.lists(st.tuples(st.integers(1, 5000), st.floats(0, 3)), min_size=1, max_size=50)
 
@@ -114,3 +118,41 @@ def test_an_ended_pace_holds_nobody():
     pace = SharedPace(lambda: 1.0, clock=lambda: 0.0)
     pace.end()
     pace.wait(1 << 40)
+
+
+def rates(*each: float) -> Callable[[], float]:
+    """What a limit is each time that it is asked for; the last for ever."""
+    left = list(each)
+    return lambda: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_a_booking_that_waits_is_freed_by_a_limit_that_is_lifted():
+    pace = SharedPace(rates(1.0, 1.0, 0.0), clock=lambda: 0.0)
+    assert pace.book([1000]).pieces == 1
+    assert pace.book([7, 8]) == Slot(2)  # and not in a thousand seconds
+
+
+def test_a_booking_that_waits_is_booked_anew_under_another_limit():
+    pace = SharedPace(rates(1.0, 1.0, 1e9), clock=lambda: 0.0)
+    pace.book([1000])
+    assert pace.book([7, 8]) == Slot(2, pytest.approx(-BURST_S), 1e9)
+
+
+def test_a_booking_that_waits_is_freed_by_the_end():
+    pace = SharedPace(lambda: 1.0, clock=lambda: 0.0)
+    pace.book([1000])
+    threading.Timer(0.01, pace.end).start()
+    assert pace.book([7, 8]) == Slot(2)
+
+
+def test_a_booking_returns_when_its_turn_is_near():
+    times = itertools.count(0.0, 0.25)  # it is that much later whenever somebody looks
+    pace = SharedPace(lambda: 1000.0, clock=lambda: next(times))
+    pace.book([1020])
+    assert pace.book([10]).delay_s <= BOOKED_S
+    assert next(times) >= 1.0
+
+
+def test_only_without_a_limit_it_is_free():
+    assert SharedPace(lambda: 0.0).free
+    assert not SharedPace(lambda: 1.0).free

@@ -16,7 +16,7 @@ from transfer.errors import PeerViolation
 from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
 from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest, manifest
-from transfer.netloader.wire import Ask, Borrow, Code, Lent, Meet, Offer, Read, Refused
+from transfer.netloader.wire import Ask, Borrow, Code, Lent, Meet, Offer, Placed, Read, Refused
 
 OTHERS = {
     "model": "another", "dtype": "float16", "quantization": "fp8", "tp_rank": 1, "tp_size": 2, "pp_rank": 1,
@@ -122,6 +122,10 @@ def test_golden_bytes_of_requests():
         "83a474797065a752656675736564a4636f6465a56c61746572a764657461696c7390"
     )
     assert wire.encode(Borrow("n b")).hex() == "82a474797065a6426f72726f77a76d616368696e65a36e2062"
+    assert wire.encode(Borrow("n b", together=True)).hex() == (
+        "83a474797065a6426f72726f77a76d616368696e65a36e2062a8746f676574686572c3"
+    )
+    assert wire.encode(Placed((3, 256))).hex() == "82a474797065a6506c61636564a6706c616365739203cd0100"
     assert wire.encode(Meet("gloo")).hex() == "82a474797065a44d656574a76261636b656e64a4676c6f6f"
     assert wire.encode(Lent(7)).hex() == "83a474797065a44c656e74a47669657707a66d6173746572a0"
 

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import mmap
+import os
+import platform
 import random
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +27,7 @@ from transfer.transports.pace import Slot
 SIZES = (1 << 20, 0, 1, 300_001)
 DATA = random.Random(5).randbytes(sum(SIZES))
 LONG_S = 30.0
+MEMORY = Path("/proc/self/mem")
 AT_ONCE = Slot(len(SIZES))
 
 
@@ -54,7 +61,7 @@ def received(channel: Channel, count: int, tag: int) -> bytes:
 def test_out_of_memory():
     memory, halt = Memory(), _native.Halt()
     with two_ends() as (one, other):
-        sent = meanwhile(lambda: one.send_run(blocks(memory.address), LONG_S, halt, tag=7))
+        sent = meanwhile(lambda: one.send_run(blocks(memory.address), AT_ONCE, LONG_S, halt, tag=7))
         assert received(other, len(SIZES), 7) == DATA
         assert sent() == len(SIZES)
     assert (one.sent, other.received) == (len(DATA), len(DATA))
@@ -64,7 +71,7 @@ def test_out_of_a_file(tmp_path: Path):
     file, halt = tmp_path / "file", _native.Halt()
     file.write_bytes(b"before" + DATA + b"behind")
     with file.open("rb") as opened, two_ends() as (one, other):
-        sent = meanwhile(lambda: one.send_run(blocks(6, opened.fileno()), LONG_S, halt, tag=7))
+        sent = meanwhile(lambda: one.send_run(blocks(6, opened.fileno()), AT_ONCE, LONG_S, halt, tag=7))
         assert received(other, len(SIZES), 7) == DATA
         assert sent() == len(SIZES)
 
@@ -73,7 +80,7 @@ def test_a_file_that_is_shorter_than_it_was(tmp_path: Path):
     file = tmp_path / "file"
     file.write_bytes(DATA[:-1])
     with file.open("rb") as opened, two_ends() as (one, other):
-        sent = meanwhile(lambda: one.send_run(blocks(0, opened.fileno()), LONG_S, _native.Halt()))
+        sent = meanwhile(lambda: one.send_run(blocks(0, opened.fileno()), AT_ONCE, LONG_S, _native.Halt()))
         reading = meanwhile(lambda: received(other, len(SIZES), 0))
         with pytest.raises(PeerLost, match="a file is shorter"):
             sent()
@@ -82,21 +89,63 @@ def test_a_file_that_is_shorter_than_it_was(tmp_path: Path):
             reading()
 
 
+@contextmanager
+def low_memory(size: int) -> Iterator[int]:
+    """Memory below 2 GiB."""
+    libc = ctypes.CDLL(None)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    below_2_gib = 0x40
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | below_2_gib
+    address = libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, -1, 0)
+    if platform.machine() != "x86_64" or address == ctypes.c_void_p(-1).value:
+        pytest.skip("no memory that low on this machine")
+    try:
+        yield address
+    finally:
+        libc.munmap(address, size)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EOVERFLOW])
+def test_out_of_a_file_that_can_only_be_read(error: int):
+    """As some network file systems are. The file is this process's memory: its offsets are addresses."""
+    memory, halt = Memory(), _native.Halt()
+    with low_memory(len(DATA)) as low, MEMORY.open("rb") as file, two_ends() as (one, other):
+        ctypes.memmove(low, DATA, len(DATA))
+        at = low if error == errno.EINVAL else memory.address
+        with pytest.raises(OSError, match=os.strerror(error)):
+            os.sendfile(one.socket.fileno(), file.fileno(), at, 1)
+        sent = meanwhile(lambda: one.send_run(blocks(at, file.fileno()), AT_ONCE, LONG_S, halt, tag=7))
+        assert received(other, len(SIZES), 7) == DATA
+        assert sent() == len(SIZES)
+
+
+def test_a_file_that_can_only_be_read_and_not_there():
+    with MEMORY.open("rb") as file, two_ends() as (one, other):
+        unread = meanwhile(lambda: one.send_run([Block(0, 0, 9, 0, file.fileno())], Slot(1), LONG_S, _native.Halt()))
+        with pytest.raises(PeerLost, match="Input/output error"):
+            unread()
+        assert other.head(soon()).length == 9
+
+
 def test_only_what_the_limit_has_room_for():
     class Two:
+        free = False
+
         def wait(self, size: int) -> None:
             raise AssertionError("it is booked")
 
-        def book(self, sizes: list[int]) -> Slot:
+        def book(self, sizes: Sequence[int]) -> Slot:
             assert sizes == list(SIZES)
             return Slot(2)
 
-    memory = Memory()
-    with two_ends() as (one, other):
-        one.configure(pace=Two())  # type: ignore[arg-type]
-        sent = meanwhile(lambda: one.send_run(blocks(memory.address), LONG_S, _native.Halt()))
-        received(other, 2, 0)
-        assert sent() == 2
+    with two_ends() as (one, _):
+        assert one.unlimited
+        assert one.book(list(SIZES)) == AT_ONCE
+        one.configure(pace=Two())
+        assert not one.unlimited
+        assert one.book(list(SIZES)) == Slot(2)
 
 
 def test_each_block_goes_when_it_is_due():
