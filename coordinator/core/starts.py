@@ -102,11 +102,16 @@ class Starts:
             self.settle(direct.engine)
 
     def overtaken(self, processes: Processes) -> None:
-        """A newer order than a transaction compares was seen: that is it, or it never will be."""
+        """A newer order than a transaction compares was seen: that is it, or it never will be. And an engine whose
+        supervisor went is owed nothing: it comes with its model's next start."""
         for engine, id_ in list(self._busy.items()):
             entry = processes.entries.get(engine)
             if entry is None or entry.revision > self._pending[id_].revision:
                 self.answered(id_)
+        for engine in list(self._replicas):
+            entry = processes.entries.get(engine)
+            if entry is None or entry.process is None:
+                self.settle(engine)
 
     def give_up(self) -> None:
         """Expect no answers any more."""

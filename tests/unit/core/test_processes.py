@@ -415,6 +415,16 @@ def test_a_replica_that_rests_may_be_ordered_for_those_who_wait() -> None:
     assert starts.again_at(second.engine) == stage.now + 8.0
 
 
+def test_a_replica_whose_supervisor_went_is_not_owed_to_the_next() -> None:
+    """It comes with its model's next start, as all that the next supervisor keeps."""
+    stage, second = one_of_two_ordered()
+    node = stage.scheduler._ledger.processes.entries[second.engine].node
+    stage.see(ProcessSeen(node, second.engine, None, stage.next()))
+    assert not stage.scheduler._starts.owed(second.engine)
+    stage.keep("a@1", model="a", together=True)
+    assert again(stage) == []
+
+
 def test_a_replica_of_a_drained_model_is_not_ordered_again() -> None:
     stage, _ = one_of_two_ordered()
     stage.policy("a", Policy(drained=True))
