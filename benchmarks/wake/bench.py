@@ -114,7 +114,7 @@ class Bench:
     async def _hot(self) -> float:
         """Added TTFT when nobody has needed the subject's pages since it left."""
         await self._asleep(OTHER)
-        await self._ask(SUBJECT)
+        await self._resident(SUBJECT)
         await self._asleep(SUBJECT)
         await asyncio.sleep(SETTLE_S)
         _, added = await self._wake()
@@ -124,7 +124,7 @@ class Bench:
         """Seconds of the restore alone (order to resident), and added TTFT, with nobody else on the device; the other
         has been there meanwhile. It begins as late after what was before as a switch does (`_after_victim`)."""
         await self._asleep(SUBJECT)
-        await self._ask(OTHER)
+        await self._resident(OTHER)
         await self._asleep(OTHER)
         await asyncio.sleep(SETTLE_S)
         measured = await self._wake()
@@ -133,8 +133,7 @@ class Bench:
 
     async def _after_victim(self, *, busy: bool) -> tuple[float, float]:
         """Seconds from the victim's order to the subject's residency, and added TTFT, when the other must leave."""
-        await self._ask(OTHER)
-        await self._settled(OTHER, Phase.RESIDENT)
+        await self._resident(OTHER)
         await asyncio.sleep(SETTLE_S)
         if not busy:
             measured = await self._wake()
@@ -232,6 +231,11 @@ class Bench:
         if self._audit.phase(model) is not Phase.OFFLOADED:
             await self._admin(model, "sleep")
         await self._settled(model, Phase.OFFLOADED)
+
+    async def _resident(self, model: str) -> None:
+        """An answer may come before its model's restore has ended, so it is waited for."""
+        await self._ask(model)
+        await self._settled(model, Phase.RESIDENT)
 
     async def _settled(self, model: str, phase: Phase) -> None:
         await self._audit.until(lambda: self._audit.phase(model) is phase, LIMIT_S)
