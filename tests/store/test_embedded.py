@@ -55,6 +55,16 @@ async def test_it_serves_on_loopback_only_and_keeps_its_data(folder: Path, tmp_p
         await store.close()
 
 
+async def test_what_it_answered_is_in_its_database(folder: Path, tmp_path: Path) -> None:
+    """Not only within its next 100 ms: 3.5.1 can lose on a kill what is not (etcd#13766)."""
+    async with embedded(folder, tmp_path / "log", environ={}) as etcd:
+        store = connect([etcd.url], environ={})
+        for n in range(20):
+            await put(store, f"/written/{n:04d}")
+            assert f"/written/{n:04d}".encode() in (folder / "member/member/snap/db").read_bytes()
+        await store.close()
+
+
 async def test_two_never_share_a_folder(folder: Path, tmp_path: Path) -> None:
     async with embedded(folder, tmp_path / "log", environ={}) as etcd:
         second = EmbeddedEtcd(folder, tmp_path / "log2", binary=find_binary({}))
