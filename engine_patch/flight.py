@@ -18,13 +18,23 @@ from engine_patch.restoring import MemoryFault
 REMEDY = "report this with the engine's log; `async_runner: false` goes round it"
 
 
+def fetches(rank: int, config: Any) -> bool:
+    """Whether vLLM fetches what `rank` returns of a step (`MultiprocExecutor._get_output_rank` and `collective_rpc`,
+    vllm/v1/executor/multiproc_executor.py): of the first rank of the last pipeline stage, or of all where a KV
+    connector has something to say. `config`: vLLM's VllmConfig."""
+    parallel = config.parallel_config
+    last_stage = parallel.tensor_parallel_size * parallel.prefill_context_parallel_size
+    return config.kv_transfer_config is not None or rank == parallel.world_size - last_stage
+
+
 class Flight:
     """Called from the worker's main thread alone; outputs land from any thread, through a queue that a finalizer may
     use too (queue.SimpleQueue)."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """`clock`: seconds, never back."""
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, fetched: bool = True) -> None:
+        """`clock`: seconds, never back. `fetched`: vLLM fetches what this worker returns."""
         self._clock = clock
+        self._fetched = fetched
         self._unsampled = False
         self._number = 0
         self._open: set[int] = set()
@@ -69,10 +79,11 @@ class Flight:
 
     def _watch(self, output: Any) -> Any:
         """An output that is fetched later (`AsyncModelRunnerOutput`, vllm/v1/outputs.py) ends its step when it was
-        fetched, or when nobody holds it any more: ranks whose output nobody asked for drop it, and for their device
-        the pause has waited (`synchronize_device`)."""
+        fetched, or when nobody holds it any more. One that nobody will fetch is not waited for: 0.23 holds a rank's
+        last output until its next call is done, which may be the switch itself. For the device of such a rank the
+        pause waits (`synchronize_device`), or `Bus.quiesce`."""
         self._collect()
-        if not hasattr(output, "get_output"):
+        if not self._fetched or not hasattr(output, "get_output"):
             return output
         number = self._number = self._number + 1
         self._open.add(number)

@@ -27,7 +27,7 @@ from engine_patch import modules, report, settings, spin
 from engine_patch.bus import Bus
 from engine_patch.desk import Desk
 from engine_patch.exchange import Exchange
-from engine_patch.flight import Flight
+from engine_patch.flight import Flight, fetches
 from engine_patch.gating import Gates
 from engine_patch.kv_blocks import KvBlocks
 from engine_patch.kv_layout import books, scheduled_blocks
@@ -113,7 +113,8 @@ class VnpuWorker:
         kv_keep = None if connector else found.kv_keep
         share = found.share_weights
         self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep, share=share)
-        self._desk, self._turn, self._flight = Desk(birth.desk), 0, Flight()
+        self._desk, self._turn = Desk(birth.desk), 0
+        self._flight = Flight(fetched=fetches(self.rank, self.vllm_config))
         self._start = Stopwatch()
         with self._start.step("map"):
             self._hands.admit(Bytes(weights=birth.weights - birth.shared, kv=birth.kv), START_CALL_S)

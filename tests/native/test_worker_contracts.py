@@ -154,6 +154,12 @@ def hold_steps_in_flight(vllm: Path) -> None:
     sender = ast.unparse(method(vllm / "v1/executor/multiproc_executor.py", "WorkerProc", "enqueue_output"))
     assert "isinstance(output, AsyncModelRunnerOutput)" in sender
     assert "output = output.get_output()" in sender
+    executor = vllm / "v1/executor/multiproc_executor.py"
+    answering = ast.unparse(method(executor, "MultiprocExecutor", "_get_output_rank").body[-1])
+    ranks = "self.parallel_config.tensor_parallel_size * self.parallel_config.prefill_context_parallel_size"
+    assert answering == f"return self.world_size - {ranks}"
+    assert "if output_rank is None or self.rank == output_rank" in source(executor)
+    assert "output_rank = None" in ast.unparse(method(executor, "MultiprocExecutor", "collective_rpc"))
     for file in ("v1/worker/gpu_model_runner.py", "v1/worker/gpu/async_utils.py"):
         for one in ast.walk(tree(vllm / file)):
             if isinstance(one, ast.ClassDef) and "AsyncModelRunnerOutput" in map(ast.unparse, one.bases):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from engine_patch.flight import Flight
+from engine_patch.flight import Flight, fetches
 from engine_patch.restoring import MemoryFault
 
 SOON = 60.0
@@ -89,6 +90,29 @@ def test_an_output_that_nobody_asked_for_ends_its_step_with_itself():
     flight = Flight()
     flight.sampled(Output())
     flight.drain(NOW)
+
+
+def test_an_output_that_nobody_will_fetch_is_not_waited_for():
+    """vLLM 0.23 holds a rank's last output until that rank's next call is done: the switch would wait for itself."""
+    flight, held = Flight(fetched=False), Output()
+    flight.executed(None)
+    assert flight.steps == 1
+    assert flight.sampled(held) is held
+    assert flight.steps == 0
+    flight.drain(NOW)
+
+
+@pytest.mark.parametrize(
+    ("stages", "ranks", "contexts", "answering"),
+    [(1, 1, 1, 0), (1, 2, 1, 0), (2, 2, 1, 2), (4, 8, 1, 24), (2, 2, 2, 4)],
+)
+def test_one_rank_answers_and_all_where_kv_is_transferred(stages: int, ranks: int, contexts: int, answering: int):
+    world = stages * ranks * contexts
+    parallel = SimpleNamespace(world_size=world, tensor_parallel_size=ranks, prefill_context_parallel_size=contexts)
+    alone = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
+    assert [rank for rank in range(world) if fetches(rank, alone)] == [answering]
+    connected = SimpleNamespace(parallel_config=parallel, kv_transfer_config=object())
+    assert all(fetches(rank, connected) for rank in range(world))
 
 
 def test_no_switch_between_a_forward_pass_and_its_sampling():
