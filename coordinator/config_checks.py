@@ -14,6 +14,7 @@ from coordinator.admin.keyring import HASH, Role
 from coordinator.config_replicas import is_replicated, model_of
 from coordinator.config_roles import is_paired, pairs, section_of
 from coordinator.document import Document
+from coordinator.engine_args import NETLOADER, plain, plainly
 from coordinator.errors import ConfigError
 from coordinator.placement import ANY, allowed, needs
 from coordinator.sizes import show_size
@@ -61,10 +62,13 @@ def looks(root: Document, config: Config) -> Iterator[Look]:
         if is_replicated(name, config.models):
             yield partial(_replica, section, model)
         yield partial(_placement, section, config, model)
+        yield partial(_loader, section, model)
+        yield partial(_by_address, section, config, model)
         yield partial(_runner, section, config, name)
         yield partial(_fits, section, config, model)
     for name, prefill in pairs(config.models).items():
         section = root.child("models").child(name)
+        yield partial(_roles, section, config, config.models[prefill], config.models[name])
         yield partial(_fit_together, section, config, config.models[prefill], config.models[name])
 
 
@@ -162,19 +166,58 @@ def _sharing(section: Document, model: Model) -> None:
         return
     if not sharing.layers:
         raise section.error("names no layers", "write e.g. [fused_qkv_a_proj]", "sharded_linear")
-    if not isinstance(model.engine_args.get("additional_config") or {}, dict):
+    if not isinstance(plainly(model.engine_args).get("additional_config") or {}, dict):
         raise section.error("is no mapping", "write `key: value` lines under it", "engine_args.additional_config")
     if len(model.devices) < 2:
         raise section.error("there is one rank, nobody to share with", "write e.g. device: [0, 1]", "sharded_linear")
     if model.load_from != "disk":
         raise section.error("shared layers are not streamed", "write load_from: disk", "sharded_linear")
+    if sharing.carrier == "broadcast" and not plainly(model.engine_args).get("enforce_eager"):
+        remedy = "write engine_args: {enforce_eager: true}, or carrier: mapped"
+        raise section.error("in a compiled graph nobody waits for broadcast layers", remedy, "sharded_linear.carrier")
+
+
+def _loader(section: Document, model: Model) -> None:
+    """`load_from` goes into vLLM's loader options, beside what the user has there."""
+    if model.load_from == "disk":
+        return
+    given = plainly(model.engine_args)
+    if "load_format" in given:
+        raise section.error("is set by `load_from`", "leave one of them out", "engine_args.load_format")
+    options = given.get("model_loader_extra_config") or {}
+    if not isinstance(options, dict):
+        raise section.error("is no mapping", "write `KEY: value` lines", "engine_args.model_loader_extra_config")
+    if "LOAD_FROM" in options:
+        where = "engine_args.model_loader_extra_config.LOAD_FROM"
+        raise section.error("is set by `load_from`", "leave it out", where)
+
+
+def _by_address(section: Document, config: Config, model: Model) -> None:
+    """What reads and writes pages as memory of its own process, which a device's are not (engine_patch/joining.py
+    refuses it again)."""
+    if _on_host(config, model):
+        return
+    if model.load_from != "disk":
+        raise section.error("weights are streamed on the host driver only", "write `load_from: disk`", "load_from")
+    if plainly(model.engine_args).get("load_format") == NETLOADER:
+        raise section.error("streams on the host driver only", "leave it out", "engine_args.load_format")
+    if model.sharing is not None:
+        raise section.error("layers are shared on the host driver only, so far", "leave it out", "sharded_linear")
+
+
+def _roles(section: Document, config: Config, prefill: Model, decode: Model) -> None:
+    if not (_on_host(config, prefill) and _on_host(config, decode)):
+        raise section.error("KV is pulled on the host driver only, so far", "leave it out", "roles")
+
+
+def _on_host(config: Config, model: Model) -> bool:
+    return all(device.driver == "host" for device in _declared(config, model))
 
 
 def _engine_args(section: Document, model: Model) -> None:
     for key in model.engine_args:
-        plain = key.lstrip("-").replace("-", "_")
-        if plain in OURS:
-            raise section.error("is set by vNPU itself", f"use {OURS[plain]} instead", f"engine_args.{key}")
+        if (ours := OURS.get(plain(key))) is not None:
+            raise section.error("is set by vNPU itself", f"use {ours} instead", f"engine_args.{key}")
 
 
 def _runner(section: Document, config: Config, name: str) -> None:
@@ -184,7 +227,7 @@ def _runner(section: Document, config: Config, name: str) -> None:
     if not model.async_runner or "host" not in drivers:
         return
     wrong = "models with roles" if is_paired(name, config.models) else ""
-    if any(key.lstrip("-").replace("-", "_") == "speculative_config" for key in model.engine_args):
+    if "speculative_config" in plainly(model.engine_args):
         wrong = "speculative decoding"
     if wrong:
         raise section.error(f"on the host asynchronous steps do not serve {wrong}", "leave it out", "async_runner")
@@ -200,8 +243,6 @@ def _placement(section: Document, config: Config, model: Model) -> None:
     if len(drivers) > 1:
         remedy = "name one device, as `device: 0`" if model.anywhere else "take devices of one kind"
         raise section.error("names devices of unlike drivers", remedy, "device")
-    if model.load_from != "disk" and drivers != {"host"}:
-        raise section.error("weights are streamed on the host driver only", "write `load_from: disk`", "load_from")
     if len(set(model.devices)) != len(model.devices):
         raise section.error("a device is named twice", "a tensor-parallel group has each device once", "device")
 

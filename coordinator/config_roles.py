@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from coordinator import config_replicas
 from coordinator.document import Document
+from coordinator.engine_args import plain
 from coordinator.errors import ConfigError
 
 PREFILL = "@prefill"
@@ -72,7 +73,7 @@ def _merged(whole: Mapping[str, object], role: Document) -> Document:
     own = role.mapping()
     both = (whole.get(ARGS), own.get(ARGS))
     args = {key: value for given in both if isinstance(given, dict) for key, value in given.items()}
-    if any(str(key).lstrip("-").replace("-", "_") == TRANSFER for key in args):
+    if any(plain(str(key)) == TRANSFER for key in args):
         raise _taken(role)
     return Document(role.file, {**whole, **own, ARGS: args}, role.path)
 

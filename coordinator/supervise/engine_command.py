@@ -10,11 +10,11 @@ import msgspec
 
 from coordinator.config import Config, Model
 from coordinator.config_roles import is_paired
+from coordinator.engine_args import NETLOADER, plainly
 from coordinator.placement import Engine, engines
 
 MODULE = "vllm.entrypoints.openai.api_server"
 GATE = "engine_patch.gate.Gate"
-NETLOADER = "vnpu_netloader"
 THREADS = "VLLM_CPU_OMP_THREADS_BIND"
 VISIBLE = {"cuda": "CUDA_VISIBLE_DEVICES", "ascend": "ASCEND_RT_VISIBLE_DEVICES"}
 """What makes an engine's rank n the n-th of its devices."""
@@ -55,7 +55,7 @@ def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bi
     engine = engines(config)[name]
     paired = is_paired(engine.name, config.models)
     flags = _flags(engine, port) + (["--kv-transfer-config", TRANSFER] if paired else [])
-    argv = [python, "-m", MODULE, *flags, *_engine_args(_with_runner(engine.model))]
+    argv = [python, "-m", MODULE, *flags, *_engine_args(_arguments(engine.model))]
     return Command(tuple(argv), _environment(config, name, engine, etcd, bind))
 
 
@@ -68,32 +68,34 @@ def _flags(engine: Engine, port: int) -> list[str]:
         "--kv-cache-memory-bytes": str(int(model.kv_cache)),
         "--middleware": GATE,
     }
-    if model.load_from != "disk":
-        flags["--load-format"] = NETLOADER
-        flags["--model-loader-extra-config"] = json.dumps({"LOAD_FROM": model.load_from})
     if len(engine.devices) > 1:
         flags["--tensor-parallel-size"] = str(len(engine.devices))
     return [*names, *(word for pair in flags.items() for word in pair)]
 
 
-def _with_sharing(model: Model) -> dict[str, object]:
-    """`sharded_linear` goes into vLLM's `additional_config`, beside what the user has there."""
-    if (sharing := model.sharing) is None:
-        return model.engine_args
-    given = model.engine_args.get("additional_config")
-    keys = {
-        "layers": sharing.layers,
-        "prefetch": sharing.prefetch,
-        "carrier": sharing.carrier,
-        "deadline_s": float(sharing.deadline),
-    }
-    return {**model.engine_args, "additional_config": {**(given or {}), "sharded_linear": keys}}
+def _arguments(model: Model) -> dict[str, object]:
+    """The user's `engine_args` by vLLM's own names, with what other keys of the model say of them."""
+    given = plainly(model.engine_args)
+    if model.load_from != "disk":
+        given["load_format"] = NETLOADER
+        _join(given, "model_loader_extra_config", {"LOAD_FROM": model.load_from})
+    if (sharing := model.sharing) is not None:
+        keys = {
+            "layers": sharing.layers,
+            "prefetch": sharing.prefetch,
+            "carrier": sharing.carrier,
+            "deadline_s": float(sharing.deadline),
+        }
+        _join(given, "additional_config", {"sharded_linear": keys})
+    if model.async_runner is not None:  # else vLLM's platform chooses
+        given["async_scheduling"] = model.async_runner
+    return given
 
 
-def _with_runner(model: Model) -> dict[str, object]:
-    """`async_runner` is vLLM's flag; None leaves the choice to vLLM's platform."""
-    given = _with_sharing(model)
-    return given if model.async_runner is None else {**given, "async_scheduling": model.async_runner}
+def _join(given: dict[str, object], key: str, ours: dict[str, object]) -> None:
+    """Ours beside what the user has there, which is a mapping (coordinator/config_checks.py)."""
+    theirs = given.get(key)
+    given[key] = {**theirs, **ours} if isinstance(theirs, dict) else ours
 
 
 def _engine_args(given: Mapping[str, object]) -> list[str]:
@@ -101,7 +103,7 @@ def _engine_args(given: Mapping[str, object]) -> list[str]:
     words, a mapping one JSON text, null nothing."""
     words: list[str] = []
     for key, value in given.items():
-        flag = key.lstrip("-").replace("_", "-")
+        flag = key.replace("_", "-")
         if value is None:
             continue
         if isinstance(value, bool):

@@ -22,6 +22,13 @@ devices:
 models:
   a: {path: ./a, kv_cache: 64MiB}
 """
+TWO = """
+devices:
+  - {id: 0, driver: host, capacity: 2GiB}
+  - {id: 1, driver: host, capacity: 2GiB}
+models:
+  a: {path: ./a, kv_cache: 64MiB}
+"""
 TWO_ON_NINE = """
   b: {path: b, kv_cache: 1M, port: 9}
   c: {path: a, kv_cache: 1M, port: 9}
@@ -150,6 +157,36 @@ def test_the_gateways_key_may_come_from_the_environment_and_is_kept_as_its_hash(
         (
             GOOD.replace("host", "ascend").replace("64MiB", "64MiB, load_from: auto"),
             ["models.a.load_from", "host driver only", "load_from: disk"],
+        ),
+        (
+            GOOD.replace("host", "ascend").replace("64MiB", "64MiB, engine_args: {load-format: vnpu_netloader}"),
+            ["models.a.engine_args.load_format", "host driver only", "leave it out"],
+        ),
+        (
+            GOOD.replace("64MiB", "64MiB, load_from: auto, engine_args: {load_format: dummy}"),
+            ["models.a.engine_args.load_format", "set by `load_from`"],
+        ),
+        (
+            GOOD.replace("64MiB", "64MiB, load_from: auto, engine_args: {model-loader-extra-config: 3}"),
+            ["models.a.engine_args.model_loader_extra_config", "no mapping"],
+        ),
+        (
+            GOOD.replace(
+                "64MiB", "64MiB, load_from: peers, engine_args: {model_loader_extra_config: {LOAD_FROM: disk}}"
+            ),
+            ["models.a.engine_args.model_loader_extra_config.LOAD_FROM", "set by `load_from`"],
+        ),
+        (
+            TWO.replace("64MiB", "64MiB, device: [0, 1], sharded_linear: {layers: [x], carrier: broadcast}"),
+            ["models.a.sharded_linear.carrier", "enforce_eager: true", "carrier: mapped"],
+        ),
+        (
+            TWO.replace("host", "ascend").replace("64MiB", "64MiB, device: [0, 1], sharded_linear: [x]"),
+            ["models.a.sharded_linear", "host driver only"],
+        ),
+        (
+            TWO.replace("host", "cuda").replace("64MiB", "64MiB, roles: {prefill: {device: 0}, decode: {device: 1}}"),
+            ["models.a.roles", "host driver only"],
         ),
         (GOOD.replace("2GiB", "2GiB, overhead: 2GiB"), ["devices[0].overhead", "nothing of the capacity"]),
         (GOOD.replace("id: 0", "id: 'a:b'"), ["devices[0].id", "a:b"]),

@@ -101,11 +101,18 @@ def test_weights_from_other_engines(source: str):
     assert argv[argv.index("--model-loader-extra-config") + 1] == f'{{"LOAD_FROM": "{source}"}}'
 
 
+def test_load_from_goes_beside_the_users_loader_options():
+    argv = command(load_from="peers", engine_args={"model-loader-extra-config": {"RATE_LIMIT": 1}}).argv
+    assert argv.count("--model-loader-extra-config") == 1
+    options = json.loads(argv[argv.index("--model-loader-extra-config") + 1])
+    assert options == {"RATE_LIMIT": 1, "LOAD_FROM": "peers"}
+
+
 def test_shared_layers_go_beside_what_the_user_has_in_additional_config():
     argv = command(
         device=[0, 1],
         sharded_linear=["o_proj"],
-        engine_args={"additional_config": {"theirs": 1}, "seed": 7},
+        engine_args={"additional-config": {"theirs": 1}, "seed": 7},
     ).argv
     assert argv.count("--additional-config") == 1
     assert json.loads(argv[argv.index("--additional-config") + 1]) == {
