@@ -16,7 +16,9 @@ from typing import Any
 import torch
 
 from coordinator.errors import ConfigError
+from engine_patch.checkpoint import folder
 from engine_patch.kv_bookings import Shape
+from engine_patch.revision import revision
 from transfer.kv.layout import cpu_packed
 from transfer.kv.reader import Span
 from transfer.kv.supply import Group
@@ -60,7 +62,7 @@ def _unlike(what: str) -> ConfigError:
 
 
 def shape(vllm_config: Any, config: Any) -> Shape:
-    """What the scheduler needs; the same in each process of the engine."""
+    """What the scheduler needs; the same in each process of the engine. Raises ConfigError as `revision` does."""
     model = vllm_config.model_config
     heads = 1 if model.use_mla else model.get_total_num_kv_heads()
     blocks = tuple(group.kv_cache_spec.block_size for group in config.kv_cache_groups)
@@ -70,11 +72,12 @@ def shape(vllm_config: Any, config: Any) -> Shape:
 def _form(vllm_config: Any, config: Any, heads: int) -> str:
     """A digest of everything that must be equal on both sides, so that bytes of one mean the same on the other.
 
-    The layers' own geometry stands in it, not the folder: copies of one model may lie anywhere. What a model's weights
-    are is not: a gateway pairs engines of one model.
+    The layers' own geometry stands in it and the revision of the weights, not the folder: copies of one model may lie
+    anywhere, and another fine-tune may lie at the same path.
     """
     model = vllm_config.model_config
     facts = [
+        revision(folder(model)),
         json.dumps(_plain(model.hf_config.to_dict()), sort_keys=True, default=str),
         str(model.dtype),
         str(vllm_config.cache_config.cache_dtype),
