@@ -27,7 +27,7 @@ QUICK_SIZE, QUICK_CHAIN_SIZE = 256 << 20, 64 << 20
 
 def measure(*, quick: bool, progress: Progress) -> Samples:
     samples = Samples()
-    pairs, size = (3, QUICK_SIZE) if quick else (20, SIZE)
+    pairs, size = (3, QUICK_SIZE) if quick else (40, SIZE)
     rate = checked_over_raw(pairs, size, samples, progress, judged=not quick)
     samples.values["raw_GBps"] = rate / 1e9
     chains(1 if quick else 5, 4 if quick else 8, QUICK_CHAIN_SIZE if quick else CHAIN_SIZE, rate, samples, progress)
@@ -44,6 +44,21 @@ def of_engines(found: Found) -> dict[str, figures.Ratio]:
     return {name: figures.ratio(pairs) for name, pairs in measured.items() if pairs}
 
 
+def by_caches(samples: Samples) -> dict[str, figures.Ratio]:
+    """The mapped path apart for how the processors lay, where there were pairs."""
+    measured = {
+        "local_over_tcp_one_cache": samples.one_cache,
+        "local_over_tcp_two_caches": samples.two_caches,
+    }
+    return {name: figures.ratio(pairs) for name, pairs in measured.items() if pairs}
+
+
+def dropped(samples: Samples) -> str:
+    """How many pairs of one to one, and why."""
+    told = ", ".join(f"{count} because {why}" for why, count in sorted(samples.dropped.items()))
+    return f"one to one: pairs dropped: {told or 'none'}"
+
+
 def result(samples: Samples, found: Found) -> Result:
     return Result(
         benchmark="weight_stream",
@@ -52,6 +67,7 @@ def result(samples: Samples, found: Found) -> Result:
         ratios={
             "tcp_over_raw": figures.ratio(samples.tcp),
             "local_over_tcp": figures.ratio(samples.local),
+            **by_caches(samples),
             "four_over_one": figures.ratio(samples.four),
             **of_engines(found),
         },
@@ -61,7 +77,7 @@ def result(samples: Samples, found: Found) -> Result:
             **({"source_stream_GBps": statistics.median(found.rates) / 1e9} if found.rates else {}),
         },
         notes=[
-            f"{samples.dropped} pairs dropped because memcpy drifted",
+            dropped(samples),
             f"loopback; with several starters every endpoint sends and receives at most 1/{SHARE} of the bare loop",
             "huge pages: tmpfs" if samples.huge else "4 KiB pages: the system gives no huge ones",
             f"of real engines: {found.dropped} pairs dropped because memcpy drifted, in {found.slow} the stream was"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from benchmarks import figures
+from benchmarks.weight_stream.calm import Calm, Moment
 from benchmarks.weight_stream.endpoint import Endpoint
 from benchmarks.weight_stream.layout import BLOCK, LOCAL
 from coordinator.demo import memcpy
@@ -30,10 +32,21 @@ class Samples(msgspec.Struct):
     tcp: list[float] = []
     four: list[float] = []
     local: list[float] = []
+    one_cache: list[float] = []
+    two_caches: list[float] = []
     values: dict[str, float] = {}
     starters: dict[int, float] = {}
     huge: bool = False
-    dropped: int = 0
+    dropped: Counter[str] = msgspec.field(default_factory=Counter)
+
+    def add(self, before: Moment, after: Moment, *, loop: float, stream: float, local: float, judged: bool) -> None:
+        """One pair's seconds. Where it is `judged` it may be dropped."""
+        if judged and (fault := before.fault(after)):
+            self.dropped[fault] += 1
+            return
+        self.tcp.append(loop / stream)
+        self.local.append(stream / local)
+        (self.one_cache if after.one_cache else self.two_caches).append(stream / local)
 
 
 class Process:
@@ -87,8 +100,7 @@ def raw(port: int, target: memoryview) -> float:
 
 
 def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress, *, judged: bool) -> float:
-    """Fills `samples.tcp` and `samples.local`; raw loopback in bytes a second. Where it is not `judged`, no pair is
-    dropped."""
+    """Fills what `samples.add` does; raw loopback in bytes a second. Where it is not `judged`, no pair is dropped."""
     task = progress.add_task("one to one, against a bare loop", total=pairs)
     endpoint, rates = Endpoint(size, 0.0), []
     samples.huge = endpoint.pages.huge
@@ -96,17 +108,14 @@ def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress
         near = Peer(name="lender", host=LOCAL, port=lender.port)
         peer = Peer(name="source", host=LOCAL, port=source.port)
         me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
-        before = memcpy.seconds_per_byte(PROBE, 2)
+        calm = Calm([os.getpid(), source.pid, lender.pid, bare.pid])
+        before = calm.look(memcpy.seconds_per_byte(PROBE, 2))
         for _ in range(pairs):
             loop = raw(bare.port, endpoint.memory)
             stream = endpoint.fetch(me, [peer])
             local = endpoint.fetch(me, [near], lender.pid)
-            after = memcpy.seconds_per_byte(PROBE, 2)
-            if not judged or figures.steady(before, after):
-                samples.tcp.append(loop / stream)
-                samples.local.append(stream / local)
-            else:
-                samples.dropped += 1
+            after = calm.look(memcpy.seconds_per_byte(PROBE, 2))
+            samples.add(before, after, loop=loop, stream=stream, local=local, judged=judged)
             before = after
             rates.append(size / loop)
             progress.advance(task)
