@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import msgspec
 import torch
+from vllm.distributed.parallel_state import get_tp_group
 
 from engine_patch.family import boot_id
 from engine_patch.memory import Hands
-from engine_patch.sharded_linear import layers
+from engine_patch.sharded_linear import layers, rows
 from engine_patch.sharded_linear.group import Group
 from engine_patch.sharded_linear.options import Options
 from engine_patch.sharded_linear.pages import Pages
@@ -96,7 +97,7 @@ def make(options: Options, hands: Hands, group: Group, engine: str, socket: str,
         )
     if options.carrier == "mapped" or (options.carrier == "auto" and alike):
         log.info("shared layers are mapped")
-        return Mapped(Pages(hands, group, engine))
+        return Mapped(Pages(hands, group, engine), group if eager else None)
     if not eager:
         raise Unshareable(
             "sharded_linear: layers that are broadcast need eager mode: in a compiled graph nobody waits for them",
@@ -107,19 +108,30 @@ def make(options: Options, hands: Hands, group: Group, engine: str, socket: str,
 
 
 class Mapped:
-    """See `pages`."""
+    """See `pages`, and `rows` for how these layers are multiplied."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Pages, group: Group | None) -> None:
+        """`group`: to multiply by rows; None: every rank multiplies by all of a layer, as a compiled graph does."""
         self._pages = pages
+        self._group = group
+        self._by_rows: set[str] = set()
 
     def prepare(self, series: tuple[Series, ...], modules: dict[str, Any]) -> None:
-        pass
+        if self._group is None:
+            return
+        names = [name for one in series for name in one.layers]
+        self._by_rows = {name for name in names if rows.divides(modules[name], self._group.size)}
+        for name in self._by_rows:
+            layers.plain_kernel(modules[name])  # `placing` packs it
+        log.info("%d of %d layers are multiplied by rows", len(self._by_rows), len(names))
 
     @contextmanager
     def placing(self, series: Series, layer: str, module: Any) -> Iterator[None]:
         plain = sum(tensor.nbytes for tensor in tensors_of(module).values())
         with self._pages.placing(layer, series.owner(layer), ROOM * plain + SLACK) as arena:
             yield
+            if layer in self._by_rows and self._group is not None:
+                rows.split(module, self._group.size, self._group.me, get_tp_group().all_gather)
             for name, tensor in tensors_of(module).items():
                 inside = arena.base <= tensor.untyped_storage().data_ptr() < arena.base + arena.reserved
                 if tensor.nbytes >= SMALLEST and not inside:

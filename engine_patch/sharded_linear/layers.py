@@ -36,7 +36,7 @@ def form(layer: Any) -> str:
 def plain_kernel(layer: Any) -> None:
     """Before its weights are processed: let vLLM's CPU path keep the weight as it is and multiply by
     `torch.nn.functional.linear`, where it would pack it behind a oneDNN handle. (vLLM does the same to MLA's
-    `kv_b_proj`.) Costs half the speed at one request, 5 % at prefill."""
+    `kv_b_proj`.) Costs half the speed at one request, 5 % at prefill, unless `rows` packs it."""
     layer._cpu_skip_gemm_dispatch = True
 
 

@@ -1,6 +1,6 @@
 """The carrier for ranks that share host memory: each layer's processed weights lie in its owner's device pages, and the
-others map those pages read-only, as views through the node daemon. No traffic, no lock-step, no hook: a kernel cannot
-tell, and it need not be one for ordinary tensors. What oneDNN packs lies in the arena too (`Hands.allocating`).
+others map those pages read-only, as views through the node daemon. No layer waits for pages: a kernel cannot tell, and
+it need not be one for ordinary tensors. What oneDNN packs lies in the arena too (`Hands.allocating`).
 
 For that every rank processes every layer at load, with the same allocations in the same order, into an arena of the
 layer's owner; so equal offsets hold equal bytes, which the ranks prove to one another by digests. Then a rank gives
