@@ -11,7 +11,7 @@ import pytest
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what vLLM imports
-    from engine_patch.sharded_linear import carriers
+    from engine_patch.sharded_linear import carriers, layers, rows
 from engine_patch.sharded_linear.carriers import Broadcasting, Mapped
 from engine_patch.sharded_linear.options import Options
 from engine_patch.sharded_linear.series import Unshareable
@@ -64,3 +64,12 @@ def test_a_compiled_graph_maps_but_does_not_broadcast(daemon: str) -> None:
     assert type(made("auto", daemon, eager=False)) is Mapped
     with pytest.raises(Unshareable, match="broadcast need eager mode"):
         made("auto", daemon, other=b"another machine", eager=False)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_a_compiled_graph_multiplies_whole_layers(eager: bool, daemon: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    monkeypatch.setattr(rows, "divides", lambda *of: True)
+    monkeypatch.setattr(layers, "plain_kernel", taken.append)
+    made("mapped", daemon, eager=eager).prepare((SimpleNamespace(layers=("a",)),), {"a": "module"})
+    assert taken == (["module"] if eager else [])
