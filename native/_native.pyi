@@ -279,6 +279,18 @@ def gather(
         ValueError: as `place`.
     """
 
+def scatter(
+    boxes: Boxes,
+    destination: tuple[int, int],
+    source: tuple[int, int],
+) -> int:
+    """The other half: the first bytes of `source` to the destination's rows, past the caches; their CRC-32C. Where
+    boxes say they come from does not count.
+
+    Raises:
+        ValueError: as `place`; nothing was copied.
+    """
+
 def copy_kernels() -> list[str]:
     """Copy kernels this CPU runs, best first: of `avx512`, `avx2`, `neon`, `memcpy`."""
 
@@ -323,8 +335,11 @@ def send_frames(
     out whole, fewer where `halt` was set.
     """
 
-def receive_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> tuple[int, int]:
-    """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came."""
+def receive_rows(
+    socket: int, rows: Sequence[tuple[int, int]], timeout_s: float, summed: bool = True
+) -> tuple[int, int]:
+    """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came, or 0
+    where it is not `summed`."""
 
 def receive_frame(socket: int, due: bytes, address: int, length: int, timeout_s: float) -> tuple[int, bytes, int]:
     """A header as long as `due`, from a stream socket; where it is that very one, `length` bytes behind it, written to

@@ -134,6 +134,10 @@ std::uint32_t gather(const BoundBoxes& bound, const Pairs::value_type& destinati
     return vnpu::gather(bound.boxes, region(destination), region(source));
 }
 
+std::uint32_t scatter(const BoundBoxes& bound, const Pairs::value_type& destination, const Pairs::value_type& source) {
+    return vnpu::scatter(bound.boxes, region(destination), region(source));
+}
+
 void bind_place(nb::module_& module) {
     nb::class_<BoundBoxes>(module, "Boxes", "Strided copies: (destination, source, length, loops) each.")
         .def(nb::init<const Boxes&>(), "boxes"_a);
@@ -141,6 +145,8 @@ void bind_place(nb::module_& module) {
                "Strided copies between two ranges (address, length); bytes copied.");
     module.def("gather", &gather, "boxes"_a, "destination"_a, "source"_a, NoGil(),
                "The source's rows end to end into a range; their CRC-32C.");
+    module.def("scatter", &scatter, "boxes"_a, "destination"_a, "source"_a, NoGil(),
+               "A range's first bytes to the destination's rows; their CRC-32C.");
 }
 
 std::vector<iovec> rows_of(const Pairs& pairs) {
@@ -158,8 +164,8 @@ int send_rows(int socket, const Pairs& rows, double timeout_s) {
     return vnpu::send_rows(socket, rows_of(rows), timeout_s);
 }
 
-std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double timeout_s) {
-    return vnpu::receive_rows(socket, rows_of(rows), timeout_s);
+std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double timeout_s, bool summed) {
+    return vnpu::receive_rows(socket, rows_of(rows), timeout_s, summed);
 }
 
 using Frames = std::vector<std::tuple<nb::bytes, int, std::uint64_t, std::size_t>>;
@@ -190,8 +196,8 @@ void bind_wire(nb::module_& module) {
     module.def("crc32c_rows", &crc32c_rows, "rows"_a, "init"_a = 0, NoGil(), "CRC-32C of ranges end to end.");
     module.def("send_rows", &send_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
                "Ranges end to end into a stream socket; 0 or an errno.");
-    module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
-               "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came.");
+    module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, "summed"_a = true, NoGil(),
+               "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came, or 0.");
     nb::class_<vnpu::Halt>(module, "Halt", "Stops who sends, between two frames.")
         .def(nb::init<>())
         .def("set", [](vnpu::Halt& halt) { halt.store(true, std::memory_order_release); })

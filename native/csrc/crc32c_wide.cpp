@@ -3,6 +3,8 @@
 // so that what is left at the end is congruent to all of it. One instruction of the CRC kind then reduces the last lane.
 #include "crc32c_wide.h"
 
+#include <algorithm>
+
 #include "crc32c_powers.h"
 
 #if defined(__x86_64__)
@@ -103,12 +105,51 @@ VNPU_WIDE_TARGET std::uint32_t update(std::uint32_t sum, unsigned char* to, cons
     return all.sum();
 }
 
+template <Stores stores>
+VNPU_WIDE_TARGET std::uint32_t update_rows(std::uint32_t sum, char* to, std::span<const Row> rows) {
+    Ahead ahead(rows);
+    ahead.step<wide_step>();
+    Step<stores> all(to, rows.front().data);
+    all.begin(sum);
+    std::size_t done = wide_step;  // of this row
+    for (const Row& row : rows) {
+        for (; done != row.length; done += wide_step) {
+            ahead.step<wide_step>();
+            all.go_on(Step<stores>(stores == Stores::none ? nullptr : to + done, row.data + done));
+        }
+        if constexpr (stores != Stores::none) {
+            to += done;
+        }
+        done = 0;
+    }
+    return all.sum();
+}
+
+VNPU_WIDE_TARGET std::uint32_t scatter_rows(std::uint32_t sum, std::span<const Place> rows, const char* from) {
+    Step<Stores::streamed> all(rows.front().data, from);
+    all.begin(sum);
+    std::size_t done = wide_step;  // of this row
+    for (const Place& row : rows) {
+        for (; done != row.length; done += wide_step) {
+            all.go_on(Step<Stores::streamed>(row.data + done, from + done));
+        }
+        from += done;
+        done = 0;
+    }
+    return all.sum();
+}
+
 }  // namespace
 
 bool has_wide() {
     static const bool has = __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("vpclmulqdq") != 0 &&
                             __builtin_cpu_supports("pclmul") != 0 && __builtin_cpu_supports("sse4.2") != 0;
     return has;
+}
+
+bool wide(std::span<const Row> rows) {
+    const auto whole = [](const Row& row) { return row.length != 0 && row.length % wide_step == 0; };
+    return has_wide() && !rows.empty() && std::all_of(rows.begin(), rows.end(), whole);
 }
 
 std::uint32_t update_wide(std::uint32_t sum, const unsigned char* data, std::size_t length) {
@@ -119,30 +160,33 @@ std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char* to, const un
     return update<Stores::streamed>(sum, to, data, length);
 }
 
-VNPU_WIDE_TARGET std::uint32_t update_wide_gathering(std::uint32_t sum, char* to, std::span<const Row> rows) {
-    Step<Stores::kept> all(to, rows.front().data);
-    all.begin(sum);
-    std::size_t done = wide_step;  // of this row
-    for (std::size_t i = 0; i != rows.size(); ++i) {
-        ask_ahead(rows, i);
-        for (; done != rows[i].length; done += wide_step) {
-            all.go_on(Step<Stores::kept>(to + done, rows[i].data + done));
-        }
-        to += done;
-        done = 0;
-    }
-    return all.sum();
+std::uint32_t update_wide_rows(std::uint32_t sum, std::span<const Row> rows) {
+    return update_rows<Stores::none>(sum, nullptr, rows);
+}
+
+std::uint32_t update_wide_gathering(std::uint32_t sum, char* to, std::span<const Row> rows) {
+    return update_rows<Stores::kept>(sum, to, rows);
+}
+
+std::uint32_t update_wide_scattering(std::uint32_t sum, std::span<const Place> rows, const char* from) {
+    return scatter_rows(sum, rows, from);
 }
 
 #else
 
 bool has_wide() { return false; }
 
+bool wide(std::span<const Row>) { return false; }
+
 std::uint32_t update_wide(std::uint32_t sum, const unsigned char*, std::size_t) { return sum; }
 
 std::uint32_t update_wide_copying(std::uint32_t sum, unsigned char*, const unsigned char*, std::size_t) { return sum; }
 
+std::uint32_t update_wide_rows(std::uint32_t sum, std::span<const Row>) { return sum; }
+
 std::uint32_t update_wide_gathering(std::uint32_t sum, char*, std::span<const Row>) { return sum; }
+
+std::uint32_t update_wide_scattering(std::uint32_t sum, std::span<const Place>, const char*) { return sum; }
 
 #endif
 

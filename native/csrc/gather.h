@@ -1,4 +1,5 @@
-// The sender's half of strided copies: rows end to end, and their sum.
+// The two halves of strided copies through a buffer that stays in the caches, each with the sum of what it moved: a
+// sender's and a receiver's.
 #pragma once
 
 #include <cstdint>
@@ -12,5 +13,9 @@ namespace vnpu {
 // (where boxes say they go does not count), which stays in the caches; the CRC-32C of what was written. Throws as
 // `place`.
 std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source);
+
+// The other half: the first bytes of `source` to the rows of the destination (where boxes say they come from does not
+// count), past the caches; the CRC-32C of what was read. Throws as `place`.
+std::uint32_t scatter(std::vector<PlaceBox> boxes, Region destination, Region source);
 
 }  // namespace vnpu

@@ -10,7 +10,9 @@
 #include <chrono>
 #include <tuple>
 
+#include "crc32c_wide.h"
 #include "digest.h"
+#include "rows.h"
 
 namespace vnpu {
 
@@ -76,6 +78,14 @@ struct Rest {
 }  // namespace
 
 std::uint32_t crc32c_rows(const std::vector<iovec>& rows, std::uint32_t init) {
+    std::vector<Row> some;
+    some.reserve(rows.size());
+    for (const iovec& row : rows) {
+        some.push_back({static_cast<const char*>(row.iov_base), row.iov_len});
+    }
+    if (wide(some)) {
+        return ~update_wide_rows(~init, some);
+    }
     for (const iovec& row : rows) {
         init = crc32c(row.iov_base, row.iov_len, init, "");
     }
@@ -210,13 +220,13 @@ Sent send_frames(int socket, const std::vector<Outgoing>& frames, Spacing spacin
     return sent;
 }
 
-std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s) {
+std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s, bool summed) {
     const auto deadline = deadline_in(timeout_s);
     std::uint32_t sum = 0;
     Rest rest{std::move(rows)};
     rest.skip(0);
     while (!rest.empty()) {
-        std::vector<iovec> some = rest.first(piece);
+        std::vector<iovec> some = rest.first(summed ? piece : SIZE_MAX);
         msghdr message{};
         message.msg_iov = some.data();
         message.msg_iovlen = some.size();
@@ -230,7 +240,7 @@ std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, 
                 row.iov_len = std::min(row.iov_len, left);
                 left -= row.iov_len;
             }
-            sum = crc32c_rows(some, sum);
+            sum = summed ? crc32c_rows(some, sum) : 0;
             rest.skip(static_cast<std::size_t>(came));
         } else if (errno == EAGAIN || errno == EWOULDBLOCK) {
             if (const int error = await(socket, POLLIN, deadline); error != 0) {

@@ -53,8 +53,8 @@ Sent send_frames(int socket, const std::vector<Outgoing>& frames, Spacing spacin
 
 constexpr int end_of_stream = -1;
 
-// The same and the sum of what came; `end_of_stream` where the peer closed before all of it.
-std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s);
+// The same and the sum of what came (0 unless `summed`); `end_of_stream` where the peer closed before all of it.
+std::pair<int, std::uint32_t> receive_rows(int socket, std::vector<iovec> rows, double timeout_s, bool summed = true);
 
 struct Frame {
     int error;

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
-from transfer.kv.boxes import Box
+from transfer.kv.boxes import Box, Dim
 from transfer.kv.layout import KvLayout, cpu_packed, hnd, latent, nhd
 
 Addresses = npt.NDArray[np.int64]
@@ -63,6 +63,19 @@ def gathering(boxes: Iterable[Box]) -> list[Box]:
             rows.append(Box(at, src, box.length, ()))
             at += box.length
     return rows
+
+
+def placing(boxes: Iterable[Box]) -> list[Box]:
+    """The second half, buffer to destination."""
+    placed, at = [], 0
+    for box in boxes:
+        dims, width = [], box.length
+        for dim in reversed(box.dims):
+            dims.append(Dim(dim.steps, dim.dst_stride, width))
+            width *= dim.steps
+        placed.append(Box(box.dst, at, box.length, tuple(reversed(dims))))
+        at += width
+    return placed
 
 
 KINDS = [f"{order}-{planes}" for order in ("nhd", "hnd") for planes in ("separate", "paired", "joint")]

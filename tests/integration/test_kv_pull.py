@@ -17,7 +17,7 @@ from transfer.errors import PeerLost
 from transfer.kv import tcp
 from transfer.kv.desk import Desk
 from transfer.kv.messages import Answer, Confirm, Done, Open, Opened, Say, Shape, Terms
-from transfer.kv.reader import Span, Stopped, place
+from transfer.kv.reader import Span, Stopped, scatter
 from transfer.kv.sink import Finished
 from transfer.kv.source import Outcome, Released, Source
 from transfer.transports.deadline import Deadline
@@ -140,16 +140,16 @@ def test_a_layer_is_placed_while_the_next_is_pulled(monkeypatch: pytest.MonkeyPa
     layers: set[int] = set()
     both = threading.Event()
 
-    def placed(boxes: Boxes, into: Span, source: Span, kernel: str = "") -> int:
+    def placed(boxes: Boxes, into: Span, stage: Span) -> int:
         layers.add(into.address)
         if len(layers) > 1:
             both.set()
         if not both.wait(PATIENCE_S):
             raise ValueError("nobody pulls the next layer")
-        return place(boxes, into, source, kernel)
+        return scatter(boxes, into, stage)
 
     with engines((1, 1, 2), ("nhd-separate", "hnd-separate")) as each:
-        monkeypatch.setattr(tcp, "place", placed)
+        monkeypatch.setattr(tcp, "scatter", placed)
         request, content = each.fill(TOKENS, SRC)
         each.pull(request, TOKENS, SRC, DST)
         assert [verdict.failed for verdict in ended(each)] == [()]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,13 +19,14 @@ from tests.helpers.memory import buffer, read
 from tests.helpers.wires import TRUST, meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation
 from transfer.kv.boxes import Box, Dim, boxes, runs
+from transfer.kv.copies import Copies
 from transfer.kv.mapped import MappedReader, Part
 from transfer.kv.messages import Confirm, Refused
 from transfer.kv.mooncake import LONG, STAGE, Engine, pieces
 from transfer.kv.plan import plan_pull
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped
-from transfer.kv.tcp import SERVICE, KvServer, TcpReader
-from transfer.transports.channel import Channel
+from transfer.kv.tcp import RECENT, SERVICE, KvServer, Rowsets, TcpReader
+from transfer.transports.channel import MAX_MESSAGE, Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.dial import dial
 from transfer.transports.frame import HEADER, Header, Kind, checksum, encode
@@ -222,6 +224,38 @@ def test_the_session_goes_over_the_same_service() -> None:
         assert answer == Refused("0" * 32, 3, "no session here")
 
 
+def test_reads_by_many_rows_in_turns_bring_what_each_asked_for() -> None:
+    """More than either side remembers; boxes that were freed meanwhile are not taken for others."""
+    with tcp_peer(SIZE) as made, target() as into:
+        made.memory[:] = NOISE
+        kept = [Copies([Box(0, start, 64, (Dim(5, 64, 128),))]) for start in range(2 * RECENT)]
+        for copies in (*kept, *reversed(kept), *kept[:3] * 2):
+            made.reader.read(HANDLE, copies, into, soon(), never)
+            start = copies[0].src
+            assert read(into.address, 320) == b"".join(NOISE[start + 128 * row :][:64] for row in range(5))
+
+
+def test_rows_that_were_asked_for_lately_are_remembered_up_to_a_bound() -> None:
+    def raw(start: int, rows: int = 1) -> msgspec.Raw:
+        return msgspec.Raw(msgspec.msgpack.encode([(start, 64, [])] * rows))
+
+    rowsets = Rowsets()
+    first = rowsets.copies(raw(0))
+    for start in range(1, RECENT):
+        rowsets.copies(raw(start))
+        assert rowsets.copies(raw(0)) is first
+    rowsets.copies(raw(RECENT))
+    assert rowsets.copies(raw(0)) is first  # used last but one
+    for start in range(1, RECENT + 1):
+        rowsets.copies(raw(start))
+    assert rowsets.copies(raw(0)) is not first
+    many, more = raw(1 << 40, 1 << 16), raw(1 << 41, 1 << 16)
+    assert len(bytes(many)) < MAX_MESSAGE < len(bytes(many)) + len(bytes(more))
+    before = rowsets.copies(many)
+    assert rowsets.copies(more) is rowsets.copies(more)
+    assert rowsets.copies(many) is not before
+
+
 @pytest.mark.parametrize("at", [5, HEADER + 100, HEADER + CHUNK + 17, HEADER + CHUNK + HEADER + 3])
 def test_damaged_bytes_are_noticed(at: int) -> None:
     """In a header and a body, of the first chunk and of the second."""
@@ -237,7 +271,8 @@ def test_damaged_bytes_are_noticed(at: int) -> None:
             channel.receive(soon())
 
     rows = Box(0, 0, CHUNK // 2, (Dim(4, CHUNK // 2, CHUNK // 2),))
-    for box in (rows, Box(0, 0, 2 * CHUNK, ())):
+    staged = [Box(0, 0, length, (Dim(2 * CHUNK // length, length + length * 3 // 8, length),)) for length in (512, 128)]
+    for box in (rows, Box(0, 0, 2 * CHUNK, ()), *staged):
         with Listener("127.0.0.1", 0, TRUST, SERVICE, serve) as listener, target() as into:
             reader = TcpReader(lambda deadline, port=listener.port: dial("127.0.0.1", port, TRUST, SERVICE, deadline))  # type: ignore[misc]
             with pytest.raises(Corrupt):

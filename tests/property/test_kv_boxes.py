@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from native import _native
 from native._native import Boxes, copy_kernels, crc32c
-from tests.helpers.kv import KINDS, Cache, cache, gathering, pulls, request_bytes
+from tests.helpers.kv import KINDS, Cache, cache, gathering, placing, pulls, request_bytes
 from tests.helpers.memory import buffer, read, write
-from transfer.kv.boxes import Box, Dim, Run, boxes, long_rows, placing, runs, split
+from transfer.kv.boxes import Box, Dim, Run, boxes, long_rows, runs, split
 from transfer.kv.copies import Copies
 from transfer.kv.layout import KvLayout, LayoutRefused, cpu_packed, hnd, nhd, unit_tokens
 from transfer.kv.plan import Pull, plan_pull
@@ -30,6 +30,10 @@ def place(boxes: Sequence[Box], dst: Range, src: Range, kernel: str = "") -> int
 
 def gather(boxes: Sequence[Box], dst: Range, src: Range) -> int:
     return _native.gather(Boxes(boxes), dst, src)
+
+
+def scatter(boxes: Sequence[Box], dst: Range, src: Range) -> int:
+    return _native.scatter(Boxes(boxes), dst, src)
 
 
 def bytes_of(run: Run) -> list[tuple[int, int]]:
@@ -208,6 +212,50 @@ def test_rows_of_several_lengths_are_gathered_one_behind_the_other(
         assert total == crc32c(stage + lead, len(expected), 0, "portable")
 
 
+@given(
+    st.lists(st.tuples(st.one_of(WHOLE, st.integers(1, 9000)), st.integers(1, 40)), min_size=1, max_size=4)
+    | st.lists(st.tuples(WHOLE, st.integers(1, 40)), min_size=1, max_size=4),
+    st.sampled_from([0, 64, 256, 300]),
+    st.integers(0, 2).map(lambda some: 32 * some),
+)
+def test_what_lies_end_to_end_is_scattered_to_rows_of_any_length_and_summed(
+    sizes: list[tuple[int, int]], gap: int, lead: int
+) -> None:
+    made, at = [], lead
+    for length, count in sizes:
+        made.append(Box(at, 7, length, (Dim(count, length + gap, 3),)))  # where it comes from does not count
+        at += count * (length + gap)
+    content = np.random.default_rng(at).integers(0, 256, at, dtype=np.uint8).tobytes()
+    expected, taken = bytearray(at + 64), 0
+    for row in (row for box in placing(made) for row in runs([box])):
+        expected[row.dst : row.dst + row.length] = content[row.src : row.src + row.length]
+        taken += row.length
+    with buffer(at) as src, buffer(at + 128) as room:
+        to = -(-room // 64) * 64
+        write(src, content)
+        write(to, bytes(at + 64))
+        assert scatter(made, (to, at), (src, taken)) == crc32c(src, taken, 0, "portable")
+        assert read(to, at + 64) == bytes(expected)
+
+
+def test_rows_of_no_bytes_are_scattered_at_once() -> None:
+    with buffer(100) as dst, buffer(100) as src:
+        assert scatter([Box(0, 0, 0, ())], (dst, 100), (src, 100)) == 0
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (Box(1, 0, 100, ()), "leaves the destination"),
+        (Box(0, 0, 10, (Dim(10, 0, 0),)), "leaves the source"),
+        (Box(0, 0, 5, (Dim(0, 1, 1),)), "loop of no steps"),
+        (Box(0, 0, 1 << 40, (Dim(1 << 40, 0, 0),)), "wraps"),
+    ],
+)
+def test_what_cannot_be_scattered_moves_nothing(box: Box, reason: str) -> None:
+    moves_nothing(scatter, [Box(0, 0, 5, ()), box], reason, source=104)
+
+
 def test_rows_of_no_bytes_are_gathered_at_once() -> None:
     with buffer(100) as stage, buffer(100) as src:
         assert gather([Box(0, 0, 0, (Dim(1 << 40, 0, 0),))], (stage, 100), (src, 100)) == 0
@@ -267,7 +315,7 @@ def moves_nothing(copy: Copy, wanted: list[Box], reason: str, source: int) -> No
         assert read(dst, 105) == bytes(105)
 
 
-@pytest.mark.parametrize("copy", [place, gather])
+@pytest.mark.parametrize("copy", [place, gather, scatter])
 def test_ranges_that_overlap_are_refused(copy: Copy) -> None:
     with buffer(100) as dst, pytest.raises(ValueError, match="overlap"):
         copy([], (dst, 100), (dst + 99, 1))

@@ -97,20 +97,6 @@ def split(boxes: Iterable[Box], limit: int) -> list[list[Box]]:
     return chunks
 
 
-def placing(boxes: Iterable[Box]) -> list[Box]:
-    """The second half of a copy through a staging buffer, buffer to destination. The first half, `native.gather`, lays
-    rows back to back, in the order of the boxes and of their loops."""
-    placed, at = [], 0
-    for box in boxes:
-        dims, width = [], box.length
-        for dim in reversed(box.dims):
-            dims.append(Dim(dim.steps, dim.dst_stride, width))
-            width *= dim.steps
-        placed.append(Box(box.dst, at, box.length, tuple(reversed(dims))))
-        at += width
-    return placed
-
-
 def long_rows(boxes: Iterable[Box], least: int, *, dst: bool) -> list[tuple[int, int]] | None:
     """(offset, bytes) on one side, in the order of a staging buffer, where rows of that side are `least` bytes and more
     when its neighbours are joined, or where there is only one; None where they are shorter."""

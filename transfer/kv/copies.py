@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from native._native import Boxes
-from transfer.kv.boxes import Box, long_rows, placing, split
+from transfer.kv.boxes import Box, long_rows, split
 
 ROW = 16 << 10
 """Rows from this length on leave from and arrive at their place, without staging on that side."""
@@ -21,13 +21,8 @@ class Chunk:
 
     @cached_property
     def whole(self) -> Boxes:
-        """From the source to its place, or, gathered, to a staging buffer."""
+        """From the source to its place; either half of it, gathered to a staging buffer and scattered from there."""
         return Boxes(self.boxes)
-
-    @cached_property
-    def placing(self) -> Boxes:
-        """From a staging buffer to its place."""
-        return Boxes(placing(self.boxes))
 
     @cached_property
     def src_rows(self) -> list[tuple[int, int]] | None:

@@ -1,9 +1,9 @@
 """Reading over framed TCP: the request is a few boxes, the answer is a stream of checked chunks.
 
 The source gathers rows into a chunk that stays in its cache, sums it and sends it; the reader receives it into one that
-stays in its own, and places the rows past the cache. So heads that are split or joined cost no extra pass over memory
-on either side, and only the wanted bytes travel. A side on which rows are long needs no staging. Both sides cut alike
-(`split`), so a request names no chunks.
+stays in its own, and sums the rows while it places them past the cache. So heads that are split or joined cost no extra
+pass over memory on either side, and only the wanted bytes travel. A side on which rows are long needs no staging. Both
+sides cut alike (`split`), so a request names no chunks.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from transfer.kv.copies import Chunk, Copies
 from transfer.kv.fabric import AskFabric, Reached
 from transfer.kv.messages import Answer, Say, decode_answer, encode
 from transfer.kv.near import Borrow, Near, Shown, lend
-from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, place
+from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, scatter
 from transfer.netloader.guard import Guard, Switching
-from transfer.transports.channel import Channel
+from transfer.transports.channel import MAX_MESSAGE, Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Kind
 
@@ -33,6 +33,8 @@ IDLE_S = 120.0
 """A reader that asks for nothing for so long is taken to be gone: it beats far more often."""
 STALL_S = 10.0
 """A chunk that is not taken within this ends the connection."""
+RECENT = 8
+"""Sets of rows that either side of a connection remembers."""
 
 _Answer = TypeVar("_Answer")
 _Bytes = Annotated[int, msgspec.Meta(ge=0, lt=1 << 48)]
@@ -110,13 +112,13 @@ class KvServer:
 
     def serve(self, channel: Channel) -> None:
         """Until the client goes. Raises TransferError, as the listener expects."""
-        stage, rowset = Stage(), Rowset()
+        stage, rowsets = Stage(), Rowsets()
         while True:
             _, body = channel.receive(Deadline.after(IDLE_S))
             try:
                 request = _request.decode(body)
                 if isinstance(request, Read):
-                    copies = rowset.copies(request.rows)
+                    copies = rowsets.copies(request.rows)
             except ValueError as error:
                 raise PeerViolation(f"a request that is none: {error}", remedy="run one vNPU on both sides") from error
             match request:
@@ -165,19 +167,23 @@ class KvServer:
             position += chunk.bytes
 
 
-class Rowset:
-    """What was last asked for: the layers of a request are read by the same rows."""
+class Rowsets:
+    """What was asked for lately: the layers of a request are read by the same rows, and several requests, or KV groups
+    of one, take turns. At most `RECENT`, and no more bytes of them than one message may hold."""
 
     def __init__(self) -> None:
-        self._raw = b""
-        self._copies = Copies()
+        self._kept: dict[bytes, Copies] = {}
 
     def copies(self, raw: msgspec.Raw) -> Copies:
         """Raises ValueError where these are no rows."""
         data = bytes(raw)
-        if data != self._raw:
-            self._raw, self._copies = data, Copies(_box(rows) for rows in _rows.decode(data))
-        return self._copies
+        copies = self._kept.pop(data, None)
+        if copies is None:
+            copies = Copies(_box(rows) for rows in _rows.decode(data))
+        self._kept[data] = copies
+        while len(self._kept) > RECENT or (len(self._kept) > 1 and sum(map(len, self._kept)) > MAX_MESSAGE):
+            del self._kept[next(iter(self._kept))]
+        return copies
 
 
 class TcpReader:
@@ -188,7 +194,7 @@ class TcpReader:
         self._connect = connect
         self._channel: Channel | None = None
         self._stage = Stage()
-        self._last: tuple[Copies, msgspec.Raw] = (Copies(), msgspec.Raw())
+        self._encoded: dict[int, tuple[Copies, msgspec.Raw]] = {}
 
     def read(self, handle: int, boxes: Sequence[Box], into: Span, deadline: Deadline, stop: Callable[[], bool]) -> int:
         """As `Reader.read`."""
@@ -198,7 +204,7 @@ class TcpReader:
             return 0
         try:
             channel = self._open(deadline)
-            channel.send(encode(Read(handle, self._encoded(copies))), deadline)
+            channel.send(encode(Read(handle, self._rows(copies))), deadline)
             moved = 0
             for chunk in copies.chunks(CHUNK):
                 if stop():
@@ -211,10 +217,15 @@ class TcpReader:
             raise
         return moved
 
-    def _encoded(self, copies: Copies) -> msgspec.Raw:
-        if self._last[0] is not copies:
-            self._last = copies, msgspec.Raw(encode(tuple(_source(box) for box in copies)))
-        return self._last[1]
+    def _rows(self, copies: Copies) -> msgspec.Raw:
+        """The source's half of them. Kept by what they are, not by what is in them: `Copies` are long."""
+        _, raw = self._encoded.pop(id(copies), (copies, None))
+        if raw is None:
+            raw = msgspec.Raw(encode(tuple(_source(box) for box in copies)))
+        self._encoded[id(copies)] = copies, raw
+        if len(self._encoded) > RECENT:
+            del self._encoded[next(iter(self._encoded))]
+        return raw
 
     def ask(self, say: Say, deadline: Deadline) -> Answer:
         """One message of the session, and its answer. Raises PeerLost, PeerViolation."""
@@ -272,8 +283,9 @@ class TcpReader:
         if rows is not None:
             channel.into_rows(header, rows, deadline)
             return size
-        channel.into(header, self._stage.address, deadline)
-        return place(chunk.placing, into, self._stage.span(size))
+        stage = self._stage.span(size)
+        channel.into_rows(header, [stage], deadline, lambda: scatter(chunk.whole, into, stage))
+        return size
 
 
 def _at(span: Span, rows: list[tuple[int, int]] | None) -> list[tuple[int, int]] | None:

@@ -12,7 +12,7 @@ import ctypes
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from native import _native
@@ -256,14 +256,20 @@ class Channel:
             return
         self.into_rows(header, [(address, header.length)], deadline)
 
-    def into_rows(self, header: Header, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
+    def into_rows(
+        self,
+        header: Header,
+        rows: Sequence[tuple[int, int]],
+        deadline: Deadline,
+        onward: Callable[[], int] | None = None,
+    ) -> None:
         """The body of a DATA frame, scattered to several places, `(address, bytes)` each, which make up its length;
-        else as `into`."""
+        else as `into`. `onward`, where there is one, takes it from there, and returns its sum."""
         if header.kind is not Kind.DATA:
             raise PeerViolation(f"{header.kind.name} where data was due")
-        total = self._receive_rows(rows, deadline)
+        total = self._receive_rows(rows, deadline, onward is None)
         self.received += header.length
-        self._check(header, total)
+        self._check(header, onward() if onward else total)
 
     def place(self, header: Header, deadline: Deadline) -> int:
         """Where the bytes lie that an ASIDE frame announces, for `take_all`. Raises as `into`."""
@@ -321,10 +327,10 @@ class Channel:
         if error := _native.send_rows(self._sock.fileno(), rows, deadline.left()):
             raise PeerLost(f"{self.peer} took no more bytes: {reason(error)}")
 
-    def _receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> int:
-        """Their sum."""
+    def _receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline, summed: bool) -> int:
+        """Their sum, where it is wanted."""
         if not self._ahead and not isinstance(self._sock, ssl.SSLSocket):
-            error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left())
+            error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left(), summed)
             self._raise_lost(error)
             return total
         total = 0
