@@ -1,0 +1,106 @@
+"""vLLM's side of Netloader: what is tried before disk, and what is said of it. vLLM's loaders, no engine."""
+
+from __future__ import annotations
+
+import warnings
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch deprecates what vLLM imports
+    from vllm.config.load import LoadConfig
+
+    from engine_patch import loader
+
+from coordinator.errors import ConfigError
+from engine_patch.loader import Bound, NetLoader
+from tests.helpers.weights import Rank
+from transfer.errors import TransferError
+
+pytestmark = pytest.mark.engine
+
+
+class Streaming:
+    """Knows somebody for everything, and never gets anything."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def known(self, family: str) -> bool:
+        self.asked.append("known")
+        return True
+
+    def known_checkpoint(self) -> bool:
+        return True
+
+    def fetch(self, identity: object, table: object) -> None:
+        raise TransferError("the peer is gone")
+
+    def fetch_checkpoint(self, room: object) -> None:
+        raise TransferError("the files are gone")
+
+
+class Disk:
+    """The loader behind ours."""
+
+    def load_model(self, vllm_config: object, model_config: object, prefix: str) -> str:
+        return "from disk"
+
+
+@pytest.fixture
+def streaming(monkeypatch: pytest.MonkeyPatch) -> Streaming:
+    one: Any = Streaming()
+    arena: Any = SimpleNamespace(spilled_bytes=0, base=0, blocks=list)
+    monkeypatch.setattr(loader, "_bound", Bound(one, Rank().identity, arena))
+    return one
+
+
+def configuration(**changes: object) -> Any:
+    compilation = SimpleNamespace(static_forward_context={}, static_all_moe_layers=[])
+    return SimpleNamespace(**{"speculative_config": None, "compilation_config": compilation, **changes})
+
+
+def net_loader(**extra: object) -> NetLoader:
+    made = NetLoader(LoadConfig(model_loader_extra_config=extra))
+    made._disk = Disk()
+    return made
+
+
+def test_beside_a_draft_model_nothing_is_streamed(streaming: Streaming):
+    """Its weights lie in the same pages, and vLLM loads it by the same loader."""
+    drafted = configuration(speculative_config=object())
+    assert net_loader().load_model(drafted, None) == "from disk"
+    with pytest.raises(ConfigError, match="a draft model is loaded beside it"):
+        net_loader(LOAD_FROM="peers").load_model(drafted, None)
+    assert streaming.asked == []
+
+
+def test_who_may_not_stream_loads_from_disk(streaming: Streaming, monkeypatch: pytest.MonkeyPatch):
+    assert net_loader(LOAD_FROM="disk").load_model(configuration(), None) == "from disk"
+    assert streaming.asked == []
+    assert loader._bound is not None
+    monkeypatch.setattr(loader, "_bound", loader._bound._replace(streaming=None, why="no key"))
+    with pytest.raises(ConfigError, match="no peer gave the weights: no key"):
+        net_loader(LOAD_FROM="peers").load_model(configuration(), None)
+
+
+def test_weights_that_cannot_be_found_are_not_fetched(streaming: Streaming, monkeypatch: pytest.MonkeyPatch):
+    """The reason is told, and what the model registered is gone before the next attempt."""
+
+    class Quantised: ...
+
+    class Model:
+        def named_modules(self) -> list[tuple[str, object]]:
+            return [("q", SimpleNamespace(quant_method=Quantised()))]
+
+    def build(self: object, vllm_config: Any, *more: object) -> Model:
+        vllm_config.compilation_config.static_forward_context["q"] = object()
+        return Model()
+
+    monkeypatch.setattr(NetLoader, "_build", build)
+    asked = configuration()
+    with pytest.raises(ConfigError, match=r"the layout of Quantised is not verified.*the files are gone"):
+        net_loader(LOAD_FROM="peers").load_model(asked, None)
+    assert asked.compilation_config.static_forward_context == {}
