@@ -20,7 +20,7 @@ from transfer.netloader.plan import Peer
 from transfer.netloader.pull import Dial
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
-from transfer.netloader.source import Source, block_sums
+from transfer.netloader.source import Locate, Source, block_sums
 from transfer.netloader.work import Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -98,13 +98,15 @@ class Engine:
         ticket: float = 0.0,
         pace: Pace | None = None,
         guard: Guard | None = None,
+        locate: Locate | None = None,
         serve: Callable[[Callable[[Channel], None]], Callable[[Channel], None]] = lambda serve: serve,
     ) -> None:
         """`serve` may wrap what answers a client, to make trouble."""
         self.rank = rank
         self.directory = directory
         self._guard = guard
-        self.shelf = Shelf(Source(rank.manifest(), rank.addresses, guard=guard) if whole else None)
+        self._locate = locate
+        self.shelf = Shelf(Source(rank.manifest(), rank.addresses, None, guard, locate) if whole else None)
         self._listener = Listener(
             LOCAL, 0, TRUST, wire.SERVICE, serve(Server(self.shelf).serve), pace=pace,
             max_message=wire.MAX_MESSAGE,
@@ -117,7 +119,7 @@ class Engine:
         """As a starter; it serves as soon as it knows what will come."""
 
         def began(whole: Manifest, work: Work) -> None:
-            self.shelf.put(Source(whole, self.rank.addresses, work, self._guard))
+            self.shelf.put(Source(whole, self.rank.addresses, work, self._guard, self._locate))
             self.directory.put(self.peer)
 
         client = Client(self.peer, self.rank.identity, self.rank.addresses, self.directory, connect or dialler(), began)

@@ -514,35 +514,57 @@ def test_memory_that_goes_is_refused_and_comes_back():
     assert _pulled(source) == []
 
 
+class Switch:
+    """An engine's memory, or some of it, is overwritten while it is away, and lies elsewhere when it is back.
+
+    It begins while a block is about to be sent, and that block waits for it: as long as it must where nobody keeps the
+    memory from going, so that it is then torn for certain.
+    """
+
+    def __init__(self) -> None:
+        self.guard = Guard()
+        self.over = threading.Event()
+        self.places: list[tuple[int, int]] = []
+        """Address and length of what goes."""
+        self._kept: dict[int, bytes] = {}
+        self._gone = threading.Event()
+
+    def begin(self, channel: Channel) -> None:
+        threading.Thread(target=self._switch, daemon=True).start()
+        while self.guard._open and not self._gone.wait(0.001):
+            pass
+        self._gone.wait(0.05)
+
+    def _switch(self) -> None:
+        assert self.guard.close(grace_s=30)
+        for address, length in self.places:
+            self._kept[address] = ctypes.string_at(address, length)
+            ctypes.memset(address, 0xA5, length)
+        self._gone.set()
+        self.guard.open()
+        self.over.set()
+
+    def locate(self, address: int) -> int:
+        for start, length in self.places if self._gone.is_set() else ():
+            if start <= address < start + length:
+                return ctypes.cast(self._kept[start], ctypes.c_void_p).value + address - start  # type: ignore[operator]
+        return address
+
+    def undo(self) -> None:
+        for address, kept in self._kept.items():
+            ctypes.memmove(address, kept, len(kept))
+
+
 def test_a_source_switched_in_mid_stream_is_never_torn():
-    """Its memory is overwritten while it is away, and comes back elsewhere: whatever arrived is right."""
-    guard, rank = Guard(), Rank(MANY, seed=1)
-    master, away = Rank(MANY, seed=1), threading.Event()
-    switched = threading.Event()
-
-    def switch() -> None:
-        guard.close()
-        for address, held in zip(rank.addresses, rank.held, strict=True):
-            ctypes.memset(address, 0xA5, len(held))
-        away.set()
-        guard.open()
-        switched.set()
-
-    def locate(address: int) -> int:
-        if not away.is_set():
-            return address
-        extent = max(n for n, base in enumerate(rank.addresses) if base <= address < base + MANY[n])
-        return master.addresses[extent] + address - rank.addresses[extent]
-
-    def begin(channel: Channel) -> None:
-        threading.Thread(target=switch, daemon=True).start()
-
+    """Nothing arrives that would have to be sent again, and whatever arrived is right."""
+    switch = Switch()
     with Town(MANY) as town:
-        source = town.source("A", guard=guard, serve=before_block(10, begin))
-        source.shelf.put(Source(rank.manifest(), rank.addresses, guard=guard, locate=locate))
+        source = town.source(guard=switch.guard, locate=switch.locate, serve=before_block(10, switch.begin))
+        switch.places = list(zip(source.rank.addresses, MANY, strict=True))
         starter = town.starter()
-        starter.fetch()
-        assert switched.wait(30)
+        streamed = starter.fetch()
+        assert switch.over.wait(30)
+        assert "damaged" not in " ".join(streamed.reasons.values())
         assert starter.rank.content == town.original.content
 
 
@@ -564,26 +586,23 @@ def test_a_client_that_takes_nothing_does_not_hold_up_a_switch():
 
 
 def test_both_sides_switched_midway():
-    """A starter that others fetch from is switched too: its reader goes on elsewhere."""
-    source_guard, starter_guard = Guard(), Guard()
+    """A starter that others fetch from is switched too, with what it has by then: its reader goes on elsewhere."""
+    first, second = Switch(), Switch()
     with Town(MANY) as town:
-        town.source("A", guard=source_guard, serve=before_block(10, lambda c: _later(source_guard)))
-        middle = town.starter("B", guard=starter_guard, serve=before_block(12, lambda c: _later(starter_guard)))
+        source = town.source("A", guard=first.guard, locate=first.locate, serve=before_block(10, first.begin))
+        first.places = list(zip(source.rank.addresses, MANY, strict=True))
+        middle = town.starter("B", guard=second.guard, locate=second.locate, serve=before_block(12, second.begin))
+        second.places = [(middle.rank.addresses[0], 13 * BLOCK)]
         end = town.starter("C")
         town.directory.put(middle.peer)
         last = meanwhile(end.fetch)
-        middle.fetch()
-        last()
-        assert middle.rank.content == town.original.content
+        streamed = [middle.fetch(), last()]
+        for switch in (first, second):
+            assert switch.over.wait(30)
+        assert all("damaged" not in reason for one in streamed for reason in one.reasons.values())
         assert end.rank.content == town.original.content
-
-
-def _later(guard: Guard) -> None:
-    def switch() -> None:
-        guard.close()
-        guard.open()
-
-    threading.Thread(target=switch, daemon=True).start()
+        second.undo()
+        assert middle.rank.content == town.original.content
 
 
 def test_a_source_is_read_under_its_limit():
