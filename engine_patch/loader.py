@@ -11,7 +11,7 @@ import copy
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +76,11 @@ class _FromRoom(DefaultModelLoader):  # type: ignore[misc]  # vLLM is not follow
 class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
     """See the module."""
 
-    def __init__(self, load_config: Any) -> None:
+    def __init__(self, load_config: Any, clock: Callable[[], float] = time.monotonic) -> None:
         """Raises ConfigError where the extra configuration cannot be used."""
         super().__init__(load_config)
+        self._clock = clock
+        self._until = 0.0
         self._options: Options = read(load_config.model_loader_extra_config or {})
         plain = copy.copy(load_config)
         plain.load_format, plain.model_loader_extra_config = "auto", {}
@@ -92,12 +94,14 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
         self._disk.load_weights(model, model_config)
 
     def load_model(self, vllm_config: Any, model_config: Any, prefix: str = "") -> Any:
-        """From a peer, or else from disk, with nothing of the first attempt left.
+        """From a peer, or else from disk, with nothing of the first attempt left. One limit holds for all that is tried
+        before disk.
 
         Raises:
             ConfigError: `load_from` is peers and no peer gave the weights.
         """
         registered, reasons = _Registered(vllm_config), []
+        self._until = self._clock() + self._options.limit_s
         for attempt in (self._from_peers, self._from_checkpoint):
             try:
                 return attempt(vllm_config, model_config, prefix)
@@ -113,6 +117,13 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
             )
         log.info("weights come from disk: %s", "; ".join(reasons))
         return self._disk.load_model(vllm_config, model_config, prefix)
+
+    def _left(self) -> float:
+        """Seconds that streaming may still take. Raises NotStreamed where there are none."""
+        left = self._until - self._clock()
+        if left <= 0:
+            raise NotStreamed(f"LIMIT_S is over ({self._options.limit_s:g} s)")
+        return left
 
     def _ready(self, vllm_config: Any) -> tuple[Streaming, Identity, Arena]:
         """Raises NotStreamed where nothing can be streamed at all."""
@@ -131,7 +142,7 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
         try:
             if not streaming.known_checkpoint():
                 raise NotStreamed("no running engine serves the checkpoint")
-            streamed = streaming.fetch_checkpoint(room)
+            streamed = streaming.fetch_checkpoint(room, self._left())
         except TransferError as error:
             raise NotStreamed(str(error)) from None
         log.info("%d bytes of checkpoint streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds,
@@ -145,7 +156,7 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
                 raise NotStreamed("no running engine has them")
             model = self._build(vllm_config, model_config, prefix)
             found = table(model, arena)
-            streamed = streaming.fetch(laid_out(identity, found), found)
+            streamed = streaming.fetch(laid_out(identity, found), found, self._left())
         except (TransferError, Unstreamable) as error:
             raise NotStreamed(str(error)) from None  # the traceback would keep the model alive
         log.info("%d bytes streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds, streamed.blocks)

@@ -36,7 +36,8 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="u
     checkpoint's own revision. `listen_port`: of rank 0, the others follow; 0: a free one. `output_prefix`: each rank
     writes its address into `<prefix><rank>.txt`. `config_file`: a file with these keys, which then holds alone.
 
-    Ours: `load_from`: auto (a peer, else disk), peers (never disk), disk. `limit_s`: how long fetching may take.
+    Ours: `load_from`: auto (a peer, else disk), peers (never disk), disk. `limit_s`: from the beginning of loading
+    until disk is taken.
     `transport`: auto (memory that is mapped, where the source is on this node; else TCP), tcp, or torch
     (torch.distributed, point to point).
     `rate_limit`: bytes a second that are served while requests run here; 0: no limit.

@@ -169,8 +169,9 @@ class Streaming:
         found = self._desk.find(checkpoint=self._checkpoint.identity.fingerprint)
         return any(one.engine != self._engine and one.seed.port and one.seed.whole for one in found)
 
-    def fetch_checkpoint(self, room: Room) -> Streamed:
-        """The checkpoint's own tensors, into `room`; they are not passed on.
+    def fetch_checkpoint(self, room: Room, limit_s: float) -> Streamed:
+        """The checkpoint's own tensors, into `room`; they are not passed on. Before the first one comes a source has to
+        read its files.
 
         Raises:
             TransferError: why not.
@@ -191,15 +192,15 @@ class Streaming:
             return [msgspec.structs.replace(peer, machine="") for peer in peers if peer.whole]
 
         me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False)
-        self._fetching = client = Client(me, identity, room, directory, self._dial, began, stall_s=self.options.limit_s)
+        self._fetching = client = Client(me, identity, room, directory, self._dial, began, first_s=limit_s)
         try:
-            streamed = client.run(self.options.limit_s)
+            streamed = client.run(limit_s)
         finally:
             self._fetching, self._work = None, None
             self._publish(have=0, source="")
         return streamed
 
-    def fetch(self, identity: Identity, table: Table) -> Streamed:
+    def fetch(self, identity: Identity, table: Table, limit_s: float) -> Streamed:
         """Everything in `table`, from whoever has it; passes on what it has meanwhile.
 
         Raises:
@@ -214,7 +215,7 @@ class Streaming:
         )  # fmt: skip
         self._fetching = client
         try:
-            streamed = client.run(self.options.limit_s)
+            streamed = client.run(limit_s)
         except TransferError:
             self._give_up()
             raise

@@ -23,10 +23,13 @@ pytestmark = pytest.mark.engine
 
 
 class Streaming:
-    """Knows somebody for everything, and never gets anything."""
+    """Knows somebody for everything, and never gets anything. Each attempt takes `takes` seconds."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.limits: list[float] = []
+        self.takes = 0.0
+        self.now = 1000.0
 
     def known(self, family: str) -> bool:
         self.asked.append("known")
@@ -35,11 +38,17 @@ class Streaming:
     def known_checkpoint(self) -> bool:
         return True
 
-    def fetch(self, identity: object, table: object) -> None:
+    def fetch(self, identity: object, table: object, limit_s: float) -> None:
+        self._take(limit_s)
         raise TransferError("the peer is gone")
 
-    def fetch_checkpoint(self, room: object) -> None:
+    def fetch_checkpoint(self, room: object, limit_s: float) -> None:
+        self._take(limit_s)
         raise TransferError("the files are gone")
+
+    def _take(self, limit_s: float) -> None:
+        self.limits.append(limit_s)
+        self.now += self.takes
 
 
 class Disk:
@@ -104,3 +113,41 @@ def test_weights_that_cannot_be_found_are_not_fetched(streaming: Streaming, monk
     with pytest.raises(ConfigError, match=r"the layout of Quantised is not verified.*the files are gone"):
         net_loader(LOAD_FROM="peers").load_model(asked, None)
     assert asked.compilation_config.static_forward_context == {}
+
+
+class Small:
+    """A model of which everything is found."""
+
+    def named_modules(self) -> list[tuple[str, object]]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("building", "takes", "limits"),
+    [(0, 40, [100, 60]), (10, 40, [90, 50]), (0, 100, [100]), (100, 0, []), (30, 80, [70])],
+)
+def test_one_limit_holds_for_all_that_is_tried_before_disk(
+    streaming: Streaming, monkeypatch: pytest.MonkeyPatch, building: float, takes: float, limits: list[float]
+):
+    """Building the model counts too: the limit says when disk is taken at the latest."""
+
+    def build(*_: object) -> Small:
+        streaming.now += building
+        return Small()
+
+    monkeypatch.setattr(NetLoader, "_build", build)
+    streaming.takes = takes
+    made = NetLoader(LoadConfig(model_loader_extra_config={"LIMIT_S": 100}), clock=lambda: streaming.now)
+    made._disk = Disk()
+    assert made.load_model(configuration(), None) == "from disk"
+    assert streaming.limits == limits
+
+
+def test_a_limit_that_is_over_is_said(streaming: Streaming, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(NetLoader, "_build", lambda *_: Small())
+    streaming.takes = 100
+    made = NetLoader(
+        LoadConfig(model_loader_extra_config={"LIMIT_S": 100, "LOAD_FROM": "peers"}), clock=lambda: streaming.now
+    )
+    with pytest.raises(ConfigError, match=r"the peer is gone; LIMIT_S is over \(100 s\)"):
+        made.load_model(configuration(), None)

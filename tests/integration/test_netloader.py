@@ -269,6 +269,65 @@ def _pulled(source: Source | Shelf, rank: Rank | None = None) -> list[TransferEr
     return [pulled.error] if pulled.error else []
 
 
+# ---- how long it is waited for
+
+
+class Held:
+    """A source that stops before it sends a block; from then on each look of its client is `step` seconds later."""
+
+    def __init__(self, number: int | None, step: float) -> None:
+        self.now, self._step = 0.0, step
+        self._reached, self.go_on = threading.Event(), threading.Event()
+        self.serve = before_block(number, self._hold)
+
+    def _hold(self, channel: Channel) -> None:
+        self._reached.set()
+        _expect(self.go_on)
+
+    def fetch(self, town: Town, limit_s: float, release_at: float = 1e9, first_s: float | None = None) -> Rank:
+        def directory() -> list[Peer]:
+            self.now += self._step if self._reached.is_set() else 0.0
+            if self.now >= release_at:
+                self.go_on.set()
+            return town.directory()
+
+        town.source(serve=self.serve)
+        me, rank = town.starter().peer, Rank(MANY)
+        client = Client(
+            me, rank.identity, rank.addresses, directory, dialler(), clock=lambda: self.now, first_s=first_s
+        )
+        try:
+            client.run(limit_s)
+        finally:
+            self.go_on.set()
+        return rank
+
+
+@pytest.mark.parametrize("first_s", [None, 500.0])
+def test_a_block_that_does_not_come_for_thirty_seconds_ends_it(first_s: float | None):
+    """However long the first may take."""
+    with Town(MANY) as town, pytest.raises(StreamFailed, match=r"nothing came for 30 s"):
+        Held(20, 1.0).fetch(town, 600.0, first_s=first_s)
+
+
+@pytest.mark.parametrize(("first_s", "why"), [(None, "nothing came for 30 s"), (500.0, "nothing came for 500 s")])
+def test_the_first_block_may_take_longer_where_that_is_known(first_s: float | None, why: str):
+    with Town(MANY) as town, pytest.raises(StreamFailed, match=why):
+        Held(None, 10.0).fetch(town, 600.0, first_s=first_s)
+    with Town(MANY) as town:
+        assert Held(None, 1.0).fetch(town, 600.0, 25.0, first_s).content == town.original.content
+
+
+def test_a_source_that_reads_its_files_first_is_waited_for():
+    with Town(MANY) as town:
+        assert Held(None, 10.0).fetch(town, 600.0, 300.0, 600.0).content == town.original.content
+
+
+def test_a_stream_that_takes_longer_than_its_limit_ends():
+    with Town(MANY) as town, pytest.raises(StreamFailed, match="it takes too long"):
+        Held(20, 1.0).fetch(town, 20.0, first_s=600.0)
+
+
 # ---- identity
 
 

@@ -70,10 +70,10 @@ class Client:
         began: Began | None = None,
         clock: Callable[[], float] = time.monotonic,
         agree: Agree | None = None,
-        stall_s: float = STALL_S,
+        first_s: float | None = None,
     ) -> None:
         """`addresses`: where each extent of the layout belongs; asked for only after `began`. `directory` gives the
-        peers of this fingerprint."""
+        peers of this fingerprint. `first_s`: how long the first block may take, None: as long as any other."""
         self._me = me
         self._identity = identity
         self._addresses = addresses
@@ -82,7 +82,7 @@ class Client:
         self._began = began
         self._clock = clock
         self._agree = agree
-        self._stall_s = stall_s
+        self._first_s = first_s
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._manifest: Manifest | None = None
@@ -127,8 +127,9 @@ class Client:
             seen = now if self._pulls else seen
             if now - seen > EMPTY_S:
                 raise StreamFailed("no source is left", self._reasons)
-            if now - moved > self._stall_s:
-                raise StreamFailed(f"nothing came for {self._stall_s:g} s", self._reasons)
+            patience = STALL_S if landed or self._first_s is None else self._first_s
+            if now - moved > patience:
+                raise StreamFailed(f"nothing came for {patience:g} s", self._reasons)
             if now > limit:
                 raise StreamFailed("it takes too long", self._reasons)
             self._changed.wait(REFRESH_S)

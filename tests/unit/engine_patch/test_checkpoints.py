@@ -6,11 +6,13 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine_patch import streaming as streaming_module
 from engine_patch.checkpoints import Checkpoint, Room, open_files
 from engine_patch.loader_options import Options, RankSources
 from engine_patch.revision import revision
@@ -23,6 +25,8 @@ from transfer.errors import TransferError
 from transfer.netloader import client
 from transfer.netloader.checkpoint import FileSource, checkpoint_identity
 from transfer.netloader.manifest import BLOCK, Extent, Manifest, manifest
+
+LIMIT_S = 60.0
 
 
 def make(folder: Path, seed: int = 1) -> Path:
@@ -84,7 +88,7 @@ async def test_every_tensor_comes_as_the_checkpoint_has_it(town: Town, folder: P
     await town.source()
     starter, room = town.engine("b", town.checkpoint), Room()
     assert starter.known_checkpoint()
-    streamed = starter.fetch_checkpoint(room)
+    streamed = starter.fetch_checkpoint(room, LIMIT_S)
     assert same(dict(room.tensors()), stored(folder))
     assert streamed.manifest.size == sum(one.nbytes for one in stored(folder).values())
     told = [seed for engine, seed in town.board.history if engine == "b"]
@@ -92,10 +96,34 @@ async def test_every_tensor_comes_as_the_checkpoint_has_it(town: Town, folder: P
     await eventually(lambda: (seed := town.board.seed("b")) is not None and not seed.source)
 
 
+async def test_before_its_first_block_a_source_may_read_for_as_long_as_there_is(
+    town: Town, monkeypatch: pytest.MonkeyPatch
+):
+    """What comes after it is waited for like any block."""
+    asked: list[object] = []
+
+    class Client(client.Client):
+        def __init__(self, *given: Any, **more: Any) -> None:
+            asked.append(more.get("first_s"))
+            super().__init__(*given, **more)
+
+        def run(self, limit_s: float) -> client.Streamed:
+            asked.append(limit_s)
+            return super().run(limit_s)
+
+    monkeypatch.setattr(streaming_module, "Client", Client)
+    await town.source()
+    town.engine("b", town.checkpoint).fetch_checkpoint(Room(), 77.0)
+    other = Rank(model="of nobody")
+    with pytest.raises(TransferError, match="no source is left"):
+        town.engine("c", town.checkpoint).fetch(other.identity, table(other), 78.0)
+    assert asked == [77.0, 77.0, None, 78.0]
+
+
 async def test_tensors_outlive_the_room(town: Town, folder: Path):
     await town.source()
     room = Room()
-    town.engine("b", town.checkpoint).fetch_checkpoint(room)
+    town.engine("b", town.checkpoint).fetch_checkpoint(room, LIMIT_S)
     kept = dict(room.tensors())
     del room
     assert same(kept, stored(folder))
@@ -106,7 +134,7 @@ async def test_a_source_by_address(town: Town, folder: Path):
     options = Options(source=(RankSources(0, (f"{LOCAL}:{named._port}",)),))
     starter, room = town.engine("b", town.checkpoint, options), Room()
     assert starter.known_checkpoint()
-    starter.fetch_checkpoint(room)
+    starter.fetch_checkpoint(room, LIMIT_S)
     assert same(dict(room.tensors()), stored(folder))
 
 
@@ -117,11 +145,11 @@ async def test_nobody_serves_it(town: Town, tmp_path: Path):
     await town.source()
     assert not starter.known_checkpoint()
     with pytest.raises(TransferError, match="no source is left"):
-        starter.fetch_checkpoint(Room())
+        starter.fetch_checkpoint(Room(), LIMIT_S)
     nothing = town.engine("c", None)
     assert not nothing.known_checkpoint()
     with pytest.raises(TransferError, match="not known which"):
-        nothing.fetch_checkpoint(Room())
+        nothing.fetch_checkpoint(Room(), LIMIT_S)
 
 
 async def test_another_revision_at_the_same_path_is_not_served(town: Town, folder: Path):
@@ -129,22 +157,22 @@ async def test_another_revision_at_the_same_path_is_not_served(town: Town, folde
     await town.source()
     make(folder, 2)
     with pytest.raises(TransferError, match="gone"):
-        town.engine("b", town.checkpoint).fetch_checkpoint(Room())
+        town.engine("b", town.checkpoint).fetch_checkpoint(Room(), LIMIT_S)
 
 
 async def test_files_that_change_later_never_become_a_model(town: Town, folder: Path):
     source = await town.source()
-    town.engine("b", town.checkpoint).fetch_checkpoint(Room())
+    town.engine("b", town.checkpoint).fetch_checkpoint(Room(), LIMIT_S)
     make(folder, 2)  # a new file at the same path: the old one is open, and goes on being served
     again = Room()
-    town.engine("c", town.checkpoint).fetch_checkpoint(again)
+    town.engine("c", town.checkpoint).fetch_checkpoint(again, LIMIT_S)
     assert same(dict(again.tensors()), stored(make(folder, 1)))
     assert source._files is not None
     served = source._files.take(0.0)
     assert served is not None
     os.truncate(f"/proc/self/fd/{served._places[0].descriptor}", 2 * BLOCK)
     with pytest.raises(TransferError, match="no source is left"):
-        town.engine("d", town.checkpoint).fetch_checkpoint(Room())
+        town.engine("d", town.checkpoint).fetch_checkpoint(Room(), LIMIT_S)
 
 
 def test_files_that_cannot_be_served_are_said(folder: Path, tmp_path: Path):

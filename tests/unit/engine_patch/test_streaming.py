@@ -30,6 +30,7 @@ from transfer.transports.deadline import Deadline
 from transfer.transports.window import Window
 
 LENGTHS = (9 * BLOCK + 1, 64)
+LIMIT_S = 60.0
 
 
 class Town(ExitStack):
@@ -64,7 +65,7 @@ async def test_what_was_loaded_is_served_and_found(town: Town):
     fetching = town.engine("b")
     assert fetching.known(source.identity.family)
     assert not fetching.known("another")
-    streamed = fetching.fetch(starter.identity, table(starter))
+    streamed = fetching.fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
     assert len(streamed.blocks) == 1
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
@@ -74,12 +75,12 @@ async def test_who_was_fetched_to_is_a_source_in_turn(town: Town):
     source, second, third = Rank(LENGTHS, seed=1), Rank(LENGTHS), Rank(LENGTHS)
     first = await town.whole("a", source)
     middle = town.engine("b")
-    middle.fetch(second.identity, table(second))
+    middle.fetch(second.identity, table(second), LIMIT_S)
     middle.serve(second.identity, table(second))
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
     first.close()
     del town.board.seeds["a", source.identity.fingerprint]
-    town.engine("c").fetch(third.identity, table(third))
+    town.engine("c").fetch(third.identity, table(third), LIMIT_S)
     assert third.content == source.content
 
 
@@ -87,7 +88,7 @@ async def test_a_starter_is_in_the_directory_before_it_has_anything(town: Town):
     source = Rank(LENGTHS, seed=1)
     await town.whole("a", source)
     starter = Rank(LENGTHS)
-    town.engine("b").fetch(starter.identity, table(starter))
+    town.engine("b").fetch(starter.identity, table(starter), LIMIT_S)
     seeds = [seed for engine, seed in town.board.history if engine == "b"]
     assert all(seed.total == sum(LENGTHS) for seed in seeds)
     assert all(seed.since > 0 for seed in seeds)
@@ -97,14 +98,14 @@ async def test_a_failure_leaves_nothing_to_serve(town: Town):
     starter = Rank(LENGTHS)
     streaming = town.engine("b")
     with pytest.raises(TransferError, match="no source is left"):
-        streaming.fetch(starter.identity, table(starter))
+        streaming.fetch(starter.identity, table(starter), LIMIT_S)
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port == 0)
     # From disk then; and now it serves.
     loaded = Rank(LENGTHS, seed=1)
     streaming.serve(loaded.identity, table(loaded))
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole and seed.port > 0)
     third = Rank(LENGTHS)
-    town.engine("c").fetch(third.identity, table(third))
+    town.engine("c").fetch(third.identity, table(third), LIMIT_S)
     assert third.content == loaded.content
 
 
@@ -121,7 +122,7 @@ async def test_while_the_engine_sleeps_its_master_is_read(town: Town):
     pages.held[0][:] = b"\xa5" * LENGTHS[0]
     asleep.set()
     guard.open()
-    town.engine("b").fetch(starter.identity, table(starter))
+    town.engine("b").fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == master.content
 
 
@@ -130,7 +131,7 @@ async def test_sources_that_were_named_are_asked_and_nobody_else(town: Town):
     named = await town.whole("a", source)
     await town.whole("z", other)
     options = Options(source=(RankSources(0, (f"{LOCAL}:{named._port}",)),))
-    streamed = town.engine("b", options).fetch(starter.identity, table(starter))
+    streamed = town.engine("b", options).fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
     assert list(streamed.blocks) == [f"{LOCAL}:{named._port}"]
     assert not town.engine("c", Options(source=(RankSources(7, ("h:1",)),))).known(source.identity.family)
@@ -212,7 +213,7 @@ async def test_memory_of_a_source_on_this_node_is_mapped(town: Town, neighbour: 
     assert seed.machine == "node boot"
     neighbour.rank.held[0][:] = neighbour.rank.held[0] if broken else bytes(LENGTHS[0])
     starter = Rank(LENGTHS)
-    streamed = town.engine("b", near=neighbour.near()).fetch(starter.identity, table(starter))
+    streamed = town.engine("b", near=neighbour.near()).fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == Rank(LENGTHS, seed=1).content
     assert len(neighbour.opened) == (0 if broken else 1)
     assert ("no such master" in " ".join(streamed.reasons.values())) == broken
@@ -226,7 +227,7 @@ async def test_memory_of_a_source_elsewhere_is_not_asked_for(town: Town, neighbo
     await town.whole("a", neighbour.rank, near=neighbour.near())
     starter = Rank(LENGTHS)
     fetching = town.engine("b", near=neighbour.near(here) if here else None)
-    fetching.fetch(starter.identity, table(starter))
+    fetching.fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == neighbour.rank.content
     assert neighbour.opened == []
 
@@ -234,7 +235,7 @@ async def test_memory_of_a_source_elsewhere_is_not_asked_for(town: Town, neighbo
 async def test_over_torch_distributed(town: Town):
     source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
     await town.whole("a", source)
-    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter))
+    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
     assert streamed.reasons == {}
 
@@ -243,7 +244,7 @@ async def test_who_cannot_be_joined_sends_over_tcp(town: Town, monkeypatch: pyte
     monkeypatch.setattr(streaming_module, "BACKEND", "hccl")
     source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
     await town.whole("a", source)
-    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter))
+    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
     assert "hccl" in " ".join(streamed.reasons.values())
 
@@ -279,7 +280,7 @@ async def test_a_taken_port_costs_the_serving_alone(town: Town, caplog: pytest.L
     first = await town.whole("a", source)
     streaming = town.engine("b", Options(listen_port=first._port))
     assert "serves no weights" in caplog.text
-    streaming.fetch(starter.identity, table(starter))
+    streaming.fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.port == 0)
 
