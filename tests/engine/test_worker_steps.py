@@ -1,7 +1,8 @@
-"""A worker's switch and the steps it has in hand."""
+"""A worker's switch and what it has in hand: steps, and KV that other engines pull."""
 
 from __future__ import annotations
 
+import threading
 import warnings
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +13,9 @@ import pytest
 from coordinator.core.model import Bytes
 from engine_patch.flight import Flight
 from engine_patch.report import Report
+from engine_patch.restoring import MemoryFault
+from native.link import DaemonRefused
+from native.protocol import Code
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what it imports itself
@@ -40,26 +44,77 @@ class Theirs:
 class Hands:
     """The memory hands of a resident engine without KV."""
 
-    def __init__(self) -> None:
+    def __init__(self, happened: list[str]) -> None:
         self.resident, self.settled, self.held, self.copied_out = True, True, Bytes(), 0
         self.kv = SimpleNamespace(base=0)
+        self.back = threading.Event()
+        """All bytes that a restore copies are back."""
+        self.refusal: Exception | None = None
+        self._happened = happened
 
     def live(self, region: Any) -> list[tuple[int, int]]:
         return []
 
     def offload(self, keep: Any) -> tuple[int, tuple[Any, ...]]:
+        if self.refusal is not None:
+            raise self.refusal
+        self._happened.append("unmapped")
         self.resident = False
         return 0, ()
+
+    def begin(self, *, beside: bool) -> tuple[Any, ...]:
+        self._happened.append("mapped")
+        self.resident = True
+        return ()
+
+    def settle(self) -> tuple[int, tuple[Any, ...]]:
+        assert self.back.wait(PATIENCE_S)
+        if self.refusal is not None:
+            raise self.refusal
+        self._happened.append("settled")
+        return 0, ()
+
+
+class Pulls:
+    """Our connector's side of a switch. `quiet`: every reader lets go in time."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self.quiet = True
+        self._happened = happened
+
+    def sleep(self, timeout_s: float) -> bool:
+        self._happened.append(f"sleep {timeout_s:g}")
+        return self.quiet
+
+    def wake(self) -> None:
+        self._happened.append("wake")
+
+
+class Told:
+    """The desk, which tells the agent."""
+
+    def __init__(self, happened: list[str]) -> None:
+        self.over = threading.Event()
+        self.report: Report | None = None
+        self._happened = happened
+
+    def settled(self, report: Report) -> None:
+        self._happened.append("told")
+        self.report = report
+        self.over.set()
 
 
 class Ours(worker.VnpuWorker, Theirs):
     """A loaded worker."""
 
     def __init__(self) -> None:
-        self.rank = 0
-        self.hands = self._hands = Hands()  # type: ignore[assignment]
-        self._flight, self._gates, self._exchange, self._pulls = Flight(), None, None, None
-        self._sharing = SimpleNamespace(part=lambda: None)  # type: ignore[assignment]
+        self.rank, self._turn = 0, 0
+        self.happened: list[str] = []
+        self.hands = self._hands = Hands(self.happened)  # type: ignore[assignment]
+        self.pulls = self._pulls = Pulls(self.happened)
+        self.told = self._desk = Told(self.happened)  # type: ignore[assignment]
+        self._flight, self._gates, self._exchange = Flight(), None, None
+        self._sharing = SimpleNamespace(part=lambda: None, ready=lambda: None)  # type: ignore[assignment]
         self._kv_at, self._kv_blocks = 0, frozenset()
         self._books = SimpleNamespace(  # type: ignore[assignment]
             use=lambda blocks: [], forget_all_but=lambda live: None, keep=list
@@ -68,7 +123,11 @@ class Ours(worker.VnpuWorker, Theirs):
     def offload(self) -> Report:
         return msgspec.json.decode(self.vnpu_offload([]), type=Report)
 
+    def restore(self) -> Report:
+        return msgspec.json.decode(self.vnpu_restore(), type=Report)
 
+
+PATIENCE_S = 30.0
 STEP = SimpleNamespace(
     total_num_scheduled_tokens=1, scheduled_new_reqs=[], scheduled_cached_reqs=SimpleNamespace(new_block_ids=[])
 )
@@ -108,3 +167,69 @@ def test_without_memory_a_request_may_be_forgotten_and_nothing_computed(ours: Ou
     with pytest.raises(RuntimeError, match="memory is away"):
         ours.execute_model(STEP)
     assert ours.offload().error == ""
+
+
+def test_readers_of_kv_let_go_before_anything_is_unmapped(ours: Ours):
+    assert ours.offload().error == ""
+    assert ours.happened == ["sleep 0", "unmapped"]
+
+
+def test_a_reader_of_kv_that_does_not_let_go_keeps_everything_mapped(ours: Ours):
+    ours.pulls.quiet = False
+    assert "another engine does not let go of KV blocks" in ours.offload().error
+    assert ours.hands.resident
+    assert "unmapped" not in ours.happened
+
+
+def test_steps_in_flight_are_asked_before_readers_of_kv(ours: Ours):
+    """Offers end when readers are asked: not for a switch that is refused."""
+    ours.execute_model(STEP)
+    assert ours.offload().error != ""
+    assert ours.happened == []
+
+
+def test_a_switch_that_the_daemon_refuses_lets_readers_of_kv_in_again(ours: Ours):
+    ours.hands.refusal = DaemonRefused(Code.NO_SPACE, "no host memory")
+    refused = ours.offload()
+    assert (refused.error, refused.denied) == ("", "no_space: no host memory")
+    assert ours.happened == ["sleep 0", "wake"]
+
+
+def test_readers_of_kv_come_in_when_everything_is_back(ours: Ours):
+    ours.offload()
+    ours.hands.back.set()
+    assert ours.restore().error == ""
+    assert ours.happened == ["sleep 0", "unmapped", "mapped", "settled", "wake"]
+
+
+def test_beside_steps_readers_of_kv_come_in_when_everything_is_back(ours: Ours):
+    """With gates the call is answered at once; a thread of the worker sees the end."""
+    ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.offload()
+    assert ours.restore().pending
+    assert ours.happened == ["sleep 0", "unmapped", "mapped"]
+    ours.hands.back.set()
+    assert ours.told.over.wait(PATIENCE_S)
+    assert ours.happened == ["sleep 0", "unmapped", "mapped", "settled", "wake", "told"]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_after_a_restore_that_failed_nobody_reads_kv(ours: Ours, gated: bool):
+    if gated:
+        ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.offload()
+    ours.hands.refusal = MemoryFault("what came back is not what was sealed", remedy="report this")
+    ours.hands.back.set()
+    answer = ours.restore()
+    if gated:
+        assert ours.told.over.wait(PATIENCE_S)
+        answer = ours.told.report
+    assert "not what was sealed" in answer.error
+    assert "wake" not in ours.happened
+
+
+def test_an_engine_without_our_connector_has_nobody_to_wait_for(ours: Ours):
+    ours._pulls = None
+    ours.hands.back.set()
+    assert (ours.offload().error, ours.restore().error) == ("", "")
+    assert ours.happened == ["unmapped", "mapped", "settled"]
