@@ -39,8 +39,11 @@ log = logging.getLogger("vllm.vnpu.netloader")
 class Exchange:
     """Made before the model is loaded. Nothing here ends an engine but an option that cannot be used."""
 
-    def __init__(self, rank: int, vllm_config: Any, hands: Hands) -> None:
-        """Raises ConfigError where `--model-loader-extra-config` cannot be used."""
+    def __init__(self, rank: int, vllm_config: Any, hands: Hands, device: str) -> None:
+        """`device`: of this rank's tensors, as torch names it.
+
+        Raises ConfigError where `--model-loader-extra-config` cannot be used.
+        """
         birth = settings.inherited()
         load = vllm_config.load_config
         options = read(load.model_loader_extra_config or {}) if load.load_format == FORMAT else Options()
@@ -57,7 +60,7 @@ class Exchange:
                 where = folder(vllm_config.model_config)
                 self._identity = identity(vllm_config, rank, where, options.model)
                 checkpoint = Checkpoint(options.model or revision(where), where, named=bool(options.model))
-                self._streaming = _open(rank, birth, options, trust, hands, checkpoint)
+                self._streaming = _open(rank, birth, options, trust, hands, checkpoint, device)
         except (TransferError, ConfigError) as error:
             why = str(error)
         if why:
@@ -82,14 +85,16 @@ class Exchange:
         return self._streaming.stepping() if self._streaming is not None else nullcontext()
 
 
-def _open(rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands, checkpoint: Checkpoint) -> Streaming:
+def _open(
+    rank: int, birth: Birth, options: Options, trust: Trust, hands: Hands, checkpoint: Checkpoint, device: str
+) -> Streaming:
     host = options.listen_host or own_address(settings.endpoints())
     bound = os.sched_getaffinity(0)
     free = set(birth.cpus) - bound or set(birth.cpus)
     return Streaming(
         birth.engine, rank, options, Desk(birth.desk), trust, host, tuple(sorted(free)), hands.readers, hands.at,
         Near(f"{settings.required().node} {boot_id()}", hands.lend, hands.borrower.open),
-        checkpoint,
+        checkpoint, device,
     )  # fmt: skip
 
 

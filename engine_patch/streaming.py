@@ -51,9 +51,6 @@ WITHDRAW_S = 2.0
 BUSY_S = 0.25
 """An engine whose last step is longer ago has no request that a stream could slow down."""
 
-BACKEND = "gloo"
-"""Of `TRANSPORT: torch`: weights lie in host memory here."""
-
 
 class Near(NamedTuple):
     """`machine`: whose daemon owns the pages; `lend`: ours to others, `borrow`: theirs to us."""
@@ -79,10 +76,11 @@ class Streaming:
         locate: Locate | None = None,
         near: Near | None = None,
         checkpoint: Checkpoint | None = None,
+        device: str = "cpu",
     ) -> None:
         """Listen. `host`: the address that others reach; `cpus`: processors the threads run on; `guard` and `locate`
         as in `Source`; `near`: how memory is shared on this machine, None: it is not. `checkpoint`: what these weights
-        are made from.
+        are made from. `device`: of this rank's tensors, as torch names it.
 
         A port that is taken costs the serving, not the engine.
         """
@@ -98,6 +96,7 @@ class Streaming:
         self._files = LazyShelf(checkpoint) if checkpoint else None
         self._guard = guard or Guard()
         self._locate = locate
+        self._device = device
         self._near = near if options.transport == "auto" else None
         self._machine = self._near.machine if self._near else ""
         self._plain: set[str] = set()
@@ -116,7 +115,7 @@ class Streaming:
 
     def _listen(self) -> Listener | None:
         port = self.options.listen_port + self._rank if self.options.listen_port else 0
-        serve = Server(self._shelf, self._lend, self._files).serve
+        serve = Server(self._shelf, self._lend, self._files, self._device).serve
         try:
             listener = Listener(
                 self._host, port, self._trust, wire.SERVICE, serve,
@@ -308,8 +307,7 @@ class Streaming:
             return
         try:
             if self.options.transport == "torch":
-                ways.meet(channel, BACKEND)
-                log.info("%s sends over torch.distributed (%s)", peer.name, BACKEND)
+                log.info("%s sends over torch.distributed (%s)", peer.name, ways.meet(channel, self._device))
             elif self._near is not None and peer.machine == self._machine:
                 mapped = ways.borrow(channel, self._machine, self._near.borrow)
                 log.info("memory of %s is %s", peer.name, "mapped" if mapped else "not lent just now")

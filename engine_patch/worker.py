@@ -69,6 +69,7 @@ class VnpuWorker:
     vllm_config: Any
     model_config: Any
     model_runner: Any
+    device: Any
 
     # ---- what differs from device to device
 
@@ -122,8 +123,10 @@ class VnpuWorker:
             super().init_device()  # type: ignore[misc]  # the next base is vLLM's worker
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        self._exchange = Exchange(self.rank, self.vllm_config, self._hands) if self._bus.readable else None
-        if self._exchange is None:
+        self._exchange: Exchange | None = None
+        if self._bus.readable:
+            self._exchange = Exchange(self.rank, self.vllm_config, self._hands, str(self.device))
+        else:
             log.info("weights are neither served nor fetched: the device's pages cannot be read by address")
         self._sharing = open_sharing(self.vllm_config, self._hands, settings.inherited())
         packed = modules.Packed(self._hands.weights.arena)

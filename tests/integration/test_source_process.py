@@ -40,7 +40,7 @@ def fetch(starter: Rank, directory: Directory, way: str) -> Streamed:
 
     def agree(peer: Peer, channel: Channel) -> None:
         if peer.name == "A" and way == "torch":
-            ways.meet(channel, "gloo")
+            ways.meet(channel)
 
     me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
     return Client(me, starter.identity, starter.addresses, directory, dialler(), agree=agree).run(60.0)

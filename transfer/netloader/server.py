@@ -29,11 +29,15 @@ LATER_S = 5.0
 class Server:
     """`serve` is what a `Listener` calls, in a thread for each client."""
 
-    def __init__(self, shelf: Shelf, lend: Lend | None = None, checkpoint: Shelf | None = None) -> None:
-        """`lend`: what clients of this machine may map; None: nothing. `checkpoint`: served to whose kernels differ."""
+    def __init__(
+        self, shelf: Shelf, lend: Lend | None = None, checkpoint: Shelf | None = None, device: str = "cpu"
+    ) -> None:
+        """`lend`: what clients of this machine may map; None: nothing. `checkpoint`: served to whose kernels differ.
+        `device`: where a process group's tensors lie, as torch names it."""
         self._shelf = shelf
         self._checkpoint = checkpoint
         self._lend = lend
+        self._device = device
 
     def serve(self, channel: Channel) -> None:
         """Raises TransferError where the client misbehaves."""
@@ -52,14 +56,15 @@ class Server:
             _refuse(channel, Code.MISMATCH, *wrong)
             return
         channel.send(wire.encode(Offer(source.manifest)), Deadline.after(FRAME_S))
-        _Reads(channel, source, self._lend).answer()
+        _Reads(channel, source, self._lend, self._device).answer()
 
 
 class _Reads:
-    def __init__(self, channel: Channel, source: Source, lend: Lend | None) -> None:
+    def __init__(self, channel: Channel, source: Source, lend: Lend | None, device: str) -> None:
         self._channel = channel
         self._source = source
         self._lend = lend
+        self._device = device
         self._grid = source.manifest.grid
         self._together: Loan | None = None
         """What was lent, where many places of it may be told in one message."""
@@ -77,7 +82,7 @@ class _Reads:
                     loan = ways.lend(self._channel, request, self._lend)
                     self._together = loan if request.together else None
                 case Meet():
-                    ways.be_met(self._channel, request)
+                    ways.be_met(self._channel, request, self._device)
                 case _:
                     self._read(request, header.tag)
 

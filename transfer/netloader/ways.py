@@ -6,7 +6,7 @@ Each ends with the connection. Whatever goes wrong here breaks that connection; 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from transfer.errors import PeerViolation
 from transfer.netloader import wire
@@ -15,9 +15,6 @@ from transfer.transports import window
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.window import Window
-
-if TYPE_CHECKING:
-    from transfer.transports.collective import Pair, Side
 
 ASK_S = 20.0
 JOIN_S = 30.0
@@ -57,11 +54,16 @@ def borrow(channel: Channel, machine: str, open_lent: Open) -> bool:
     raise PeerViolation(f"{type(answer).__name__} is no answer to Borrow")
 
 
-def meet(channel: Channel, backend: str) -> None:
-    """Join the source in a process group. Raises TransferError: connect anew."""
+def meet(channel: Channel, device: str = "cpu") -> str:
+    """Join the source in a process group of the backend, returned, for tensors on `device`. Raises TransferError:
+    connect anew."""
+    from transfer.transports import collective  # late: only who goes this way needs torch
+
+    backend = collective.backend_of(device)
     channel.send(wire.encode(Meet(backend)), Deadline.after(ASK_S))
-    side, join = _collective()
-    channel.carry(taker=join(channel, side.STARTER, Deadline.after(JOIN_S), backend=backend))
+    starter, until = collective.Side.STARTER, Deadline.after(JOIN_S)
+    channel.carry(taker=collective.join(channel, starter, until, backend=backend, device=device))
+    return backend
 
 
 # ---- the source
@@ -77,14 +79,9 @@ def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> Loan | None
     return loan
 
 
-def be_met(channel: Channel, request: Meet) -> None:
-    """Answer a `Meet`. Raises TransferError."""
-    side, join = _collective()
-    channel.carry(giver=join(channel, side.SOURCE, Deadline.after(JOIN_S), backend=request.backend))
+def be_met(channel: Channel, request: Meet, device: str = "cpu") -> None:
+    """Answer a `Meet` with tensors on `device`. Raises TransferError, also where its backend is another."""
+    from transfer.transports import collective
 
-
-def _collective() -> tuple[type[Side], Callable[..., Pair]]:
-    """Imported late: only who goes this way needs torch."""
-    from transfer.transports.collective import Side, join
-
-    return Side, join
+    source, until = collective.Side.SOURCE, Deadline.after(JOIN_S)
+    channel.carry(giver=collective.join(channel, source, until, backend=request.backend, device=device))

@@ -1,4 +1,5 @@
-"""`torch.distributed` point to point between two processes: gloo here, NCCL and HCCL by the same code on their devices.
+"""`torch.distributed` point to point between two processes: gloo for tensors of the host, NCCL and HCCL for a device's.
+Only gloo was ever run.
 
 The group is of these two alone and of nobody else's making: it stands beside whatever groups the process has and is in
 no registry, so that making it, breaking it and dropping it touch nothing of vLLM's. The two meet over the channel that
@@ -27,7 +28,8 @@ from transfer.transports.carrier import Piece
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
-BACKENDS = ("gloo", "nccl", "hccl")
+BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
+"""By torch's name of the kind of device that tensors lie on."""
 OPERATION_S = 60.0
 """The group's own limit for what has no deadline of ours."""
 MARGIN_S = 5.0
@@ -243,8 +245,17 @@ class Pair:
         return None
 
 
+def backend_of(device: str) -> str:
+    """`device` as torch names it (`cuda:1`). Raises TransferError where there is no backend for such a device."""
+    kind, _, _ = device.partition(":")
+    if kind not in BACKENDS:
+        raise TransferError(f"no backend for tensors on {device!r}", remedy="use TRANSPORT: tcp")
+    return BACKENDS[kind]
+
+
 def join(channel: Channel, side: Side, deadline: Deadline, *, backend: str = "gloo", device: str = "cpu") -> Pair:
-    """Make the pair; both sides call it at the same point of what they say over `channel`.
+    """Make the pair; both sides call it at the same point of what they say over `channel`. `device`: where this side's
+    tensors lie.
 
     Raises:
         TransferError: it could not be made: nothing of it is left, the other side was told, and the channel is of no
@@ -253,6 +264,8 @@ def join(channel: Channel, side: Side, deadline: Deadline, *, backend: str = "gl
     meeting = Meeting(channel, deadline)
     group = None
     try:
+        if backend != backend_of(device):
+            raise TransferError(f"no backend {backend!r} for tensors on {device!r}", remedy="use TRANSPORT: tcp")
         group = _group(backend, meeting, side, channel.local, deadline)
         _probe(group, side, device, deadline)
     except (RuntimeError, TransferError, OSError) as error:
@@ -291,11 +304,9 @@ def _group(backend: str, meeting: Meeting, side: Side, host: str, deadline: Dead
         return dist.ProcessGroupGloo(meeting, int(side), 2, options)
     if backend == "nccl":
         make = getattr(dist, "ProcessGroupNCCL", None)
-    elif backend == "hccl":
+    else:
         make = getattr(getattr(sys.modules.get("torch_npu"), "_C", None), "_distributed_c10d", None)
         make = getattr(make, "ProcessGroupHCCL", None)
-    else:
-        raise TransferError(f"no backend {backend!r}", remedy=f"one of {', '.join(BACKENDS)}")
     if make is None:
         raise TransferError(f"this torch has no {backend}", remedy="use TRANSPORT: tcp")
     options = make.Options()

@@ -240,13 +240,21 @@ async def test_over_torch_distributed(town: Town):
     assert streamed.reasons == {}
 
 
-async def test_who_cannot_be_joined_sends_over_tcp(town: Town, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(streaming_module, "BACKEND", "hccl")
+@pytest.mark.parametrize(
+    ("theirs", "ours", "why"),
+    [("cpu", "npu:0", "this torch has no hccl"), ("cuda:0", "cpu", "'gloo' for tensors on 'cuda:0'")],
+)
+async def test_who_cannot_be_joined_sends_over_tcp(
+    town: Town, theirs: str, ours: str, why: str, caplog: pytest.LogCaptureFixture
+):
+    """Each side joins for the device of its own rank."""
     source, starter = Rank(LENGTHS, seed=1), Rank(LENGTHS)
-    await town.whole("a", source)
-    streamed = town.engine("b", Options(transport="torch")).fetch(starter.identity, table(starter), LIMIT_S)
+    await town.whole("a", source, device=theirs)
+    fetching = town.engine("b", Options(transport="torch"), device=ours)
+    streamed = fetching.fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == source.content
-    assert "hccl" in " ".join(streamed.reasons.values())
+    assert why in " ".join(streamed.reasons.values())
+    assert "sends over torch.distributed" not in caplog.text
 
 
 async def test_who_gave_up_passes_nothing_on_any_more(town: Town):

@@ -16,6 +16,10 @@ from native import _native
 from tests.helpers.transports import SIZE, TRANSPORTS, Ends
 from tests.helpers.wires import meanwhile, soon
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
+from transfer.netloader import ways, wire
+from transfer.netloader.wire import Meet
+from transfer.transports import collective
+from transfer.transports.channel import Channel
 from transfer.transports.collective import KEYS, Meeting, Put, Side, join
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import MAX_BODY, Kind
@@ -287,9 +291,39 @@ def test_who_cannot_join_tells_the_other():
             joining()
 
 
-def test_a_backend_that_this_torch_lacks_is_named():
-    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError, match="no hccl"):
-        join(ends.source, Side.SOURCE, soon(), backend="hccl")
+@pytest.mark.parametrize(("backend", "device"), [("nccl", "cuda:0"), ("hccl", "npu:0")])
+def test_a_backend_that_this_torch_lacks_is_named(backend: str, device: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr(collective.dist, "ProcessGroupNCCL", raising=False)
+    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError, match=f"no {backend}"):
+        join(ends.source, Side.SOURCE, soon(), backend=backend, device=device)
+
+
+def test_a_backend_that_does_not_reach_the_device_is_refused():
+    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError, match="'gloo' for tensors on 'cuda:0'"):
+        join(ends.source, Side.SOURCE, soon(), backend="gloo", device="cuda:0")
+
+
+def test_a_device_without_backend_is_named():
+    with TRANSPORTS["tcp"]() as ends, pytest.raises(TransferError, match="no backend for tensors on 'xpu:0'"):
+        ways.meet(ends.starter, "xpu:0")
+
+
+@pytest.mark.parametrize(("kind", "backend"), [("cpu", "gloo"), ("cuda", "nccl"), ("npu", "hccl")])
+def test_both_sides_join_with_the_backend_of_their_device(
+    kind: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joined = []
+
+    def instead(channel: Channel, side: Side, deadline: Deadline, *, backend: str, device: str) -> None:
+        joined.append((side, backend, device))
+
+    monkeypatch.setattr(collective, "join", instead)
+    with TRANSPORTS["tcp"]() as ends:
+        assert ways.meet(ends.starter, f"{kind}:1") == backend
+        _, asked = ends.source.receive(soon())
+        assert wire.decode_request(asked) == Meet(backend)
+        ways.be_met(ends.source, Meet(backend), f"{kind}:0")
+    assert joined == [(Side.STARTER, backend, f"{kind}:1"), (Side.SOURCE, backend, f"{kind}:0")]
 
 
 def test_nobody_joins():
