@@ -1,9 +1,11 @@
 """A tensor-parallel engine over two host devices beside an engine on the first of them, on a node that `vnpu up` runs.
-Device 0 holds one of the two. One node for the whole file: two engine starts, and one more after a rank was killed."""
+Device 0 holds one of the two. The engine's ranks share layers, as the node's file says (`sharded_linear`), through all
+switches and kills. One node for the whole file: two engine starts, and one more after a rank was killed."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -31,9 +33,13 @@ pytestmark = marks()
 
 PATIENCE_S = 600.0
 PAIR, SOLO = "pair", "solo"
-MODELS = {PAIR: ("qwen3", [0, 1]), SOLO: ("llama", 0)}
+SHARED, DEPTH = "fused_qkv_a_proj", 4
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    PAIR: ("deepseek", {"device": [0, 1], "sharded_linear": [SHARED]}),
+    SOLO: ("llama", {"device": 0}),
+}
 BOTH = ("e2e/0", "e2e/1")
-CAPACITY = "96MiB"
+CAPACITY = "112MiB"
 PROMPT = "the harbour at night"
 ENGINE_ARGS = {"dtype": "float32", "max_model_len": 512, "max_num_seqs": 4, "block_size": 32, "enforce_eager": True}
 V = TypeVar("V", bound=Value)
@@ -146,8 +152,8 @@ def configuration(models: Path) -> dict[str, Any]:
         "admin": {"listen": "127.0.0.1:0"},
         "defaults": {"keep_alive": "1h", "min_residency": "500ms"},
         "models": {
-            name: {"path": str(models / name), "device": device, "kv_cache": "64MiB", "engine_args": dict(ENGINE_ARGS)}
-            for name, (_, device) in MODELS.items()
+            name: {"path": str(models / name), "kv_cache": "64MiB", "engine_args": dict(ENGINE_ARGS), **keys}
+            for name, (_, keys) in MODELS.items()
         },
     }
 
@@ -159,6 +165,13 @@ def holders(picture: Picture, device: str) -> set[Holder]:
 
 def engines(picture: Picture, device: str) -> set[str]:
     return {holder.engine for holder in holders(picture, device)}
+
+
+async def test_ranks_share_the_layers_that_the_file_names(running: Running) -> None:
+    """First: the log is of the first start. Each rank says what it shares."""
+    log = running.node.run_dir.log(PAIR).read_text()
+    assert len(re.findall(rf"\.{SHARED}: {DEPTH} layers over 2 ranks$", log, re.MULTILINE)) == 2
+    assert log.count("shared layers are mapped") == 2
 
 
 async def test_the_two_take_turns_and_answer_as_before(running: Running) -> None:

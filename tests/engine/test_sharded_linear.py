@@ -34,6 +34,9 @@ PROMPTS = ("def main():", "The daemon owns", "class Engine:\n    ", "import os",
 TOGETHER = tuple(f"{prompt} {'value ' * (7 * n % 45)}" for n, prompt in enumerate(PROMPTS * 3))
 """Fifteen requests where eight run at once and a step takes 128 tokens: prompts come in chunks, whole and beside
 answers."""
+WINDOW = 2 * (64 + BYTES)
+"""Two ranks own every other layer, so of the four that are asked for ahead or in use two are the other's: two images of
+a layer, each with its header."""
 CYCLES = 6
 HEAP = 4 << 20
 """Bytes by which a process's heap may differ; a layer left behind in each cycle would be as much."""
@@ -86,6 +89,14 @@ class Ranks(Lab):
         await self.order(engine, Order.RESTORE)
         await self.spec(engine, lambda spec: spec.measured)
 
+    async def charged(self, engine: VllmEngine) -> list[int]:
+        """Bytes of weights that the daemon has given the engine, by device: nothing of the engine's counts them."""
+        states = [await self.leader.closed(device) for device in self.daemon.ids]
+        return [
+            sum(owner.bytes.weights for owner in state.owners if owner.holder.engine == engine.engine)
+            for state in states
+        ]
+
     async def overwrite(self, fill: int) -> None:
         """Another owner takes every page of both devices and fills it."""
         other = await self.leader.register("filler", self.daemon.ids, size=CAPACITY)
@@ -137,8 +148,12 @@ async def test_answers_are_the_same_and_survive_sleeping(lab: Ranks, carrier: st
         for rank in await engine.probes("sharing"):
             own = rank["live"] - (lab.live - DEPTH * BYTES)
             assert own == pytest.approx(DEPTH // 2 * BYTES, rel=0.02)
-        assert (shared["windows"] > 0) == (carrier == "broadcast")
+        windows = -(-WINDOW // CHUNK) * CHUNK if carrier == "broadcast" else 0
+        pages = [rank["pages"] + windows for rank in await engine.probes("kept")]
+        assert [rank["windows"] for rank in await engine.probes("kept")] == [windows] * 2
+        assert await lab.charged(engine) == pages
         footprint = (await lab.spec(engine)).footprint.weights
+        assert footprint == max(pages)
         for fill in (0xA5, 0xFF):
             offloaded = await lab.order(engine, Order.OFFLOAD)
             assert (offloaded.held.total, offloaded.d2h) == (0, 0)
@@ -146,6 +161,7 @@ async def test_answers_are_the_same_and_survive_sleeping(lab: Ranks, carrier: st
             restored = await lab.order(engine, Order.RESTORE)
             assert restored.phase is Phase.RESIDENT, restored.error
             assert restored.held.weights == footprint
+            assert await lab.charged(engine) == pages
             salt = f"after {fill}"
             assert [await engine.complete(prompt, salt=salt) for prompt in PROMPTS] == lab.answers
         assert await engine.probe("sharing") == shared
