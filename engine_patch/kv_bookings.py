@@ -185,13 +185,10 @@ class Bookings:
         return made
 
 
-def losses(found: Results, groups: int) -> tuple[set[int], set[str]]:
-    """What vLLM is told of blocks that did not come: their ids, so that what came is kept, or the requests' own.
-
-    With several KV groups ids do not name blocks for vLLM, which ends the engine when it is told some
-    (`Scheduler._handle_invalid_blocks`): a request that lacks a block of whichever group is computed from its start.
-    """
-    return (set(), found.failed) if groups > 1 else ({missing.block for missing in found.blocks}, set())
+def losses(found: Results, *, by_block: bool) -> tuple[set[int], set[str]]:
+    """What vLLM is told of blocks that did not come: their ids, so that what came is kept, or the requests' own, which
+    are computed from their start then, whichever block they lack."""
+    return ({missing.block for missing in found.blocks}, set()) if by_block else (set(), found.failed)
 
 
 def _wanted(part: Part, skipped: int, ids: Sequence[int]) -> Places:

@@ -69,6 +69,17 @@ def shape(vllm_config: Any, config: Any) -> Shape:
     return Shape(_form(vllm_config, config, heads), blocks, heads, bool(model.use_mla), config.num_blocks)
 
 
+def keeps_parts(vllm_config: Any, config: Any) -> bool:
+    """Whether a prompt of which a part was pulled can be computed from there on.
+
+    With several KV groups ids do not name blocks for vLLM, which ends the engine when it is told some
+    (`Scheduler._handle_invalid_blocks`). For MLA without AMX vLLM's `CpuPlatform` turns off all that would go on behind
+    a part (chunked prefill, prefix caching); told of blocks it did so nevertheless, and gave other tokens (0.32).
+    """
+    chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
+    return len(config.kv_cache_groups) == 1 and (chunks or not vllm_config.model_config.use_mla)
+
+
 def _form(vllm_config: Any, config: Any, heads: int) -> str:
     """A digest of everything that must be equal on both sides, so that bytes of one mean the same on the other.
 

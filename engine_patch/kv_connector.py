@@ -88,6 +88,7 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         self._trust = _trust()
         _refuse_what_cannot_work(vllm_config)
         self._shape = kv_caches.shape(vllm_config, kv_cache_config)
+        self._keeps_parts = kv_caches.keeps_parts(vllm_config, kv_cache_config)
         self._bookings = Bookings(self._shape, self._trust)
         self._station: Station | None = None
         self._results = KVConnectorTransferResults()
@@ -173,7 +174,7 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         if self._station is None:
             return KVConnectorTransferResults()
         found = self._station.collect(IDLE_STEP_S if self._idle else 0.0)
-        blocks, requests = losses(found, len(self._cache.kv_cache_groups))
+        blocks, requests = losses(found, by_block=self._keeps_parts)
         self._failed_blocks |= blocks
         return KVConnectorTransferResults(found.sent, found.received, requests)
 

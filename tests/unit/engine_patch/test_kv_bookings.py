@@ -176,10 +176,11 @@ def test_blocks_that_a_pull_writes_into_are_given_to_it() -> None:
 
 
 def test_what_did_not_come_is_told_as_vllm_can_bear_it() -> None:
-    """By block where ids name them; else by request, whichever group lacks one."""
+    """By block where a part is of use; else by request, whichever group lacks one."""
     one = Results(received={"a", "b"}, failed={"a"}, blocks={Missing(0, 7), Missing(0, 9)})
-    assert losses(one, 1) == ({7, 9}, set())
+    assert losses(one, by_block=True) == ({7, 9}, set())
     for group in range(3):
         several = Results(received={"a", "b"}, failed={"b"}, blocks={Missing(group, 7)})
-        assert losses(several, 3) == (set(), {"b"})
-    assert losses(Results(received={"a"}), 1) == losses(Results(received={"a"}), 2) == (set(), set())
+        assert losses(several, by_block=False) == (set(), {"b"})
+    for by_block in (True, False):
+        assert losses(Results(received={"a"}), by_block=by_block) == (set(), set())
