@@ -195,8 +195,9 @@ class Agent:
 
     def _answer(self, request: Request) -> Answer:
         match request:
-            case Find(fingerprint, family, checkpoint):
-                return Answer(self._seeds.find(fingerprint=fingerprint, family=family, checkpoint=checkpoint))
+            case Find(fingerprint, family, checkpoint, kin):
+                found = self._seeds.find(fingerprint=fingerprint, family=family, checkpoint=checkpoint, kin=kin)
+                return Answer(found)
             case Publish(fingerprint, seed):
                 self._publisher.put(keys.seed(self._holder.engine, fingerprint), seed)
             case Settled(report):

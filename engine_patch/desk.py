@@ -41,11 +41,12 @@ class Publish(msgspec.Struct, frozen=True, tag=True):
 
 
 class Find(msgspec.Struct, frozen=True, tag=True):
-    """Who has weights of this fingerprint, of this family, or of this checkpoint."""
+    """Who has weights of this fingerprint, of this family, of this checkpoint, or of this configuration (`kin`)."""
 
     fingerprint: str = ""
     family: str = ""
     checkpoint: str = ""
+    kin: str = ""
 
 
 class Settled(msgspec.Struct, frozen=True, tag=True):
@@ -103,9 +104,11 @@ class Desk:
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def find(self, *, fingerprint: str = "", family: str = "", checkpoint: str = "") -> tuple[Found, ...]:
+    def find(
+        self, *, fingerprint: str = "", family: str = "", checkpoint: str = "", kin: str = ""
+    ) -> tuple[Found, ...]:
         """Raises TransferError where the agent does not answer."""
-        return self._call(Find(fingerprint, family, checkpoint)).found
+        return self._call(Find(fingerprint, family, checkpoint, kin)).found
 
     def publish(self, fingerprint: str, seed: Seed) -> None:
         """Raises TransferError where the agent does not answer."""

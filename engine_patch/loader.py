@@ -29,6 +29,7 @@ from engine_patch.streaming import Streaming
 from engine_patch.tensors import Unstreamable, table
 from native._native import Arena
 from transfer.errors import TransferError
+from transfer.netloader.client import StreamFailed
 from transfer.netloader.identity import Identity
 
 log = logging.getLogger("vllm.vnpu.netloader")
@@ -153,10 +154,14 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
         streaming, identity, arena = self._ready(vllm_config)
         try:
             if not streaming.known(identity.family):
-                raise NotStreamed("no running engine has them")
+                raise NotStreamed(_because("no running engine has them", streaming.mismatches(identity)))
             model = self._build(vllm_config, model_config, prefix)
             found = table(model, arena)
-            streamed = streaming.fetch(laid_out(identity, found), found, self._left())
+            identity = laid_out(identity, found)
+            streamed = streaming.fetch(identity, found, self._left())
+        except StreamFailed as failed:
+            told = [] if failed.reasons else streaming.mismatches(identity)
+            raise NotStreamed(_because(str(failed), told)) from None
         except (TransferError, Unstreamable) as error:
             raise NotStreamed(str(error)) from None  # the traceback would keep the model alive
         log.info("%d bytes streamed in %.2f s from %s", streamed.manifest.size, streamed.seconds, streamed.blocks)
@@ -179,6 +184,10 @@ def _make_distinct(model: torch.nn.Module) -> None:
     for n, parameter in enumerate(model.parameters()):
         if parameter.numel() and parameter.is_contiguous():
             parameter.data.view(-1)[0] = n % 100
+
+
+def _because(why: str, told: list[str]) -> str:
+    return f"{why} [{'; '.join(told)}]" if told else why
 
 
 class _Registered:

@@ -46,12 +46,14 @@ class Seeds:
         for change in changes:
             self._apply(change)
 
-    def find(self, *, fingerprint: str = "", family: str = "", checkpoint: str = "") -> tuple[Found, ...]:
-        """Those of this fingerprint, of this family, or of this checkpoint, in a fixed order."""
+    def find(
+        self, *, fingerprint: str = "", family: str = "", checkpoint: str = "", kin: str = ""
+    ) -> tuple[Found, ...]:
+        """Those of this fingerprint, of this family, of this checkpoint, or of this configuration, in a fixed order."""
         return tuple(
             Found(engine, name, seed, self._load(engine))
             for (engine, name), seed in sorted(self._seeds.items(), key=lambda item: item[0])
-            if _matches(name, seed, fingerprint, family, checkpoint)
+            if matches(name, seed, fingerprint, family, checkpoint, kin)
         )
 
     def _apply(self, change: Change) -> None:
@@ -76,10 +78,10 @@ class Seeds:
         return load.running + load.waiting if load else 0
 
 
-def _matches(name: str, seed: Seed, fingerprint: str, family: str, checkpoint: str) -> bool:
-    if fingerprint:
-        return name == fingerprint
-    return seed.family == family if family else bool(checkpoint) and seed.checkpoint == checkpoint
+def matches(name: str, seed: Seed, fingerprint: str, family: str, checkpoint: str, kin: str) -> bool:
+    """By the first that is given."""
+    wanted = ((fingerprint, name), (family, seed.family), (checkpoint, seed.checkpoint), (kin, seed.kin))
+    return next((is_ == asked for asked, is_ in wanted if asked), False)
 
 
 def _value(kind: type[V], change: Change) -> V | None:

@@ -18,10 +18,12 @@ from typing import NamedTuple
 import msgspec
 
 from coordinator.core.model import Seed
+from engine_patch import strangers
 from engine_patch.checkpoints import Checkpoint, LazyShelf, Room
 from engine_patch.desk import Desk
 from engine_patch.loader_options import Options, write_address
 from engine_patch.seed_news import SeedNews
+from engine_patch.strangers import as_peer
 from engine_patch.tensors import Table
 from native import _native
 from native.link import DaemonError
@@ -168,6 +170,19 @@ class Streaming:
         found = self._desk.find(checkpoint=self._checkpoint.identity.fingerprint)
         return any(one.engine != self._engine and one.seed.port and one.seed.whole for one in found)
 
+    def mismatches(self, identity: Identity) -> list[str]:
+        """What keeps engines of this model from being sources, as one or two of them say. Nothing where sources are
+        named: those are asked in any case."""
+        if self.options.source:
+            return []
+        checkpoint = self._checkpoint.identity.fingerprint if self._checkpoint else ""
+        try:
+            found = strangers.relatives(self._desk, self._engine, self._rank, identity, checkpoint)
+        except TransferError as error:
+            log.warning("the directory cannot be read: %s", error)
+            return []
+        return strangers.mismatches(found, identity, self._trust)
+
     def fetch_checkpoint(self, room: Room, limit_s: float) -> Streamed:
         """The checkpoint's own tensors, into `room`; they are not passed on. Before the first one comes a source has to
         read its files.
@@ -270,6 +285,7 @@ class Streaming:
             total=Grid(table.extents).size,
             machine=self._machine,
             checkpoint=self._checkpoint.identity.fingerprint if self._checkpoint else "",
+            kin=identity.kin,
         )
         self._news.changed()
 
@@ -282,19 +298,7 @@ class Streaming:
         except TransferError as error:
             log.warning("the directory cannot be read: %s", error)
             return []
-        return [
-            Peer(
-                name=f"{one.engine} at {one.seed.host}:{one.seed.port}",
-                host=one.seed.host,
-                port=one.seed.port,
-                ticket=(one.seed.since, one.engine),
-                whole=one.seed.whole,
-                load=one.load,
-                machine=one.seed.machine,
-            )
-            for one in found
-            if one.engine != self._engine and one.seed.port
-        ]
+        return [as_peer(one) for one in found if one.engine != self._engine and one.seed.port]
 
     def _dial(self, peer: Peer, deadline: Deadline) -> Channel:
         if self._cpus:

@@ -177,6 +177,8 @@ class Seed(Value, frozen=True, kw_only=True):
     """Fingerprint of the checkpoint's own tensors, which it serves too, to engines whose kernels differ."""
     machine: Text = ""
     """Whose daemon lends its memory to starters beside it: node and boot id. Empty: it lends nothing."""
+    kin: Text = ""
+    """Digest of the model's configuration: whoever has the same and finds no source asks here what differs."""
 
     @property
     def whole(self) -> bool:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import warnings
+from contextlib import closing
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 with warnings.catch_warnings():
@@ -16,8 +19,15 @@ with warnings.catch_warnings():
 
 from coordinator.errors import ConfigError
 from engine_patch.loader import Bound, NetLoader
-from tests.helpers.weights import Rank
+from engine_patch.loader_options import Options
+from engine_patch.streaming import Streaming as RealStreaming
+from tests.helpers.board import Board
+from tests.helpers.board import table as board_table
+from tests.helpers.eventually import eventually
+from tests.helpers.weights import LOCAL, Rank
+from tests.helpers.wires import TRUST
 from transfer.errors import TransferError
+from transfer.netloader import client
 
 pytestmark = pytest.mark.engine
 
@@ -34,6 +44,9 @@ class Streaming:
     def known(self, family: str) -> bool:
         self.asked.append("known")
         return True
+
+    def mismatches(self, identity: object) -> list[str]:
+        return []
 
     def known_checkpoint(self) -> bool:
         return True
@@ -151,3 +164,29 @@ def test_a_limit_that_is_over_is_said(streaming: Streaming, monkeypatch: pytest.
     )
     with pytest.raises(ConfigError, match=r"the peer is gone; LIMIT_S is over \(100 s\)"):
         made.load_model(configuration(), None)
+
+
+# ---- engines that are found and differ
+
+
+async def test_a_mismatch_is_named_where_sources_are_discovered(monkeypatch: pytest.MonkeyPatch):
+    """As a starter meets it: through the directory, where seeds hold digests alone."""
+    board, old = Board(), Rank(seed=1, model="old c0ffee")
+    ours = msgspec.structs.replace(Rank(model="new c0ffee").identity, layout="")
+    arena: Any = SimpleNamespace(spilled_bytes=0, base=0, blocks=list)
+    monkeypatch.setattr(client, "EMPTY_S", 0.1)
+    monkeypatch.setattr(NetLoader, "_build", lambda *_: Small())
+    with (
+        closing(RealStreaming("a", 0, Options(), board.of("a"), TRUST, LOCAL)) as source,
+        closing(RealStreaming("b", 0, Options(), board.of("b"), TRUST, LOCAL)) as starter,
+    ):
+        source.serve(old.identity, board_table(old))
+        await eventually(lambda: (seed := board.seed("a")) is not None and seed.whole)
+        where = rf"a at {LOCAL}:{source._port} says: "
+        for identity, why in (
+            (ours, rf"no running engine has them \[{where}model: 'old c0ffee' here, 'new c0ffee' there"),
+            (msgspec.structs.replace(old.identity, layout=""), rf"no source is left \[{where}layout: "),
+        ):
+            monkeypatch.setattr(loader, "_bound", Bound(starter, identity, arena))
+            with pytest.raises(ConfigError, match=why):
+                await asyncio.to_thread(net_loader(LOAD_FROM="peers").load_model, configuration(), None)

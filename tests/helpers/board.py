@@ -6,7 +6,7 @@ import threading
 
 from coordinator.core.model import Seed
 from engine_patch.desk import Desk
-from engine_patch.seeds import Found
+from engine_patch.seeds import Found, matches
 from engine_patch.tensors import Table
 from tests.helpers.weights import Rank
 
@@ -25,12 +25,14 @@ class Board(Desk):
         class Mine(Desk):
             def __init__(self) -> None: ...
 
-            def find(self, *, fingerprint: str = "", family: str = "", checkpoint: str = "") -> tuple[Found, ...]:
+            def find(
+                self, *, fingerprint: str = "", family: str = "", checkpoint: str = "", kin: str = ""
+            ) -> tuple[Found, ...]:
                 with board._lock:
                     return tuple(
                         Found(name, key, seed)
                         for (name, key), seed in board.seeds.items()
-                        if key == fingerprint or seed.family == family or (checkpoint and seed.checkpoint == checkpoint)
+                        if matches(key, seed, fingerprint, family, checkpoint, kin)
                     )
 
             def publish(self, fingerprint: str, seed: Seed) -> None:

@@ -25,8 +25,9 @@ _REMEDY = "give both engines the same arguments"
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
     """One rank's weights: which content, and how they lie in memory.
 
-    `model`: digest of the checkpoint's revision, never its path. `kernels`: who laid the weights out. `isa`: the
-    instruction set they were packed for. `layout`: digest of the table of extents; empty: not known yet.
+    `model`: digest of the checkpoint's revision, never its path, and behind it that of its configuration. `kernels`:
+    who laid the weights out. `isa`: the instruction set they were packed for. `layout`: digest of the table of extents;
+    empty: not known yet.
     """
 
     model: Text
@@ -52,6 +53,11 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     def family(self) -> str:
         """The same without `layout`: known before the model is built."""
         return msgspec.structs.replace(self, layout="").fingerprint
+
+    @property
+    def kin(self) -> str:
+        """What revisions of one model have in common: the digest of its configuration."""
+        return self.model.rpartition(" ")[2]
 
 
 def differences(mine: Identity, theirs: Identity) -> tuple[str, ...]:

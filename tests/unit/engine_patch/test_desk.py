@@ -39,7 +39,16 @@ def test_seeds_are_found_by_fingerprint_and_by_family_with_the_load_of_their_eng
     seeds.apply(Listing(listing, 5))
     assert seeds.find(fingerprint="x1") == (Found("org/a", "x1", SEED, 3),)
     assert [found.engine for found in seeds.find(family="f")] == ["b", "org/a"]
-    assert seeds.find(family="g") == ()
+    assert seeds.find(family="g") == seeds.find() == ()
+
+
+def test_seeds_are_found_by_checkpoint_and_by_kin():
+    seeds = Seeds()
+    seed = Seed(host="h", port=1, family="f", total=1, checkpoint="c", kin="k")
+    seeds.apply(Listing([kv(keys.seed("a", "x"), SEED), kv(keys.seed("b", "x"), seed)], 1))
+    assert [found.engine for found in seeds.find(checkpoint="c")] == ["b"]
+    assert [found.engine for found in seeds.find(kin="k")] == ["b"]
+    assert seeds.find(checkpoint="k") == seeds.find(kin="c") == ()
 
 
 def test_seeds_follow_changes():
