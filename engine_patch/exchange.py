@@ -54,7 +54,9 @@ class Exchange:
         why = ""
         try:
             trust = trust_from()
-            if trust is None:
+            if vllm_config.speculative_config is not None:
+                why = "a draft model is loaded beside it"  # into the same pages, by the same loader
+            elif trust is None:
                 why = f"{KEY_FILE} is not set"
             else:
                 where = folder(vllm_config.model_config)

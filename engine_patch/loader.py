@@ -126,19 +126,17 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
             raise NotStreamed(f"LIMIT_S is over ({self._options.limit_s:g} s)")
         return left
 
-    def _ready(self, vllm_config: Any) -> tuple[Streaming, Identity, Arena]:
+    def _ready(self) -> tuple[Streaming, Identity, Arena]:
         """Raises NotStreamed where nothing can be streamed at all."""
         if self._options.load_from == "disk":
             raise NotStreamed("load_from is disk")
         if _bound is None or _bound.streaming is None or _bound.identity is None:
             raise NotStreamed(_bound.why if _bound else "this worker is not vNPU's")
-        if vllm_config.speculative_config is not None:
-            raise NotStreamed("a draft model is loaded beside it")
         return _bound.streaming, _bound.identity, _bound.arena
 
     def _from_checkpoint(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
         """Kernels differ: the checkpoint's own tensors, which this engine's kernels lay out anew."""
-        streaming, _, _ = self._ready(vllm_config)
+        streaming, _, _ = self._ready()
         room = Room()
         try:
             if not streaming.known_checkpoint():
@@ -151,7 +149,7 @@ class NetLoader(BaseModelLoader):  # type: ignore[misc]  # vLLM is not followed
         return _FromRoom(self._disk.load_config, room).load_model(vllm_config, model_config, prefix)
 
     def _from_peers(self, vllm_config: Any, model_config: Any, prefix: str) -> Any:
-        streaming, identity, arena = self._ready(vllm_config)
+        streaming, identity, arena = self._ready()
         try:
             if not streaming.known(identity.family):
                 raise NotStreamed(_because("no running engine has them", streaming.mismatches(identity)))

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what vLLM imports
     from vllm.config.load import LoadConfig
 
-    from engine_patch import loader
+    from engine_patch import exchange, loader
 
 from coordinator.errors import ConfigError
 from engine_patch.loader import Bound, NetLoader
@@ -90,13 +91,18 @@ def net_loader(**extra: object) -> NetLoader:
     return made
 
 
-def test_beside_a_draft_model_nothing_is_streamed(streaming: Streaming):
-    """Its weights lie in the same pages, and vLLM loads it by the same loader."""
-    drafted = configuration(speculative_config=object())
+def test_beside_a_draft_model_nothing_is_streamed(monkeypatch: pytest.MonkeyPatch):
+    """Its weights lie in the same pages, and vLLM loads it by the same loader: neither fetched nor served."""
+    monkeypatch.setattr(exchange.settings, "inherited", lambda: None)
+    monkeypatch.setattr(exchange, "trust_from", lambda: TRUST)
+    monkeypatch.setattr(loader, "_bound", None)
+    arena: Any = SimpleNamespace(weights=SimpleNamespace(arena=None))
+    drafted = configuration(speculative_config=object(), load_config=LoadConfig())
+    here = exchange.Exchange(0, drafted, arena, "cpu")
+    here.loaded(torch.nn.Linear(1, 1))
     assert net_loader().load_model(drafted, None) == "from disk"
     with pytest.raises(ConfigError, match="a draft model is loaded beside it"):
         net_loader(LOAD_FROM="peers").load_model(drafted, None)
-    assert streaming.asked == []
 
 
 def test_who_may_not_stream_loads_from_disk(streaming: Streaming, monkeypatch: pytest.MonkeyPatch):
