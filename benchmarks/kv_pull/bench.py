@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import secrets
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ import msgspec
 from rich.progress import Progress
 
 from benchmarks import figures
+from benchmarks.calm import Calm
 from benchmarks.kv_pull.goals import CASES
 from benchmarks.kv_pull.pages import huge, shared, warm
 from benchmarks.kv_pull.peer import LOCAL, Ports, laid_out
@@ -47,7 +50,7 @@ class Samples:
     pairs: dict[str, list[float]] = field(default_factory=dict)
     values: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    dropped: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
 
     def worse(self, name: str, kinds: list[str]) -> None:
         """Report the worse of several as `name`."""
@@ -99,10 +102,10 @@ def side(sizes: Sequence[int]) -> Iterator[Side]:
 
 
 class Bench:
-    """`rounds` pairs of each kind, for each of `sizes` (bytes)."""
+    """`rounds` pairs of each kind, for each of `sizes` (bytes). Where they are not `judged`, none is dropped."""
 
-    def __init__(self, rounds: int, sizes: list[int], progress: Progress) -> None:
-        self._rounds, self._sizes, self._progress = rounds, sizes, progress
+    def __init__(self, rounds: int, sizes: list[int], progress: Progress, *, judged: bool) -> None:
+        self._rounds, self._sizes, self._progress, self._judged = rounds, sizes, progress, judged
         self.samples = Samples()
         self._task = progress.add_task("pairs", total=rounds * (len(sizes) * (len(CASES) + 1) + 1))
 
@@ -121,7 +124,8 @@ class Bench:
         plain = contiguous(work)
         with side(work.regions) as there, side(plain.regions) as alike, warm(max(work.into, plain.into)) as into:
             key = f"hetero_over_contiguous_{name}_{work.bytes // MIB}mib"
-            self._pairs(key, there, lambda: there.tcp.pull(work, into), lambda: alike.tcp.pull(plain, into))
+            both = [there, alike]
+            self._pairs(key, both, lambda: there.tcp.pull(work, into), lambda: alike.tcp.pull(plain, into))
             sent, stand_for = descriptors(work)
             self.samples.values[f"descriptors_per_request_{name}_{work.bytes // MIB}mib"] = sent
             self.samples.values[f"runs_per_request_{name}_{work.bytes // MIB}mib"] = stand_for
@@ -129,7 +133,7 @@ class Bench:
     def _local(self, work: Work) -> None:
         with side(work.regions) as there, warm(work.into) as into, warm(work.bytes) as source:
             plain = copier(into, source, work.bytes)
-            self._pairs("local_over_memcpy", there, plain, lambda: there.mapped.pull(work, into))
+            self._pairs("local_over_memcpy", [there], plain, lambda: there.mapped.pull(work, into), by_place=True)
 
     def _mooncake(self, work: Work) -> None:
         with side(work.regions) as there, warm(work.into) as into, warm(work.into) as check:
@@ -145,7 +149,7 @@ class Bench:
                 self._same(work, [there.tcp, other, there.mapped], into, check)
                 costs = self._pairs(
                     f"tcp_over_mooncake_{size}mib",
-                    there,
+                    [there],
                     lambda: other.pull(work, into),
                     lambda: there.tcp.pull(work, into),
                 )
@@ -161,28 +165,38 @@ class Bench:
                 raise RuntimeError(f"{type(way.readers[0]).__name__} brought other bytes")
             ctypes.memmove(check.address, into.address, into.size)
 
-    def _pairs(self, name: str, there: Side, a: Callable[[], None], b: Callable[[], None]) -> list[tuple[Cost, Cost]]:
-        """Ratios a ÷ b of the clock go to `name`; both costs of the pairs that count come back."""
+    def _pairs(
+        self, name: str, sides: Sequence[Side], a: Callable[[], None], b: Callable[[], None], *, by_place: bool = False
+    ) -> list[tuple[Cost, Cost]]:
+        """Ratios a ÷ b of the clock go to `name`; both costs of the pairs that count come back. `by_place`: also apart
+        for whether both processors lay behind one cache."""
         a(), b()
-        kept = []
+        kept: list[tuple[Cost, Cost]] = []
+        ratios: dict[str, list[float]] = {name: []}
+        calm = Calm([os.getpid(), *(side.process.pid for side in sides)])
         for _ in range(self._rounds):
-            before = self._calibrate()
-            costs = self._cost(there, a), self._cost(there, b)
-            if figures.steady(before, self._calibrate()):
-                kept.append(costs)
+            before = calm.look(self._calibrate())
+            costs = self._cost(sides[0], a), self._cost(sides[0], b)
+            after = calm.look(self._calibrate())
+            if self._judged and (fault := before.fault(after)):
+                self.samples.dropped[fault] += 1
             else:
-                self.samples.dropped += 1
+                kept.append(costs)
+                place = "one_cache" if after.one_cache else "two_caches"
+                for key in (name, f"{name}_{place}") if by_place else (name,):
+                    ratios.setdefault(key, []).append(costs[0].wall / costs[1].wall)
             self._progress.advance(self._task)
-        self.samples.pairs[name] = [one.wall / other.wall for one, other in kept]
+        self.samples.pairs.update(ratios)
         return kept
 
     def _calibrate(self) -> float:
+        """Seconds per byte of one thread's memcpy."""
         times = []
         for _ in range(3):
             begun = time.perf_counter()
             self._tick()
             times.append(time.perf_counter() - begun)
-        return min(times)
+        return min(times) / TICK
 
     @staticmethod
     def _cost(there: Side, work: Callable[[], None]) -> Cost:
@@ -208,7 +222,8 @@ class Bench:
             self.samples.values[name] = max(most)
         if not huge():
             self.samples.notes.append("this machine gives no huge pages: device pages are of 4 KiB")
-        self.samples.notes.append(f"{self.samples.dropped} pairs dropped because memcpy drifted")
+        for fault, count in self.samples.dropped.most_common():
+            self.samples.notes.append(f"{count} pairs dropped: {fault}")
 
 
 def _cpu(pid: int) -> float:

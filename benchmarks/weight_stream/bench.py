@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 from rich.progress import Progress
 
-from benchmarks.weight_stream.calm import Calm, Moment
+from benchmarks.calm import Calm, Moment
 from benchmarks.weight_stream.endpoint import Endpoint
 from benchmarks.weight_stream.layout import BLOCK, LOCAL
 from coordinator.demo import memcpy

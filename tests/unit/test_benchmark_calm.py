@@ -1,4 +1,4 @@
-"""What makes `benchmarks.weight_stream` drop a pair, and apart from what it keeps them."""
+"""What makes a benchmark drop a pair, and apart from what it keeps them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import os
 
 import pytest
 
+from benchmarks.calm import BUSY, OWN, Calm, Moment, seconds
 from benchmarks.weight_stream.__main__ import by_caches, dropped
 from benchmarks.weight_stream.bench import Samples
-from benchmarks.weight_stream.calm import BUSY, OWN, Calm, Moment, seconds
 
 BEFORE = Moment(memcpy=1e-10, at=100.0, busy=50.0, own=20.0, one_cache=True)
 CALM = Moment(memcpy=1.1e-10, at=101.0, busy=51.5, own=21.4, one_cache=True)
