@@ -13,14 +13,14 @@ WORKER = "engine_patch.cpu_worker.VnpuCPUWorker"
 
 
 class VnpuCpuPlatform(CpuPlatform):  # type: ignore[misc]  # vLLM is not followed
-    """Everything but the worker class, and asynchronous steps where they are asked for, is CpuPlatform's."""
+    """Everything but the worker class and asynchronous steps is CpuPlatform's."""
 
     @classmethod
     def check_and_update_config(cls, vllm_config: Any) -> None:
-        """Raises as `join` and `runner.switch_on`."""
+        """Raises as `join` and `runner.decide`."""
         choose_worker(vllm_config, WORKER)
+        elsewhere = vllm_config.scheduler_config.async_scheduling is not False
         super().check_and_update_config(vllm_config)
-        found = settings.read()
-        if found is not None and found.async_runner:
-            runner.switch_on(vllm_config)
+        if (found := settings.read()) is not None:
+            runner.decide(vllm_config, found.async_runner, elsewhere=elsewhere)
         join(vllm_config, WORKER)

@@ -1,4 +1,4 @@
-"""Asynchronous steps on the host (`async_runner: true`): vLLM's own path, which its CPU platform switches off.
+"""Asynchronous steps on the host (`async_runner`): vLLM's own path, which its CPU platform switches off.
 
 EngineCore then schedules step N + 1 while the worker computes step N, and the sampled tokens stay where they are and
 feed the next step (vllm/v1/core/sched/async_scheduler.py; docs/async-runner.md says what it is worth). A host has no
@@ -47,12 +47,27 @@ def stand_in(cuda: Any = torch.cuda) -> None:
     cuda.current_stream = Past
 
 
-def switch_on(config: Any) -> None:
+def decide(config: Any, asked: bool | None, *, elsewhere: bool) -> None:
     """After vLLM's own check, which switched it off (vllm/platforms/cpu.py, 0.32.0), and before EngineCore looks.
+
+    `asked`: on or off; None: on where it serves this engine and vLLM would have it on `elsewhere`, on a platform that
+    does not switch it off.
 
     Raises:
         ConfigError: asynchronous steps were asked for together with what they cannot serve on the host.
     """
+    if not (elsewhere if asked is None else asked):
+        return
+    wrong = _wrong(config)
+    if wrong is None:
+        config.scheduler_config.async_scheduling = True
+    elif asked:
+        what, remedy = wrong
+        raise ConfigError(f"{KEY}: on the host it does not go with {what}", remedy=f"{remedy}, or `{KEY}: false`")
+
+
+def _wrong(config: Any) -> tuple[str, str] | None:
+    """What of this engine it does not serve, and what to do then."""
     runner = getattr(config.model_config, "runner_type", "generate")
     refusals = (
         (config.speculative_config is not None, "speculative decoding", "leave --speculative-config out"),
@@ -60,7 +75,4 @@ def switch_on(config: Any) -> None:
         (config.kv_transfer_config is not None, "a KV connector (`roles`)", "leave the connector out"),
         (runner != "generate", f"a {runner} model", "its steps have no token to wait for"),
     )
-    for wrong, what, remedy in refusals:
-        if wrong:
-            raise ConfigError(f"{KEY}: on the host it does not go with {what}", remedy=f"{remedy}, or `{KEY}: false`")
-    config.scheduler_config.async_scheduling = True
+    return next(((what, remedy) for refused, what, remedy in refusals if refused), None)

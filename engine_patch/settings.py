@@ -21,7 +21,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds; `kv_keep`: bytes, None: no limit. `devices` are ids as in etcd, `<node>/<device>`, one for each
     rank, all of `driver`. `streams`: of an Ascend device, that this engine may use; None: no limit. `share_weights`:
     they may lie in the pages of another engine of the same content, where the device can. `async_runner`: asynchronous
-    steps on the host."""
+    steps on the host; None: where they serve this engine."""
 
     endpoints: tuple[str, ...]
     node: str = "local"
@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     driver: str = "host"
     streams: int | None = None
     share_weights: bool = True
-    async_runner: bool = False
+    async_runner: bool | None = False
 
     def device(self, rank: int) -> str:
         """The name the daemon knows the device of `rank` by."""
@@ -121,8 +121,14 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings | None:
         driver=driver(environ),
         streams=int(_number(environ, "VNPU_STREAMS", 0, 1, 65536)) if environ.get("VNPU_STREAMS") else None,
         share_weights=_number(environ, "VNPU_SHARE_WEIGHTS", 1, 0, 1) != 0,
-        async_runner=bool(_number(environ, "VNPU_ASYNC_RUNNER", 0, 0, 1)),
+        async_runner=_async_runner(environ),
     )
+
+
+def _async_runner(environ: Mapping[str, str]) -> bool | None:
+    if environ.get("VNPU_ASYNC_RUNNER") == "auto":
+        return None
+    return _number(environ, "VNPU_ASYNC_RUNNER", 0, 0, 1) != 0
 
 
 def required(environ: Mapping[str, str] = os.environ) -> Settings:

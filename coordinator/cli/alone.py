@@ -22,7 +22,7 @@ from coordinator.placement import Engine, engines
 from coordinator.store.access import credentials_apart
 from coordinator.store.floor import development
 from coordinator.supervise import programs
-from coordinator.supervise.engine_command import Command, cores_by_engine, engine_command
+from coordinator.supervise.engine_command import Command, cores_by_engine, engine_command, spare_core
 from coordinator.supervise.keeper import Program
 from coordinator.supervise.layout import NotRunning, RunDir
 from coordinator.supervise.ports import free_port
@@ -61,10 +61,12 @@ def coordinator(asked: Asked, identifier: str | None, *, watch: bool = False) ->
 def engine(asked: Asked, name: str, port: int | None, cores: str | None) -> int:
     config = configuration.load(asked.file, os.environ)
     model = _engine_of(asked.file, engines(config), name).model
-    cores = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or _cores(config)[name]
+    ours = sorted(os.sched_getaffinity(0))
+    bind = cores or os.environ.get("VLLM_CPU_OMP_THREADS_BIND") or cores_by_engine(config, ours)[name]
     port = port or model.port or free_port(_ports(config))
     etcd, secrets = _reached(config, asked, os.environ)
-    command = _with_key(engine_command(config, name, etcd, port, cores, sys.executable), asked)
+    command = engine_command(config, name, etcd, port, bind, sys.executable, spare=spare_core(config, ours))
+    command = _with_key(command, asked)
     return _run(command.argv, {**command.env, **secrets}, asked)
 
 
@@ -105,11 +107,6 @@ def _of_node(asked: Asked) -> tuple[str, ...]:
     except NotRunning:
         remedy = "start `vnpu up` first, or name one: --etcd http://127.0.0.1:2379"
         raise ConfigError(f"{asked.file}: etcd: is embedded, and no node runs here", remedy=remedy) from None
-
-
-def _cores(config: Config) -> dict[str, str]:
-    """The cores that `vnpu up` gives them."""
-    return cores_by_engine(config, sorted(os.sched_getaffinity(0)))
 
 
 def _ports(config: Config) -> set[int]:

@@ -50,13 +50,18 @@ class Command(msgspec.Struct, frozen=True):
         return " \\\n  ".join([*lines, shlex.join(self.argv[:3]), *flags])
 
 
-def engine_command(config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str) -> Command:
-    """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`."""
+def engine_command(
+    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool = False
+) -> Command:
+    """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`; `spare`: there is one on
+    which no rank of the node does."""
     engine = engines(config)[name]
     paired = is_paired(engine.name, config.models)
     flags = _flags(engine, port) + (["--kv-transfer-config", TRANSFER] if paired else [])
     argv = [python, "-m", MODULE, *flags, *_engine_args(_arguments(engine.model))]
-    return Command(tuple(argv), _environment(config, name, engine, etcd, bind))
+    return Command(
+        tuple(argv), _environment(config, name, engine, etcd) | _of_driver(config, engine, bind, spare=spare)
+    )
 
 
 def _flags(engine: Engine, port: int) -> list[str]:
@@ -119,7 +124,7 @@ def _word(value: object) -> str:
     return json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
 
 
-def _environment(config: Config, name: str, engine: Engine, etcd: Sequence[str], bind: str) -> dict[str, str]:
+def _environment(config: Config, name: str, engine: Engine, etcd: Sequence[str]) -> dict[str, str]:
     model = engine.model
     max_wait = config.gateway.max_wait if model.max_wait is None else model.max_wait
     kept = {} if model.kv_keep is None else {"VNPU_KV_KEEP": str(int(model.kv_keep))}
@@ -135,19 +140,27 @@ def _environment(config: Config, name: str, engine: Engine, etcd: Sequence[str],
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return kept | ours | _of_driver(config, engine, bind)
+    return kept | ours
 
 
-def _of_driver(config: Config, engine: Engine, bind: str) -> dict[str, str]:
+def _of_driver(config: Config, engine: Engine, bind: str, *, spare: bool) -> dict[str, str]:
     """What differs with the driver of the engine's devices."""
     driver = config.device(engine.devices[0]).driver
     if driver == "host":
-        return {THREADS: bind} | ({"VNPU_ASYNC_RUNNER": "1"} if engine.model.async_runner else {})
+        return {THREADS: bind, "VNPU_ASYNC_RUNNER": _async_runner(engine.model, spare=spare)}
     found = {"VNPU_DRIVER": driver, VISIBLE[driver]: ",".join(engine.devices)}
     if driver == "ascend":
         found["VLLM_PLUGINS"] = ",".join(("vnpu", *ASCEND_PLUGINS))
         found["VNPU_STREAMS"] = str(engine.model.streams or stream_share(config, engine))
     return found
+
+
+def _async_runner(model: Model, *, spare: bool) -> str:
+    """Asynchronous steps gain where EngineCore has a core of its own, and nothing where that core is wanted by others
+    (docs/async-runner.md)."""
+    if model.async_runner is None:
+        return "auto" if spare else "0"
+    return "1" if model.async_runner else "0"
 
 
 def stream_share(config: Config, engine: Engine) -> int:
@@ -162,6 +175,11 @@ def cores_by_engine(config: Config, cores: Sequence[int]) -> dict[str, str]:
     known = engines(config)
     bound = bindings([len(engine.devices) for engine in known.values()], cores)
     return dict(zip(known, bound, strict=True))
+
+
+def spare_core(config: Config, cores: Sequence[int]) -> bool:
+    """Whether there is a core on which no rank of the node computes: `bindings` leaves one where there are enough."""
+    return len(cores) > sum(len(engine.devices) for engine in engines(config).values())
 
 
 def bindings(ranks: Sequence[int], cores: Sequence[int]) -> list[str]:

@@ -29,7 +29,7 @@ from coordinator.store.preflight import preflight
 from coordinator.supervise import programs, readiness
 from coordinator.supervise.backoff import Backoff
 from coordinator.supervise.child import Child, adopt_orphans, first
-from coordinator.supervise.engine_command import cores_by_engine
+from coordinator.supervise.engine_command import cores_by_engine, spare_core
 from coordinator.supervise.etcd_child import EtcdChild
 from coordinator.supervise.guard import Guard
 from coordinator.supervise.keeper import Keeper, Kind, Program, Running, Spawn, State
@@ -262,13 +262,14 @@ class Node:
         )
 
     def _engine_programs(self, config: Config, names: Sequence[str]) -> list[Program]:
-        cores = cores_by_engine(config, sorted(os.sched_getaffinity(0)))
+        cores = sorted(os.sched_getaffinity(0))
+        bound, spare = cores_by_engine(config, cores), spare_core(config, cores)
         taken = {model.port for model in config.models.values() if model.port}
         found = []
         for name in names:
             port = self._engines[name].model.port or free_port(taken)
             taken.add(port)
-            found.append(programs.engine(config, name, self._urls, port, cores[name], self._python))
+            found.append(programs.engine(config, name, self._urls, port, bound[name], self._python, spare=spare))
         return found
 
     def _lazy(self, program: Program) -> bool:

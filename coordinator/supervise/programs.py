@@ -58,8 +58,11 @@ def etcd() -> Program:
     return Program("etcd", Kind.ETCD, (), give_up=CORE_GIVE_UP)
 
 
-def engine(config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str) -> Program:
-    command = engine_command(config, name, etcd, port, bind, python)
+def engine(
+    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool = False
+) -> Program:
+    """As `engine_command`."""
+    command = engine_command(config, name, etcd, port, bind, python, spare=spare)
     return Program(
         name,
         Kind.ENGINE,

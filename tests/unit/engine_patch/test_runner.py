@@ -24,10 +24,16 @@ def config(**other: Any) -> Any:
     return SimpleNamespace(**{**given, **other})
 
 
-def test_it_is_switched_on_again_after_vllms_check():
+@pytest.mark.parametrize(
+    ("asked", "elsewhere", "on"),
+    [(True, True, True), (True, False, True), (None, True, True), (None, False, False), (False, True, False)],
+)
+def test_it_is_switched_on_again_after_vllms_check_unless_somebody_said_no(
+    asked: bool | None, elsewhere: bool, on: bool
+):
     found = config()
-    runner.switch_on(found)
-    assert found.scheduler_config.async_scheduling is True
+    runner.decide(found, asked, elsewhere=elsewhere)
+    assert found.scheduler_config.async_scheduling is on
 
 
 @pytest.mark.parametrize(
@@ -39,11 +45,12 @@ def test_it_is_switched_on_again_after_vllms_check():
         ({"runner_type": "pooling"}, "a pooling model"),
     ],
 )
-def test_what_it_cannot_serve_is_refused_by_name(other: dict[str, Any], words: str):
+def test_what_it_cannot_serve_is_refused_by_name_or_else_served_synchronously(other: dict[str, Any], words: str):
     found = config(**other)
     with pytest.raises(ConfigError, match=words) as refused:
-        runner.switch_on(found)
+        runner.decide(found, True, elsewhere=True)
     assert "`async_runner: false`" in str(refused.value)
+    runner.decide(found, None, elsewhere=True)
     assert found.scheduler_config.async_scheduling is False
 
 
@@ -63,7 +70,9 @@ def test_a_host_has_done_all_it_was_given():
 
 def test_the_platform_is_told_by_the_environment():
     asked = {"VNPU_ETCD_ENDPOINTS": "http://a:1"}
-    assert not settings.required(asked).async_runner
-    assert settings.required({**asked, "VNPU_ASYNC_RUNNER": "1"}).async_runner
+    assert settings.required(asked).async_runner is False
+    assert settings.required({**asked, "VNPU_ASYNC_RUNNER": "0"}).async_runner is False
+    assert settings.required({**asked, "VNPU_ASYNC_RUNNER": "1"}).async_runner is True
+    assert settings.required({**asked, "VNPU_ASYNC_RUNNER": "auto"}).async_runner is None
     with pytest.raises(ConfigError, match="VNPU_ASYNC_RUNNER='yes'"):
         settings.required({**asked, "VNPU_ASYNC_RUNNER": "yes"})

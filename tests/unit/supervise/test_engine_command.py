@@ -7,7 +7,7 @@ import json
 import pytest
 
 from coordinator.config import Config, Device, Duration, Gateway, Model, Size
-from coordinator.supervise.engine_command import bindings, engine_command
+from coordinator.supervise.engine_command import bindings, engine_command, spare_core
 from coordinator.supervise.keeper import Kind, Program
 from coordinator.supervise.programs import engine, environment
 
@@ -44,6 +44,7 @@ def test_it_is_the_ordinary_server_with_our_flags_and_environment():
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "0",
+        "VNPU_ASYNC_RUNNER": "0",
     }
 
 
@@ -128,7 +129,10 @@ def test_shared_layers_go_beside_what_the_user_has_in_additional_config():
 def test_asynchronous_steps_are_vllms_flag_and_on_the_host_our_platforms_word(asked: bool | None, flags: list[str]):
     got = command(async_runner=asked)
     assert [word for word in got.argv if "async" in word] == flags
-    assert got.env.get("VNPU_ASYNC_RUNNER") == ("1" if asked else None)
+    assert got.env["VNPU_ASYNC_RUNNER"] == ("1" if asked else "0")
+    given = config(async_runner=asked)
+    with_spare = engine_command(given, "org/a", ["http://e1:1"], 9001, "0", "/py", spare=True)
+    assert with_spare.env["VNPU_ASYNC_RUNNER"] == {None: "auto", True: "1", False: "0"}[asked]
     on_cuda = engine_command(on("cuda", async_runner=asked), "a", ["http://e1:1"], 9001, "0", "/py")
     assert [word for word in on_cuda.argv if "async" in word] == flags
     assert "VNPU_ASYNC_RUNNER" not in on_cuda.env
@@ -205,3 +209,8 @@ def test_only_the_coordinator_sees_the_keys_of_clients():
     }
     assert seen[Kind.COORDINATOR] == {*given, "OWN"}
     assert seen[Kind.DAEMON] == seen[Kind.ENGINE] == {"HOME", "OWN"}
+
+
+@pytest.mark.parametrize(("cores", "spare"), [([0], False), ([0, 1], False), ([0, 1, 2], True)])
+def test_a_core_is_spare_where_no_rank_of_the_node_computes_on_it(cores: list[int], spare: bool):
+    assert spare_core(config(device=[0, 1]), cores) is spare
