@@ -90,7 +90,7 @@ def _plain(models: Path) -> list[str]:
     )
     config = Config(devices=[Device(0, Size(1 << 30))], models={MODEL: model})
     port = free_port()
-    return plain_command(engine_command(config, MODEL, [], port, "0", sys.executable).argv, port)
+    return plain_command(engine_command(config, MODEL, [], port, "0", sys.executable, spare=False).argv, port)
 
 
 def result(bench: Bench) -> Result:

@@ -51,7 +51,7 @@ class Command(msgspec.Struct, frozen=True):
 
 
 def engine_command(
-    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool = False
+    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool
 ) -> Command:
     """`bind` says which cores each rank computes on, as vLLM writes it: `0`, `2-5`, `0|1`; `spare`: there is one on
     which no rank of the node does."""

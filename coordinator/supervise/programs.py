@@ -59,7 +59,7 @@ def etcd() -> Program:
 
 
 def engine(
-    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool = False
+    config: Config, name: str, etcd: Sequence[str], port: int, bind: str, python: str, *, spare: bool
 ) -> Program:
     """As `engine_command`."""
     command = engine_command(config, name, etcd, port, bind, python, spare=spare)

@@ -343,7 +343,7 @@ def test_replicas_are_engines_of_one_model(load):
     assert (second.devices, second.kv_cache, second.port, second.priority) == (("1", "2"), 32 << 20, None, 3)
     told = settings(got, "c1", {}).gateway
     assert (told.models, told.aliases) == (("org/a",), {"small": "org/a"})
-    command = engine_command(got, "org/a@2", ["http://e:1"], 9002, "0", "/py")
+    command = engine_command(got, "org/a@2", ["http://e:1"], 9002, "0", "/py", spare=False)
     at = command.argv.index("--served-model-name")
     assert command.argv[at + 1 : at + 3] == ("org/a", "small")
     assert command.env["VNPU_ENGINE_ID"] == "org/a@2"

@@ -61,7 +61,7 @@ def test_several_engines_cannot_share_a_port(configured: Load) -> None:
 
 def test_each_has_its_own_name_device_and_cores_and_serves_the_model(configured: Load) -> None:
     config = configured("kv_cache: 40MiB, device: any")
-    command = engine_command(config, "a@large", ["http://e:1"], 9001, "1", "/py")
+    command = engine_command(config, "a@large", ["http://e:1"], 9001, "1", "/py", spare=False)
     assert (command.env["VNPU_ENGINE_ID"], command.env["VNPU_DEVICE"]) == ("a@large", "large")
     assert command.argv[command.argv.index("--served-model-name") + 1] == "a"
     assert cores_by_engine(config, [0, 1, 2]) == {"a@middle": "0", "a@large": "1"}

@@ -128,6 +128,15 @@ def test_an_engine_is_shown_as_a_shell_command_that_says_it_all(here, capsys):
     assert command[-1] == "--enforce-eager"
 
 
+@pytest.mark.parametrize(("cores", "said"), [({0, 1}, "0"), ({0, 1, 2}, "auto")])
+def test_an_engine_may_step_asynchronously_where_the_two_of_the_node_leave_a_core(
+    here, capsys, monkeypatch, cores, said
+):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: cores)
+    shown = json.loads(run(capsys, "engine", "--json", "a", "--etcd", "http://e:1")[1])
+    assert shown["env"]["VNPU_ASYNC_RUNNER"] == said
+
+
 def test_an_engine_as_json_is_the_same(here, capsys):
     shown = json.loads(run(capsys, "engine", "--json", "b", "--etcd", "http://e:1", "--port", "7")[1])
     assert shown["argv"][0] == sys.executable

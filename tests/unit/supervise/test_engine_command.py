@@ -22,7 +22,7 @@ def config(**model: object) -> Config:
 
 
 def command(**model: object):
-    return engine_command(config(**model), "org/a", ["http://e1:1", "http://e2:2"], 9001, "0", "/py")
+    return engine_command(config(**model), "org/a", ["http://e1:1", "http://e2:2"], 9001, "0", "/py", spare=False)
 
 
 def test_it_is_the_ordinary_server_with_our_flags_and_environment():
@@ -66,20 +66,22 @@ def on(driver: str, **model: object) -> Config:
 
 
 def test_on_cuda_the_engine_sees_its_own_devices():
-    env = engine_command(on("cuda"), "a", ["http://e1:1"], 9001, "0", "/py").env
+    env = engine_command(on("cuda"), "a", ["http://e1:1"], 9001, "0", "/py", spare=False).env
     assert (env["VNPU_DRIVER"], env["VNPU_DEVICE"], env["CUDA_VISIBLE_DEVICES"]) == ("cuda", "3,2", "3,2")
     assert "VLLM_CPU_OMP_THREADS_BIND" not in env
     assert "VLLM_PLUGINS" not in env
 
 
 def test_on_ascend_our_platform_stands_before_vllm_ascends_and_streams_are_shared():
-    env = engine_command(on("ascend"), "a", ["http://e1:1"], 9001, "0", "/py").env
+    env = engine_command(on("ascend"), "a", ["http://e1:1"], 9001, "0", "/py", spare=False).env
     assert (env["VNPU_DRIVER"], env["ASCEND_RT_VISIBLE_DEVICES"], env["VNPU_STREAMS"]) == ("ascend", "3,2", "600")
     plugins = env["VLLM_PLUGINS"].split(",")
     assert "vnpu" in plugins
     assert "ascend" not in plugins
-    assert engine_command(on("ascend"), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "900"
-    assert engine_command(on("ascend", streams=70), "d", [""], 9001, "0", "/py").env["VNPU_STREAMS"] == "70"
+    assert engine_command(on("ascend"), "d", [""], 9001, "0", "/py", spare=False).env["VNPU_STREAMS"] == "900"
+    assert (
+        engine_command(on("ascend", streams=70), "d", [""], 9001, "0", "/py", spare=False).env["VNPU_STREAMS"] == "70"
+    )
 
 
 def test_groups_of_a_model_with_roles_have_the_connector():
@@ -88,7 +90,7 @@ def test_groups_of_a_model_with_roles_have_the_connector():
     both = config()
     both.models["org/a@prefill"] = both.models["org/a"]
     for name in both.models:
-        argv = engine_command(both, name, ["http://e1:1"], 9001, "0", "/py").argv
+        argv = engine_command(both, name, ["http://e1:1"], 9001, "0", "/py", spare=False).argv
         assert argv[argv.index("--served-model-name") + 1] == name
         told = json.loads(argv[argv.index("--kv-transfer-config") + 1])
         assert told["kv_connector_module_path"] == "engine_patch.kv_connector"
@@ -133,7 +135,7 @@ def test_asynchronous_steps_are_vllms_flag_and_on_the_host_our_platforms_word(as
     given = config(async_runner=asked)
     with_spare = engine_command(given, "org/a", ["http://e1:1"], 9001, "0", "/py", spare=True)
     assert with_spare.env["VNPU_ASYNC_RUNNER"] == {None: "auto", True: "1", False: "0"}[asked]
-    on_cuda = engine_command(on("cuda", async_runner=asked), "a", ["http://e1:1"], 9001, "0", "/py")
+    on_cuda = engine_command(on("cuda", async_runner=asked), "a", ["http://e1:1"], 9001, "0", "/py", spare=False)
     assert [word for word in on_cuda.argv if "async" in word] == flags
     assert "VNPU_ASYNC_RUNNER" not in on_cuda.env
 
@@ -179,7 +181,7 @@ def test_the_printed_command_can_be_pasted():
 
 
 def test_a_users_own_core_binding_holds_and_the_rest_is_ours():
-    program = engine(config(restart="never"), "org/a", ["http://e:1"], 9001, "0", "/py")
+    program = engine(config(restart="never"), "org/a", ["http://e:1"], 9001, "0", "/py", spare=False)
     seen = environment(program, {"VLLM_CPU_OMP_THREADS_BIND": "3", "VNPU_NODE": "other", "HOME": "/h"})
     assert (seen["VLLM_CPU_OMP_THREADS_BIND"], seen["VNPU_NODE"], seen["HOME"]) == ("3", "n1", "/h")
     assert (program.url, program.restart) == ("http://127.0.0.1:9001", False)
