@@ -12,13 +12,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from coordinator.engine_args import NETLOADER
 from coordinator.errors import ConfigError
 from transfer.transports.dial import split_address
 
 log = logging.getLogger("vllm.vnpu.netloader")
 
-FORMAT = NETLOADER
+FORMAT = "vnpu_netloader"
+"""As coordinator/engine_args.py has it, which is not imported from here."""
 INT8 = ("INT8_CACHE", "INT8_CACHE_NAME")
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from coordinator.core.model import Holder, Spec, Value
 from coordinator.errors import Ambiguous, LeaseLost, SchemaError, StoreError, StoreUnavailable
@@ -40,6 +40,8 @@ class Publisher:
         self._values: dict[str, bytes] = {}
         self._due: dict[str, float] = {}
         self._known: dict[str, int] | None = None
+        self._flying: Collection[str] = ()
+        """Keys whose put is on its way: which revision it leaves is not known yet."""
         self._lease: int | None = None
         self._entrusted: dict[str, bytes] = {}
         self._shown: dict[str, KeyValue] = {}
@@ -69,9 +71,10 @@ class Publisher:
 
     def entrust(self, key: str, value: Value) -> Answer | None:
         """What the daemon needs to put `value` in our stead; `put` it all the same when it may stand. None: it is not
-        asked to. What waited to be put there is given up."""
+        asked to, since we hold no lease, put there ourselves just now, or it did not come last time. What waited to be
+        put there is given up."""
         known = self._known.get(key) if self._known is not None else None
-        if self._lease is None or known is None or self._clock() < self._alone_until:
+        if self._lease is None or known is None or key in self._flying or self._clock() < self._alone_until:
             return None
         self._due.pop(key, None)
         data = self._entrusted[key] = encode(value)
@@ -153,12 +156,15 @@ class Publisher:
         if lease is None or not values:
             return
         compares = [ModRevision(key, known.get(key, 0)) for key in values]
+        self._flying = values
         try:
             result = await self._store.txn(compares, [Put(key, value, lease) for key, value in values.items()])
         except LeaseLost:
             if lease == self._lease:  # or the answer is an earlier lease's, and this one lives
                 self._lease = None
             return
+        finally:
+            self._flying = ()
         if lease != self._lease:
             return
         if not result.succeeded:

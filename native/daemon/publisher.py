@@ -136,7 +136,8 @@ class Publisher:
         ops += [each.put for each in beside]
         result = await self._store.txn(compares, ops)
         if beside and not result.succeeded:
-            return  # tried again without
+            log.info("written meanwhile: %s, or a key of ours; again without", ", ".join(e.put.key for e in beside))
+            return
         for key, value in changed.items():
             if result.succeeded:
                 self._standing[key] = (value, result.revision if value is not None else 0)

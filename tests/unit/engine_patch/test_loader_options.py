@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.engine_args import NETLOADER
 from coordinator.errors import ConfigError
-from engine_patch.loader_options import Options, read
+from engine_patch.loader_options import FORMAT, Options, read
 
 
 def test_nothing_is_everything_by_default():
@@ -64,3 +65,7 @@ def test_a_file_holds_alone(tmp_path: Path):
     file.write_text("[]")
     with pytest.raises(ConfigError, match="CONFIG_FILE"):
         read({"CONFIG_FILE": str(file)})
+
+
+def test_what_vnpu_up_asks_for_is_the_format_that_is_registered() -> None:
+    assert FORMAT == NETLOADER

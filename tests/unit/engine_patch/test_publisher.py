@@ -206,6 +206,25 @@ async def test_nothing_is_entrusted_without_a_lease_or_before_it_stands() -> Non
         assert publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) is None
 
 
+async def test_nothing_is_entrusted_while_a_put_of_ours_is_under_way() -> None:
+    """It would be compared with a revision that is gone; and a daemon that is not asked is not taken for one that may
+    not write there."""
+    slow = Fault()
+    store = MemoryEtcd().client(faults=lambda verb: slow if verb == "txn" else Fault())
+    async with running(store) as publisher:
+        publisher.move(await store.grant_lease(5))
+        publisher.put(keys.residency("e"), residency(Phase.RESIDENT))
+        await stands(store, keys.residency("e"), residency(Phase.RESIDENT))
+        slow = Fault(reply_delay=0.05)
+        publisher.put(keys.residency("e"), residency(Phase.DRAINING))
+        await stands(store, keys.residency("e"), residency(Phase.DRAINING))
+        assert publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) is None
+        await eventually(lambda: publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) is not None)
+        assert publisher.entrust(keys.residency("e"), residency(Phase.OFFLOADED)) == Answer(
+            encode(residency(Phase.OFFLOADED)), await revision(store)
+        )
+
+
 async def test_an_answer_on_another_lease_does_not_count() -> None:
     store = MemoryEtcd().client()
     lease, told = await store.grant_lease(5), residency(Phase.OFFLOADED)
