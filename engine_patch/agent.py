@@ -221,14 +221,14 @@ class Agent:
 
     async def _finish_start(self, engine: Engine, url: str, address: tuple[str, int]) -> None:
         def sealed(reports: tuple[Report, ...]) -> None:
-            held = report.held(reports)
-            if held.total > OVER * self.estimate.total:
-                raise StepFailed(f"it holds {held.total} bytes of a device, {self.estimate.total} were estimated")
+            need = report.need(reports)
+            if need.total > OVER * self.estimate.total:
+                raise StepFailed(f"it holds {need.total} bytes of a device, {self.estimate.total} were estimated")
             self._put_spec(
                 msgspec.structs.replace(
                     self._spec,
                     url=url,
-                    footprint=held,
+                    footprint=need,
                     measured=True,
                     digest=",".join(one.digest for one in reports),
                     cold_start=pulse.seconds_since_start(),

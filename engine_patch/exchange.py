@@ -27,8 +27,9 @@ from engine_patch.memory import Hands
 from engine_patch.peers import Peers
 from engine_patch.revision import revision
 from engine_patch.settings import Birth
-from engine_patch.streaming import Near, Streaming
+from engine_patch.streaming import Streaming
 from engine_patch.tensors import Unstreamable, table
+from engine_patch.together import Near, SharedStart
 from transfer.errors import TransferError
 from transfer.netloader.identity import Identity
 from transfer.transports.trust import KEY_FILE, Trust, trust_from
@@ -95,7 +96,7 @@ def _open(
     free = set(birth.cpus) - bound or set(birth.cpus)
     return Streaming(
         birth.engine, rank, options, Desk(birth.desk), trust, host, tuple(sorted(free)), hands.readers, hands.at,
-        Near(f"{settings.required().node} {boot_id()}", hands.lend, hands.borrower.open),
+        Near(f"{settings.required().node} {boot_id()}", hands.lend, hands.borrower.open, SharedStart(hands).together),
         checkpoint, device,
     )  # fmt: skip
 

@@ -8,7 +8,6 @@ after each, `seal` (host master), then `offload` and `restore` in turn.
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 import threading
 from bisect import bisect_left
@@ -23,7 +22,7 @@ from engine_patch.left_behind import LeftBehind
 from engine_patch.master import CALL_S, Master
 from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
-from engine_patch.region import Region, drop_both, map_both
+from engine_patch.region import Region, drop_both, layout, map_both
 from engine_patch.restoring import Cancelled, MemoryFault, Restoring
 from engine_patch.saved_kv import SavedKv
 from engine_patch.stages import Entry, Owners
@@ -79,7 +78,7 @@ class Hands:
         """Held while pages or the master come or go."""
         self.partners: Partners = Apart()
         self.elsewhere: Elsewhere = Nowhere()
-        self._common = CommonPages(client, bus, self.weights, allowed=share)
+        self.common = CommonPages(client, bus, self.weights, allowed=share)
         self.used = False
         """Set by whoever runs requests on the sealed weights."""
         self.borrower = Borrower(client)
@@ -96,6 +95,12 @@ class Hands:
     @property
     def held(self) -> Bytes:
         return Bytes(weights=self.weights.bytes + self.partners.bytes, kv=self.kv.bytes)
+
+    @property
+    def need(self) -> Bytes:
+        """Of a device where nobody else has these weights, once they are sealed."""
+        weights = max(self.weights.bytes, len(self._weight_chunks) * self.weights.chunk)
+        return Bytes(weights=weights + self.partners.bytes, kv=self.kv.bytes)
 
     # ---- start-up
 
@@ -137,10 +142,18 @@ class Hands:
             region.bytes,
             region.spilled_bytes,
         )
-        used = {i for at, size in self.live(region) for i in range(at // region.chunk, -(-(at + size) // region.chunk))}
+        used = region.touched(self.live(region))
         for each in region.arenas:
             each.trim()
         region.drop([i for i in region.indices if i not in used], CALL_S)
+
+    def move_in(self) -> None:
+        """After `trim`: pages that are held take the place of the weights' own. Raises as `CommonPages.move_in`."""
+        self.common.move_in(CALL_S)
+
+    def unchanged(self) -> bool:
+        """Whether the weights are what was sealed: one pass over the bytes."""
+        return self.digest.startswith(f"{self.content()}:")
 
     def seal(self, owners: Owners | None = None) -> str:
         """Make the host master of the weights, or share the one that another engine of equal content has made, and
@@ -157,9 +170,11 @@ class Hands:
     def _seal(self, owners: Owners) -> str:
         self._weight_chunks, self._kv_chunks = self.weights.indices, self.kv.indices
         self.bus.quiesce()
-        self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
-        layout = hashlib.sha256(repr(self._weight_chunks).encode()).hexdigest()[:16]
-        self.digest = f"{self.content()}:{layout}"
+        if not self.common.joined:  # those are read-only, and are so already
+            self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
+        self.digest = f"{self.content()}:{layout(self._weight_chunks)}"
+        if self.common.joined not in ("", self.digest):
+            raise MemoryFault("another engine's pages are not what it said", remedy="see its log; VNPU_SHARE_WEIGHTS=0")
         self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
         self._pieces.seal(self._weight_chunks, self.live(self.weights), owners)
         self._saved.reserve(self.kv.bytes, self.kv.chunk)
@@ -189,7 +204,7 @@ class Hands:
         with self._turn:
             if self._master.memory is not None:
                 return Loan(Lent(master=self.digest), self.place)
-            if not self.digest or not self.resident or not self.settled or self._common.joined:
+            if not self.digest or not self.resident or not self.settled or self.common.joined:
                 return None
             self._view = self._view or self.client.offer_view(self.weights.device, self.weights.chunks)
             return Loan(Lent(self._view), self.place)
@@ -252,9 +267,9 @@ class Hands:
             if self._master.memory is None:
                 with watch.step("master"):
                     self._keep_weights()
-            if self.used and self.partners.alone and self._common.unproven(self.digest):
+            if self.used and self.partners.alone and self.common.unproven(self.digest):
                 with watch.step("still"):
-                    self._common.prove(self.digest.startswith(f"{self.content()}:"))
+                    self.common.prove(self.unchanged())
             with watch.step("save_kv"):
                 saved = self._saved.save(keep)
             with watch.step("unmap"):
@@ -292,7 +307,7 @@ class Hands:
             self._restoring.cancel()
             self._restoring = None
         self.partners.part()
-        self._common.part(CALL_S)
+        self.common.part(CALL_S)
         drop_both(self.weights, self.kv, CALL_S, left)
 
     def restore(self) -> tuple[int, tuple[Step, ...]]:
@@ -334,7 +349,7 @@ class Hands:
         if restoring is None:
             raise Cancelled
         if self.partners.alone:
-            self._common.ask(self.digest)  # nobody waits meanwhile
+            self.common.ask(self.digest)  # nobody waits meanwhile
         watch = Stopwatch()
         with watch.step("check"):
             restoring.finish()
@@ -342,7 +357,7 @@ class Hands:
             if self._restoring is not restoring:
                 raise Cancelled
             if self.partners.alone:
-                self._common.offer(self.digest)
+                self.common.offer(self.digest)
         waited = watch.steps[0].seconds
         return restoring.bytes, (Step("copy", restoring.seconds), Step("check", max(0.0, waited - restoring.seconds)))
 
@@ -358,7 +373,7 @@ class Hands:
 
     def _map(self) -> Set[int]:
         """Weights and KV; returns indices of the chunks of weights that are said to hold what was left there."""
-        if self.partners.alone and self._common.join(self.digest, self._weight_chunks, CALL_S):
+        if self.partners.alone and self.common.join(self.digest, self._weight_chunks, CALL_S):
             self.kv.map(self._kv_chunks, CALL_S)
             return frozenset()
         # The master is an image of these chunks, whole, and no gate opens before its bytes are there.
@@ -367,7 +382,7 @@ class Hands:
     def _without_master(self, still: Set[int], watch: Stopwatch) -> Set[int]:
         """The weights were dropped: pages hold them still, somebody made a master since, or another engine has them.
         Returns which chunks have theirs."""
-        there = self._common.joined or still == frozenset(self._weight_chunks)
+        there = self.common.joined or still == frozenset(self._weight_chunks)
         if not there and not self._master.open(self.digest):
             with watch.step("fetch"):
                 self.bus.zero(self.weights.holes(self.live(self.weights)))
@@ -379,7 +394,7 @@ class Hands:
 
     def _entries(self, still: Set[int]) -> list[list[Entry]]:
         """What is copied back in each stage: saved KV first, a forward pass needs it from its first layer on."""
-        if self._common.joined:
+        if self.common.joined:
             return [self._saved.entries, *([] for _ in self._pieces.stages[1:])]
         master = self._master.memory
         first, *later = self._pieces.entries(master.address if master is not None else 0, still)

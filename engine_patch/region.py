@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 
@@ -214,6 +215,11 @@ class Region:
                 holes.append((self.base + low, high - low))
         return holes
 
+    def touched(self, live: Sequence[Range]) -> tuple[int, ...]:
+        """Chunks that some of the blocks `live` (offset and length) lies in, whether they are mapped or not."""
+        ends = [(at // self.chunk, -(-(at + size) // self.chunk)) for at, size in live]
+        return tuple(sorted({i for first, end in ends for i in range(first, end)}))
+
     def _address(self, index: int) -> int:
         return self.base + index * self.chunk
 
@@ -225,6 +231,11 @@ class Region:
             self._driver.destroy(handle)
         self._owed += [chunk.id for chunk in chunks]
         _give_back((self,), timeout_s)
+
+
+def layout(indices: tuple[int, ...]) -> str:
+    """Names the chunks of a region, as a part of the digest of what is in them."""
+    return hashlib.sha256(repr(indices).encode()).hexdigest()[:16]
 
 
 def map_both(

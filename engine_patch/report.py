@@ -12,14 +12,16 @@ from coordinator.core.model import Bytes, Step
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """`error`: the step failed and the engine cannot go on. `denied`: the daemon gave no pages; nothing was changed
-    that `undo` cannot take back. Bytes and digest are this rank's. `pending`: restore number `turn` goes on behind this
-    answer; its end comes by `engine_patch.desk`."""
+    that `undo` cannot take back. `need`: what would be `held` if no other engine had these weights on the device. Bytes
+    and digest are this rank's. `pending`: restore number `turn` goes on behind this answer; its end comes by
+    `engine_patch.desk`."""
 
     rank: int
     pid: int
     error: str = ""
     denied: str = ""
     held: Bytes = Bytes()
+    need: Bytes = Bytes()
     restored: int = 0
     d2h: int = 0
     kv_saved: int = 0
@@ -40,10 +42,19 @@ def decode(texts: Sequence[str]) -> tuple[Report, ...]:
 
 def held(reports: Sequence[Report]) -> Bytes:
     """What a device must hold at most: the ledger has one footprint for all devices of a group."""
+    return _most([report.held for report in reports])
+
+
+def need(reports: Sequence[Report]) -> Bytes:
+    """The same of what is needed where nobody else has the weights."""
+    return _most([report.need for report in reports])
+
+
+def _most(each: Sequence[Bytes]) -> Bytes:
     return Bytes(
-        weights=max((r.held.weights for r in reports), default=0),
-        kv=max((r.held.kv for r in reports), default=0),
-        overhead=max((r.held.overhead for r in reports), default=0),
+        weights=max((one.weights for one in each), default=0),
+        kv=max((one.kv for one in each), default=0),
+        overhead=max((one.overhead for one in each), default=0),
     )
 
 

@@ -10,10 +10,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -25,9 +24,10 @@ from engine_patch.loader_options import Options, write_address
 from engine_patch.seed_news import SeedNews
 from engine_patch.strangers import as_peer
 from engine_patch.tensors import Table
+from engine_patch.together import Near, hold, in_pages
 from native import _native
 from native.link import DaemonError
-from transfer.errors import TransferError
+from transfer.errors import PeerViolation, TransferError
 from transfer.netloader import ways, wire
 from transfer.netloader.client import Client, Streamed
 from transfer.netloader.guard import Guard
@@ -37,7 +37,7 @@ from transfer.netloader.plan import Peer
 from transfer.netloader.server import Server
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Locate, Source
-from transfer.netloader.ways import Loan, Open
+from transfer.netloader.ways import Loan
 from transfer.netloader.work import Work
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -52,14 +52,6 @@ WITHDRAW_S = 2.0
 """Longest that an engine's own word to etcd may take to come back."""
 BUSY_S = 0.25
 """An engine whose last step is longer ago has no request that a stream could slow down."""
-
-
-class Near(NamedTuple):
-    """`machine`: whose daemon owns the pages; `lend`: ours to others, `borrow`: theirs to us."""
-
-    machine: str
-    lend: Callable[[], Loan | None]
-    borrow: Open
 
 
 class Streaming:
@@ -109,6 +101,8 @@ class Streaming:
         self._addresses: tuple[int, ...] = ()
         self._fetching: Client | None = None
         self._work: Work | None = None
+        self._held: Manifest | None = None
+        """Of what will lie in the pages of another engine."""
         self._fingerprint = ""
         self._seed: Seed | None = None
         self._news = SeedNews(desk, rank, lambda: (self._fingerprint, self._now()))
@@ -117,7 +111,7 @@ class Streaming:
 
     def _listen(self) -> Listener | None:
         port = self.options.listen_port + self._rank if self.options.listen_port else 0
-        serve = Server(self._shelf, self._lend, self._files, self._device).serve
+        serve = Server(self._shelf, self._lend, self._files, self._device, self._together).serve
         try:
             listener = Listener(
                 self._host, port, self._trust, wire.SERVICE, serve,
@@ -139,6 +133,12 @@ class Streaming:
         except DaemonError as error:
             log.warning("nothing is lent: %s", error)
             return None
+
+    def _together(self, machine: str, device: str) -> str:
+        """With an engine that starts there."""
+        if self._near is None or self._near.together is None or machine != self._machine:
+            return ""
+        return self._near.together.offer(device)
 
     def _limit(self) -> float:
         """Bytes a second that clients get together."""
@@ -215,7 +215,8 @@ class Streaming:
         return streamed
 
     def fetch(self, identity: Identity, table: Table, limit_s: float) -> Streamed:
-        """Everything in `table`, from whoever has it; passes on what it has meanwhile.
+        """Everything in `table`, from whoever has it; passes on what it has meanwhile. Where another engine's pages are
+        held for this one, only what lies elsewhere is fetched, and nothing is passed on before `serve`.
 
         Raises:
             TransferError: why not. The memory holds nothing of use then, and nobody reads it any more.
@@ -223,6 +224,8 @@ class Streaming:
         since = time.time()
         self._begin(identity, table, since)
         me = Peer(name="me", host=self._host, port=0, ticket=(since, self._engine), whole=False, machine=self._machine)
+        if self._near is not None:
+            self._held = hold(self._near, identity, self._peers(identity.fingerprint), self._connect)
         client = Client(
             me, identity, table.addresses, lambda: self._peers(identity.fingerprint), self._dial, self._began,
             agree=self._agree,
@@ -235,7 +238,8 @@ class Streaming:
             raise
         finally:
             self._fetching = None
-        self._publish(have=streamed.manifest.size, source="")
+        if self._held is None:
+            self._publish(have=streamed.manifest.size, source="")
         return streamed
 
     def fetch_again(self, identity: Identity, addresses: Sequence[int], limit_s: float) -> Streamed:
@@ -303,6 +307,9 @@ class Streaming:
     def _dial(self, peer: Peer, deadline: Deadline) -> Channel:
         if self._cpus:
             os.sched_setaffinity(0, self._cpus)  # of the thread that receives
+        return self._connect(peer, deadline)
+
+    def _connect(self, peer: Peer, deadline: Deadline) -> Channel:
         return dial(peer.host, peer.port, self._trust, wire.SERVICE, deadline)
 
     def _agree(self, peer: Peer, channel: Channel) -> None:
@@ -321,11 +328,19 @@ class Streaming:
             raise
 
     def _began(self, whole: Manifest, work: Work) -> None:
+        if self._held is None:
+            self._shelf.put(Source(whole, self._addresses, work, self._guard, self._locate))
+        elif whole.digest == self._held.digest:
+            work.keep(in_pages(whole))
+        else:
+            raise PeerViolation("its content differs from that of the pages that are held, under one fingerprint")
         self._work = work
-        self._shelf.put(Source(whole, self._addresses, work, self._guard, self._locate))
 
     def _give_up(self) -> None:
         """What is there is overwritten from disk next."""
+        if self._held is not None and self._near is not None and self._near.together is not None:
+            self._near.together.let_go()
+        self._held = None
         self._shelf.put(None)
         if self._work is not None:
             self._work.forget()
@@ -339,6 +354,8 @@ class Streaming:
     def serve(self, identity: Identity, table: Table) -> None:
         """All of it is here now. Sums are made on a side thread where they did not come with the weights."""
         if self._work is not None and self._fingerprint == identity.fingerprint and self._addresses == table.addresses:
+            if self._held is not None:
+                self._serve(self._held)
             return
         self._begin(identity, table, 0.0)
         threading.Thread(target=self._sum_up, args=(identity, table), name="vnpu-sums", daemon=True).start()
@@ -352,9 +369,11 @@ class Streaming:
             os.sched_setaffinity(0, self._cpus)
         grid = Grid(table.extents)
         sums = [self._sum(grid, table, number) for number in range(grid.blocks)]
-        whole = manifest(identity, table.extents, sums)
-        self._shelf.put(Source(whole, table.addresses, None, self._guard, self._locate))
-        self._publish(have=whole.size)
+        self._serve(manifest(identity, table.extents, sums))
+
+    def _serve(self, whole: Manifest) -> None:
+        self._shelf.put(Source(whole, self._addresses, None, self._guard, self._locate))
+        self._publish(have=whole.size, source="")
         log.info("rank %d serves %d bytes at %s:%d", self._rank, whole.size, self._host, self._port)
 
     def _sum(self, grid: Grid, table: Table, number: int) -> int:

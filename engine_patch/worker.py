@@ -135,6 +135,7 @@ class VnpuWorker:
                 super().load_model(*args, **kwargs)  # type: ignore[misc]
             self._sharing.loaded()
         self._hands.trim(self._hands.weights)
+        self._hands.move_in()
         with self._sharing.meeting(self._start):
             self._hands.partners = self._sharing
         self._sharing.ready()
@@ -307,7 +308,7 @@ class VnpuWorker:
             # vLLM's channel must not see it; the agent ends the engine for it.
             log.exception("a memory operation failed")
             fields |= {"error": f"{type(error).__name__}: {error}"}
-        return Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, **fields)
+        return Report(rank=self.rank, pid=os.getpid(), held=self._hands.held, need=self._hands.need, **fields)
 
 
 def _await_admission(client: Client, found: settings.Settings) -> None:

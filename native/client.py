@@ -251,7 +251,7 @@ class Client(Link):
         any more; unmap them all in one call, and the pages stay with who shares them.
 
         Raises:
-            DaemonRefused: NOT_OPEN; BAD_REQUEST: a chunk is not this process's, or the driver cannot do it.
+            DaemonRefused: BAD_REQUEST: a chunk is not this process's, or the driver cannot do it.
             DaemonUnavailable: the daemon is away or silent.
         """
         self._ask(protocol.OfferShare(device, digest, tuple(chunks)), protocol.Done, timeout_s)

@@ -202,7 +202,8 @@ class RevokeView(msgspec.Struct, frozen=True, tag=True):
 class OfferShare(msgspec.Struct, frozen=True, tag=True):
     """These weight chunks of the caller, in this order, hold the content of `digest`, and the caller writes to them no
     more until it unmaps them all: other engines may map them read-only, uncharged. When the caller unmaps them or dies,
-    one of those owns them. Where that content is offered on the device already, nothing changes. In an operation."""
+    one of those owns them. Where that content is offered on the device already, nothing changes. At any time, in an
+    operation or not: nothing is mapped or unmapped by it."""
 
     device: DeviceName
     digest: Name

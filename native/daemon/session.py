@@ -95,7 +95,9 @@ class EngineSession(Calls):
                 return await self._host.handle(request, self._caller(), beside)
             case protocol.OfferView() | protocol.OpenView() | protocol.CloseView() | protocol.RevokeView():
                 return await self._views.handle(request, self._caller("worker"))
-            case protocol.OfferShare() | protocol.OpenShare() | protocol.CloseShare() | protocol.ShareWanted():
+            case protocol.OfferShare():  # at any time: nothing is mapped or unmapped by it
+                return await self._shares.handle(request, self._caller("worker"))
+            case protocol.OpenShare() | protocol.CloseShare() | protocol.ShareWanted():
                 member = self._caller("worker")
                 self._open(self.device(request.device))
                 return await self._shares.handle(request, member)

@@ -1,4 +1,4 @@
-"""Calls about shared content: the caller's operation on the device is open (PROTOCOL rule 7)."""
+"""Calls about shared content: but for `OfferShare` the caller's operation on the device is open (PROTOCOL rule 7)."""
 
 from __future__ import annotations
 

@@ -53,10 +53,12 @@ class LightEngine(Child):
         ttl: int = 2,
         content: str = "",
         claims: str = "",
+        beside: str = "",
         join: float = 60.0,
     ) -> LightEngine:
         """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `claims`: as which
-        content it streams them (`tests.helpers.light_peers`). `fault`: `skip` leaves a chunk out of a restore, `write`
+        content it streams them (`tests.helpers.light_peers`). `beside`: where it starts beside another of its content,
+        `first` or `next`. `fault`: `skip` leaves a chunk out of a restore, `write`
         writes to the weights with each request, `forget` does not find again what it left in its pages. `join`: seconds
         of patience."""
         from coordinator.supervise.ports import free_port  # beside this file lies another `coordinator`
@@ -70,6 +72,7 @@ class LightEngine(Child):
             "join": join,
             "content": content or engine,
             "claims": claims,
+            "beside": beside,
         }
         environ = {
             **os.environ,
@@ -181,14 +184,21 @@ class Memory:
         self.size = light["size"]
         self._scratch = Mapping(self.size)
         self.at = self.hands.weights.arena.allocate(self.size)
-        self._put(self.at, content_of(light["content"], self.size))
+        streams = None
+        if light.get("claims"):
+            from tests.helpers.light_peers import Streams
+
+            streams = Streams(self.hands, birth, light["claims"], self.at, self.size, light["beside"])
+        fetched = streams is not None and light["beside"] == "next"
+        self._put(self.at, content_of("no weights yet" if fetched else light["content"], self.size))
+        if streams is not None and fetched:
+            streams.fetch()
         self.kv_at = self.hands.kv.arena.allocate(self.hands.kv.bytes)
         for region in (self.hands.weights, self.hands.kv):
             self.hands.trim(region)
-        if light.get("claims"):
-            from tests.helpers.light_peers import stream
-
-            stream(self.hands, birth.engine, light["claims"], self.at, self.size, birth.desk)
+        self.hands.move_in()
+        if streams is not None:
+            streams.serve()
         if light["fault"] == "forget":
             self.hands._left.leave = lambda whole: ""  # type: ignore[method-assign]
         self._hold = set(light["hold"])
@@ -246,7 +256,7 @@ class Memory:
     def _report(self, **fields: Any) -> tuple[Any, ...]:
         from engine_patch.report import Report
 
-        return (Report(rank=0, pid=os.getpid(), held=self.hands.held, **fields),)
+        return (Report(rank=0, pid=os.getpid(), held=self.hands.held, need=self.hands.need, **fields),)
 
     async def drain(self) -> None:
         self._drained.clear()

@@ -6,6 +6,7 @@ Which content somebody serves and which one he `claims` to have are two things h
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -21,6 +22,9 @@ from tests.helpers.wires import TRUST
 from transfer.netloader.identity import Identity
 from transfer.netloader.manifest import Extent, layout_digest
 
+log = logging.getLogger("light")
+
+FETCH_S = 30.0
 BESIDE = b"norm" * 16
 """A tensor that is too small for device pages."""
 
@@ -56,16 +60,33 @@ async def serving(lab: LightLab, rank: LightRank, **more: Any) -> AsyncIterator[
             await lab.store.txn([], [Delete(keys.seed(name, fingerprint))])
 
 
-def stream(hands: Any, name: str, claims: str, at: int, size: int, desk: str) -> None:
-    """In a light engine's process, before its weights are sealed: it serves them, and can have them back."""
-    from engine_patch.desk import Desk
-    from engine_patch.loader_options import Options
-    from engine_patch.peers import Peers
-    from engine_patch.streaming import Streaming
-    from engine_patch.tensors import Table
+class Streams:
+    """In a light engine's process, once it has memory: it serves its weights when they are there, and can have them
+    back. `beside`: memory is shared on this machine, with who starts too."""
 
-    hands.beside = ctypes.create_string_buffer(BESIDE, len(BESIDE))
-    table = Table(extents(size), (at, ctypes.addressof(hands.beside)))
-    streaming = Streaming(name, 0, Options(), Desk(desk), TRUST, LOCAL, guard=hands.readers, locate=hands.at)
-    streaming.serve(identity(claims, size), table)
-    hands.elsewhere = Peers(streaming, identity(claims, size), table)
+    def __init__(self, hands: Any, birth: Any, claims: str, at: int, size: int, beside: str) -> None:
+        from engine_patch.desk import Desk
+        from engine_patch.loader_options import Options
+        from engine_patch.streaming import Streaming
+        from engine_patch.tensors import Table
+        from engine_patch.together import Near, SharedStart
+
+        hands.beside = ctypes.create_string_buffer(b"?" * len(BESIDE) if beside == "next" else BESIDE, len(BESIDE))
+        self._hands, self._identity = hands, identity(claims, size)
+        self._table = Table(extents(size), (at, ctypes.addressof(hands.beside)))
+        together = SharedStart(hands).together
+        near = Near("this one", hands.lend, hands.borrower.open, together) if beside else None
+        self._streaming = Streaming(
+            birth.engine, 0, Options(), Desk(birth.desk), TRUST, LOCAL, guard=hands.readers, locate=hands.at, near=near
+        )
+
+    def fetch(self) -> None:
+        streamed = self._streaming.fetch(self._identity, self._table, FETCH_S)
+        log.info("fetched %d of %d blocks", sum(streamed.blocks.values()), streamed.manifest.grid.blocks)
+        assert bytes(self._hands.beside) == BESIDE
+
+    def serve(self) -> None:
+        from engine_patch.peers import Peers
+
+        self._streaming.serve(self._identity, self._table)
+        self._hands.elsewhere = Peers(self._streaming, self._identity, self._table)

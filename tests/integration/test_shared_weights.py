@@ -191,3 +191,72 @@ async def test_an_engine_that_writes_to_its_weights_offers_nothing(lab: LightLab
         assert (await lab.leader.closed(lab.device)).shared == ()
         assert (await engine.ask("prompt"))[0] == 200
         assert engine.log.read_text().count("their pages are not shared") == 1
+
+
+# ---- from the start
+
+
+@pytest.fixture
+async def wide(tmp_path: Path, etcd: RealEtcd) -> AsyncIterator[LightLab]:
+    """For a whole engine beside another: what it needs while it starts."""
+    async with light_lab(tmp_path, etcd, 3 * WEIGHTS) as one:
+        yield one
+
+
+async def start(lab: LightLab, beside: str, **more: object) -> LightEngine:
+    return await lab.bring_up(size=WEIGHTS, content="same", claims="same", beside=beside, **more)
+
+
+def fetched(engine: LightEngine) -> tuple[int, int]:
+    """Blocks that came, of all."""
+    (line,) = [line for line in engine.log.read_text().splitlines() if "fetched" in line and "blocks" in line]
+    came, _, of = line.partition("fetched ")[2].partition(" of ")
+    return int(came), int(of.split()[0])
+
+
+async def test_an_engine_that_starts_lies_in_the_pages_of_one_that_runs(wide: LightLab) -> None:
+    async with await start(wide, "first") as first:
+        before = await first.ask("prompt")
+        async with await start(wide, "next") as second:
+            assert fetched(second) == (1, WEIGHTS // MIB + 1), "what lies in no device page"
+            specs = await wide.spec(first), await wide.spec(second)
+            assert specs[0].digest == specs[1].digest
+            assert specs[0].footprint == specs[1].footprint, "what it needs alone"
+            assert await charged(wide) == {first.engine: (WEIGHTS // MIB, 2), second.engine: (0, 2)}
+            assert (access(first), access(second)) == ({"r--s"}, {"r--s"})
+            assert await second.ask("prompt") == before
+            assert await first.ask("prompt") == before
+            await wide.order(first, Order.OFFLOAD)
+            assert await charged(wide) == {second.engine: (WEIGHTS // MIB, 2)}
+            assert await second.ask("prompt") == before
+            async with await start(wide, "next") as third:  # of one that has inherited them
+                assert fetched(third)[0] == 1
+                second.kill()
+                await second.ended()
+                await wide.leader.until(
+                    wide.device, lambda state: all(owner.holder.engine != second.engine for owner in state.owners)
+                )
+                assert await charged(wide) == {third.engine: (WEIGHTS // MIB, 2)}
+                assert await third.ask("prompt") == before
+                await wide.order(third, Order.OFFLOAD)
+                assert await charged(wide) == {}
+                await wide.order(third, Order.RESTORE)
+                assert await third.ask("prompt") == before
+
+
+@pytest.mark.parametrize("why", ["never asked", "asleep", "writes", "told not to"])
+async def test_an_engine_that_starts_copies_where_it_must(
+    wide: LightLab, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if why == "told not to":
+        monkeypatch.setenv("VNPU_SHARE_WEIGHTS", "0")
+    async with await start(wide, "first", fault="write" if why == "writes" else "") as first:
+        if why != "never asked":
+            await first.ask("prompt")
+        if why == "asleep":
+            await wide.order(first, Order.OFFLOAD)
+        async with await start(wide, "next") as second:
+            assert fetched(second) == (WEIGHTS // MIB + 1,) * 2
+            assert access(second) == {"rw-s"}
+            assert (await wide.leader.closed(wide.device)).shared == ()
+            assert (await second.ask("prompt"))[0] == 200

@@ -77,7 +77,7 @@ class Pull:
             with self._dial(self.peer, Deadline.after(OFFER_S)) as channel:
                 self._channel = channel
                 channel.configure(max_message=wire.MAX_MESSAGE)
-                manifest = self._offer(channel)
+                manifest = offered(channel, self._identity)
                 self._work = self._adopt(manifest)
                 if self._agree is not None:
                     self._agree(self.peer, channel)
@@ -91,16 +91,23 @@ class Pull:
         finally:
             self._ended()
 
-    def _offer(self, channel: Channel) -> Manifest:
-        channel.send(wire.encode(Ask(self._identity)), Deadline.after(OFFER_S))
-        _, body = channel.receive(Deadline.after(OFFER_S))
-        answer = wire.decode_answer(body)
-        if isinstance(answer, Refused):
-            raise Denied(answer.code, answer.details)
-        if not isinstance(answer, Offer):
-            raise PeerViolation(f"{type(answer).__name__} where an offer was due")
-        wrong = differences(self._identity, answer.manifest.identity)
-        if wrong:
-            raise Denied(Code.MISMATCH, wrong)
-        answer.manifest.check()
-        return answer.manifest
+
+def offered(channel: Channel, identity: Identity) -> Manifest:
+    """First on a connection: what the source holds of `identity`.
+
+    Raises:
+        Denied: something else, or nothing just now.
+        TransferError: the connection is of no use.
+    """
+    channel.send(wire.encode(Ask(identity)), Deadline.after(OFFER_S))
+    _, body = channel.receive(Deadline.after(OFFER_S))
+    answer = wire.decode_answer(body)
+    if isinstance(answer, Refused):
+        raise Denied(answer.code, answer.details)
+    if not isinstance(answer, Offer):
+        raise PeerViolation(f"{type(answer).__name__} where an offer was due")
+    wrong = differences(identity, answer.manifest.identity)
+    if wrong:
+        raise Denied(Code.MISMATCH, wrong)
+    answer.manifest.check()
+    return answer.manifest

@@ -10,8 +10,8 @@ from transfer.netloader.guard import Switching
 from transfer.netloader.identity import CHECKPOINT, differences
 from transfer.netloader.shelf import Shelf
 from transfer.netloader.source import Source
-from transfer.netloader.ways import Lend, Loan
-from transfer.netloader.wire import Ask, Borrow, Code, Meet, Offer, Placed, Read, Refused
+from transfer.netloader.ways import Lend, Loan, Together
+from transfer.netloader.wire import Ask, Borrow, Code, Meet, Offer, Placed, Read, Refused, Share
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
 
@@ -30,14 +30,21 @@ class Server:
     """`serve` is what a `Listener` calls, in a thread for each client."""
 
     def __init__(
-        self, shelf: Shelf, lend: Lend | None = None, checkpoint: Shelf | None = None, device: str = "cpu"
+        self,
+        shelf: Shelf,
+        lend: Lend | None = None,
+        checkpoint: Shelf | None = None,
+        device: str = "cpu",
+        together: Together | None = None,
     ) -> None:
         """`lend`: what clients of this machine may map; None: nothing. `checkpoint`: served to whose kernels differ.
-        `device`: where a process group's tensors lie, as torch names it."""
+        `device`: where a process group's tensors lie, as torch names it. `together`: whose pages may be those of the
+        source; None: nobody's."""
         self._shelf = shelf
         self._checkpoint = checkpoint
         self._lend = lend
         self._device = device
+        self._together = together
 
     def serve(self, channel: Channel) -> None:
         """Raises TransferError where the client misbehaves."""
@@ -56,17 +63,20 @@ class Server:
             _refuse(channel, Code.MISMATCH, *wrong)
             return
         channel.send(wire.encode(Offer(source.manifest)), Deadline.after(FRAME_S))
-        _Reads(channel, source, self._lend, self._device).answer()
+        _Reads(channel, source, self._lend, self._device, self._together).answer()
 
 
 class _Reads:
-    def __init__(self, channel: Channel, source: Source, lend: Lend | None, device: str) -> None:
+    def __init__(
+        self, channel: Channel, source: Source, lend: Lend | None, device: str, together: Together | None
+    ) -> None:
         self._channel = channel
         self._source = source
         self._lend = lend
         self._device = device
         self._grid = source.manifest.grid
-        self._together: Loan | None = None
+        self._share = together
+        self._told: Loan | None = None
         """What was lent, where many places of it may be told in one message."""
 
     def answer(self) -> None:
@@ -80,7 +90,9 @@ class _Reads:
             match request:
                 case Borrow():
                     loan = ways.lend(self._channel, request, self._lend)
-                    self._together = loan if request.together else None
+                    self._told = loan if request.together else None
+                case Share():
+                    ways.give_share(self._channel, request, self._share)
                 case Meet():
                     ways.be_met(self._channel, request, self._device)
                 case _:
@@ -106,8 +118,8 @@ class _Reads:
         """Send some blocks before `end` from `first` on, which is there; how many. Raises Switching."""
         if self._channel.plain:
             return self._run(first, self._here(first, end), tag)
-        if self._together and self._channel.unlimited:
-            told = self._tell_places(self._together, first, self._here(first, end), tag)
+        if self._told and self._channel.unlimited:
+            told = self._tell_places(self._told, first, self._here(first, end), tag)
             return told or self._block(first, end, tag)
         return self._block(first, end, tag)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from transfer.errors import PeerViolation
 from transfer.netloader import wire
-from transfer.netloader.wire import Borrow, Code, Lent, Meet, Refused
+from transfer.netloader.wire import Borrow, Code, Lent, Meet, Refused, Share, Shared
 from transfer.transports import window
 from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
@@ -29,6 +29,8 @@ class Loan(NamedTuple):
 
 Lend = Callable[[str], Loan | None]
 """What a client on that machine may map; None: nothing."""
+Together = Callable[[str, str], str]
+"""The digest under which who starts on that machine and device gets the pages of these weights; empty: it does not."""
 Open = Callable[[Lent], Window]
 """Maps what was lent. Raises TransferError."""
 
@@ -54,6 +56,23 @@ def borrow(channel: Channel, machine: str, open_lent: Open) -> bool:
     raise PeerViolation(f"{type(answer).__name__} is no answer to Borrow")
 
 
+def share(channel: Channel, machine: str, device: str) -> str:
+    """The digest under which the daemon gives the source's pages to who starts on `device`; empty: it does not.
+
+    Raises:
+        TransferError: the connection is of no use any more.
+    """
+    channel.send(wire.encode(Share(machine, device)), Deadline.after(ASK_S))
+    _, body = channel.receive(Deadline.after(ASK_S))
+    answer = wire.decode_answer(body)
+    match answer:
+        case Shared(digest):
+            return digest
+        case Refused(Code.NO_WAY):
+            return ""
+    raise PeerViolation(f"{type(answer).__name__} is no answer to Share")
+
+
 def meet(channel: Channel, device: str = "cpu") -> str:
     """Join the source in a process group of the backend, returned, for tensors on `device`. Raises TransferError:
     connect anew."""
@@ -77,6 +96,13 @@ def lend(channel: Channel, request: Borrow, lend_to: Lend | None) -> Loan | None
         channel.carry(giver=window.Lent(loan.place))
     channel.send(wire.encode(answer), Deadline.after(ASK_S))
     return loan
+
+
+def give_share(channel: Channel, request: Share, together: Together | None) -> None:
+    """Answer a `Share`. Raises TransferError."""
+    digest = together(request.machine, request.device) if together else ""
+    answer = Shared(digest) if digest else Refused(Code.NO_WAY, ("no pages are shared with that device",))
+    channel.send(wire.encode(answer), Deadline.after(ASK_S))
 
 
 def be_met(channel: Channel, request: Meet, device: str = "cpu") -> None:

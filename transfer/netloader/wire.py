@@ -4,7 +4,8 @@ A client asks once (`Ask`), gets `Offer` or `Refused`, and then reads as often a
 the blocks in order, one DATA frame each with the block's number as its position and the `Read`'s tag, or by `Refused`
 in the place of the first block that does not come. Before it reads, it may ask for another way for the bytes: `Borrow`
 (memory that both can map; then `Placed` may stand for many blocks), or `Meet` (torch.distributed; the two then speak as
-`transfer.transports.collective` does).
+`transfer.transports.collective` does). `Share` is answered by `Shared`: pages that both will lie in, so that none of
+their bytes has to come.
 """
 
 from __future__ import annotations
@@ -63,6 +64,19 @@ class Meet(msgspec.Struct, frozen=True, tag=True):
     backend: Annotated[str, msgspec.Meta(pattern="^(gloo|nccl|hccl)$")]
 
 
+class Share(msgspec.Struct, frozen=True, tag=True):
+    """Let me lie in the pages of your weights: I start on `device` of the node whose daemon is that of `machine`."""
+
+    machine: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    device: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
+class Shared(msgspec.Struct, frozen=True, tag=True):
+    """The node daemon gives them to whoever opens this digest there."""
+
+    digest: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+
 class Lent(msgspec.Struct, frozen=True, tag=True):
     """What the client may map, from the node daemon: a view (not 0) of the source's pages, or else the host master of
     this digest. From now on blocks that lie there are announced by their place in it."""
@@ -94,8 +108,8 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 MAX_MESSAGE = MAX_MANIFEST
 
 encode = msgspec.msgpack.Encoder().encode
-Request = Ask | Read | Borrow | Meet
-Answer = Offer | Refused | Lent | Placed
+Request = Ask | Read | Borrow | Meet | Share
+Answer = Offer | Refused | Lent | Placed | Shared
 _request: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
 _answer: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
 

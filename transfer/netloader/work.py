@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -72,6 +74,20 @@ class Work:
                 self._missing -= not self._landed[number]
                 self._landed[number] = 1
             self._changed.notify_all()
+
+    def keep(self, numbers: Iterable[int]) -> None:
+        """Before the first claim: these are there without anybody's fetching them."""
+        self.land(*numbers)
+        with self._changed:
+            left = [run for each in self._open for run in self._missing_of(each)]
+            self._open = deque(left)
+
+    def _missing_of(self, run: Run) -> Iterator[Run]:
+        numbers = range(run.first, run.first + run.length)
+        for missing, some in groupby(numbers, lambda number: not self._landed[number]):
+            if missing:
+                first, *others = some
+                yield Run(first, 1 + len(others))
 
     def has(self, number: int) -> bool:
         return bool(self._landed[number])

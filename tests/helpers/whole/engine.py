@@ -187,7 +187,7 @@ class SimEngine:
                 await self._client.ask(protocol.Unmap(device=device, chunks=numbers), CALL_S)
 
     def _report(self, **more: Any) -> tuple[Report, ...]:
-        return (Report(rank=0, pid=self.pid, **more),)
+        return (Report(rank=0, pid=self.pid, need=self._held, **more),)
 
     @property
     def _held(self) -> Bytes:
