@@ -295,6 +295,22 @@ async def test_what_cannot_be_offered_or_opened(daemon: DaemonProcess, leader: L
         await a.leave(fence)
 
 
+async def test_pages_are_offered_in_an_operation_or_not(daemon: DaemonProcess, leader: Leader) -> None:
+    """To one who starts while the owner just runs; but nobody opens them outside an operation of its own."""
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        fence = await a.begin()
+        weights = await a.worker.map(a.device, WEIGHTS, 7)
+        await a.leave(fence)
+        await a.worker.call("offer_share", a.device, DIGEST, weights)
+        with refused("not_open"):
+            await b.worker.call("open_share", b.device, DIGEST)
+        assert await joined(b) == weights
+        await gone(a, weights)
+        assert await charged(leader, a.device) == {name(b): (WEIGHTS, KV)}
+        with refused("bad_request"):  # what it has no more
+            await a.worker.call("offer_share", a.device, "another", weights)
+
+
 async def test_a_part_that_cannot_be_unmapped_takes_nobodys_view(daemon: DaemonProcess, leader: Leader) -> None:
     async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
         weights = await first(a)

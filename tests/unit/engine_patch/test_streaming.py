@@ -15,14 +15,16 @@ import pytest
 from coordinator.core.model import Seed
 from engine_patch import streaming as streaming_module
 from engine_patch.loader_options import Options, RankSources, write_address
-from engine_patch.streaming import Near, Streaming
+from engine_patch.streaming import Streaming
+from engine_patch.together import Near, Together
 from tests.helpers.board import Board, table
 from tests.helpers.eventually import eventually
-from tests.helpers.weights import BLOCK, LOCAL, Rank
+from tests.helpers.weights import BLOCK, LOCAL, Rank, identity
 from tests.helpers.wires import TRUST
 from transfer.errors import PeerLost, TransferError
 from transfer.netloader import client
 from transfer.netloader.guard import Guard
+from transfer.netloader.manifest import Extent, layout_digest
 from transfer.netloader.ways import Loan
 from transfer.netloader.wire import Lent
 from transfer.netloader.work import Work
@@ -230,6 +232,91 @@ async def test_memory_of_a_source_elsewhere_is_not_asked_for(town: Town, neighbo
     fetching.fetch(starter.identity, table(starter), LIMIT_S)
     assert starter.content == neighbour.rank.content
     assert neighbour.opened == []
+
+
+class Pages:
+    """`Together`, played: `offered` is what an engine lets others lie in; `held` counts."""
+
+    def __init__(self, offered: str = "") -> None:
+        self.offered = offered
+        self.asked: list[str] = []
+        self.held: list[str] = []
+        self.let_go_of = 0
+
+    def offer(self, device: str) -> str:
+        self.asked.append(device)
+        return self.offered
+
+    def hold(self, digest: str) -> bool:
+        self.held.append(digest)
+        return True
+
+    def let_go(self) -> None:
+        self.let_go_of += 1
+
+    def near(self, neighbour: Neighbour, device: str = "n/0", machine: str = "node boot") -> Near:
+        together = Together(device, self.offer, self.hold, self.let_go)
+        return Near(machine, neighbour.lend, neighbour.borrow, together)
+
+
+class Paged(Rank):
+    """Its first extent lies in device pages."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        super().__init__(LENGTHS, seed=seed)
+        self.extents = (Extent("weights", LENGTHS[0], 0), Extent("norm", LENGTHS[1]))
+        self.identity = identity(LENGTHS, layout=layout_digest(self.extents))
+
+
+async def test_what_lies_in_pages_of_another_engine_is_not_fetched(town: Town, neighbour: Neighbour):
+    """And nobody gets any of it from here before the engine lies in them."""
+    source, starter, theirs, ours = Paged(seed=1), Paged(), Pages("digest"), Pages()
+    await town.whole("a", source, near=theirs.near(neighbour))
+    fetching = town.engine("b", near=ours.near(neighbour))
+    streamed = fetching.fetch(starter.identity, table(starter), LIMIT_S)
+    assert (theirs.asked, ours.held, ours.let_go_of) == (["n/0"], ["digest"], 0)
+    assert streamed.blocks == dict.fromkeys(streamed.blocks, 1)
+    assert starter.content == (bytes(LENGTHS[0]), source.content[1])
+    assert (seed := town.board.seed("b")) is not None
+    assert not seed.whole
+    starter.held[0][:] = source.held[0]  # it has moved in
+    fetching.serve(starter.identity, table(starter))
+    await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
+    third = Paged()
+    town.board.seeds.pop(("a", source.identity.fingerprint))
+    town.engine("c").fetch(third.identity, table(third), LIMIT_S)
+    assert third.content == source.content
+
+
+@pytest.mark.parametrize("why", ["another machine", "nothing offered", "no pages of its own"])
+async def test_pages_are_not_shared(town: Town, neighbour: Neighbour, why: str):
+    source, starter, theirs, ours = Paged(seed=1), Paged(), Pages("digest"), Pages()
+    theirs.offered = "" if why == "nothing offered" else "digest"
+    there = neighbour.near() if why == "no pages of its own" else theirs.near(neighbour)
+    await town.whole("a", source, near=there)
+    near = ours.near(neighbour, machine="another" if why == "another machine" else "node boot")
+    town.engine("b", near=near).fetch(starter.identity, table(starter), LIMIT_S)
+    assert ours.held == []
+    assert theirs.asked == (["n/0"] if why == "nothing offered" else [])
+    assert starter.content == source.content
+
+
+async def test_pages_that_are_held_are_let_go_of_where_the_rest_does_not_come(town: Town, neighbour: Neighbour):
+    """Here because whoever else has the rest has other content."""
+    source, other, starter, theirs, ours = Paged(seed=1), Paged(seed=2), Paged(), Pages("digest"), Pages()
+    await town.whole("a", source, near=theirs.near(neighbour))
+    hold = ours.hold
+
+    def then_it_goes(digest: str) -> bool:
+        town.board.seeds.pop(("a", source.identity.fingerprint))
+        return hold(digest)
+
+    ours.hold = then_it_goes  # type: ignore[method-assign]
+    await town.whole("c", other)
+    with pytest.raises(TransferError, match="differs from that of the pages that are held"):
+        town.engine("b", near=ours.near(neighbour)).fetch(starter.identity, table(starter), LIMIT_S)
+    assert (ours.held, ours.let_go_of) == (["digest"], 1)
+    assert starter.content == (bytes(LENGTHS[0]), bytes(LENGTHS[1]))
 
 
 async def test_over_torch_distributed(town: Town):

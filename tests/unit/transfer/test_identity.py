@@ -16,7 +16,7 @@ from transfer.errors import PeerViolation
 from transfer.netloader import wire
 from transfer.netloader.identity import Identity, differences
 from transfer.netloader.manifest import BLOCK, Extent, Grid, layout_digest, manifest
-from transfer.netloader.wire import Ask, Borrow, Code, Lent, Meet, Offer, Placed, Read, Refused
+from transfer.netloader.wire import Ask, Borrow, Code, Lent, Meet, Offer, Placed, Read, Refused, Share, Shared
 
 OTHERS = {
     "model": "another", "dtype": "float16", "quantization": "fp8", "tp_rank": 1, "tp_size": 2, "pp_rank": 1,
@@ -127,6 +127,10 @@ def test_golden_bytes_of_requests():
     )
     assert wire.encode(Placed((3, 256))).hex() == "82a474797065a6506c61636564a6706c616365739203cd0100"
     assert wire.encode(Meet("gloo")).hex() == "82a474797065a44d656574a76261636b656e64a4676c6f6f"
+    assert wire.encode(Share("n b", "n/0")).hex() == (
+        "83a474797065a55368617265a76d616368696e65a36e2062a6646576696365a36e2f30"
+    )
+    assert wire.encode(Shared("c:l")).hex() == "82a474797065a6536861726564a6646967657374a3633a6c"
     assert wire.encode(Lent(7)).hex() == "83a474797065a44c656e74a47669657707a66d6173746572a0"
 
 

@@ -130,6 +130,16 @@ def test_neighbouring_runs_may_be_claimed_as_one():
     assert work.claim(runs=2) is None
 
 
+@given(st.sets(st.integers(0, 19)), st.integers(1, 7))
+def test_what_is_kept_is_claimed_by_nobody_and_all_else_is(there: set[int], run: int):
+    work, claimed = Work(20, run), []
+    work.keep(there)
+    while (one := work.claim(runs=3)) is not None:
+        claimed += range(one.first, one.first + one.length)
+    assert claimed == sorted(set(range(20)) - there)
+    assert (work.landed, work.over) == (len(there), len(there) == 20)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_liveness_of_work_under_random_failures(seed: int):
     """Whoever claims and fails gives back; somebody gets everything in the end, nothing twice."""
