@@ -11,13 +11,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 import msgspec
 from rich.progress import Progress
 
 from benchmarks.calm import Calm, Moment
+from benchmarks.weight_stream.beside import beside
 from benchmarks.weight_stream.endpoint import Endpoint
 from benchmarks.weight_stream.layout import BLOCK, LOCAL
 from coordinator.demo import memcpy
@@ -28,9 +29,19 @@ SHARE = 8
 PROBE = 128 << 20
 
 
+class Took(NamedTuple):
+    """Seconds of one pair: the bare loop, the stream over TCP, the copy of mapped memory, and no copy."""
+
+    loop: float
+    stream: float
+    local: float
+    shared: float
+
+
 class Samples(msgspec.Struct):
     tcp: list[float] = []
     four: list[float] = []
+    shared: list[float] = []
     local: list[float] = []
     one_cache: list[float] = []
     two_caches: list[float] = []
@@ -39,14 +50,15 @@ class Samples(msgspec.Struct):
     huge: bool = False
     dropped: Counter[str] = msgspec.field(default_factory=Counter)
 
-    def add(self, before: Moment, after: Moment, *, loop: float, stream: float, local: float, judged: bool) -> None:
-        """One pair's seconds. Where it is `judged` it may be dropped."""
+    def add(self, before: Moment, after: Moment, took: Took, *, judged: bool) -> None:
+        """Where it is `judged` it may be dropped."""
         if judged and (fault := before.fault(after)):
             self.dropped[fault] += 1
             return
-        self.tcp.append(loop / stream)
-        self.local.append(stream / local)
-        (self.one_cache if after.one_cache else self.two_caches).append(stream / local)
+        self.tcp.append(took.loop / took.stream)
+        self.shared.append(took.stream / took.shared)
+        self.local.append(took.stream / took.local)
+        (self.one_cache if after.one_cache else self.two_caches).append(took.stream / took.local)
 
 
 class Process:
@@ -99,25 +111,30 @@ def raw(port: int, target: memoryview) -> float:
     return time.perf_counter() - begun
 
 
-def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress, *, judged: bool) -> float:
+async def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Progress, *, judged: bool) -> float:
     """Fills what `samples.add` does; raw loopback in bytes a second. Where it is not `judged`, no pair is dropped."""
     task = progress.add_task("one to one, against a bare loop", total=pairs)
     endpoint, rates = Endpoint(size, 0.0), []
     samples.huge = endpoint.pages.huge
-    with process("source", size) as source, process("lender", size) as lender, process("bare", size) as bare:
+    async with AsyncExitStack() as stack:
+        source, lender, bare = [stack.enter_context(process(role, size)) for role in ("source", "lender", "bare")]
+        starter = await stack.enter_async_context(beside(size))
         near = Peer(name="lender", host=LOCAL, port=lender.port)
         peer = Peer(name="source", host=LOCAL, port=source.port)
         me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)
-        calm = Calm([os.getpid(), source.pid, lender.pid, bare.pid])
+        calm = Calm([os.getpid(), source.pid, lender.pid, bare.pid, *starter.pids])
         before = calm.look(memcpy.seconds_per_byte(PROBE, 2))
         for _ in range(pairs):
-            loop = raw(bare.port, endpoint.memory)
-            stream = endpoint.fetch(me, [peer])
-            local = endpoint.fetch(me, [near], lender.pid)
+            took = Took(
+                raw(bare.port, endpoint.memory),
+                endpoint.fetch(me, [peer]),
+                endpoint.fetch(me, [near], lender.pid),
+                await starter.fetch(),
+            )
             after = calm.look(memcpy.seconds_per_byte(PROBE, 2))
-            samples.add(before, after, loop=loop, stream=stream, local=local, judged=judged)
+            samples.add(before, after, took, judged=judged)
             before = after
-            rates.append(size / loop)
+            rates.append(size / took.loop)
             progress.advance(task)
     endpoint.listener.stop()
     return sorted(rates)[len(rates) // 2]

@@ -55,12 +55,13 @@ class LightEngine(Child):
         claims: str = "",
         beside: str = "",
         join: float = 60.0,
+        module: str = "",
     ) -> LightEngine:
         """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `claims`: as which
         content it streams them (`tests.helpers.light_peers`). `beside`: where it starts beside another of its content,
         `first` or `next`. `fault`: `skip` leaves a chunk out of a restore, `write`
         writes to the weights with each request, `forget` does not find again what it left in its pages. `join`: seconds
-        of patience."""
+        of patience. `module`: what runs instead of this one."""
         from coordinator.supervise.ports import free_port  # beside this file lies another `coordinator`
 
         port = free_port()
@@ -87,20 +88,23 @@ class LightEngine(Child):
         log = folder / f"{engine}.log"
         with log.open("ab") as file:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, __file__, env=environ, stderr=file,
+                sys.executable, *(("-m", module) if module else (__file__,)), env=environ, stderr=file,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             )  # fmt: skip
         return cls(process, engine, port, log)
 
     async def at(self, step: str) -> None:
         """Until the held `step` has begun."""
-        assert self._process.stdout is not None
         async with asyncio.timeout(PATIENCE_S):
-            while True:
-                line = await self._process.stdout.readline()
-                assert line, f"{self.engine} died:\n{self.log.read_text()}"
-                if line.decode().strip() == step:
-                    return
+            while await self.hear() != step:
+                pass
+
+    async def hear(self) -> str:
+        """The next line that it says."""
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        assert line, f"{self.engine} died:\n{self.log.read_text()}"
+        return line.decode().strip()
 
     def go_on(self) -> None:
         assert self._process.stdin is not None

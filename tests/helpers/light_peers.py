@@ -72,7 +72,7 @@ class Streams:
         from engine_patch.together import Near, SharedStart
 
         hands.beside = ctypes.create_string_buffer(b"?" * len(BESIDE) if beside == "next" else BESIDE, len(BESIDE))
-        self._hands, self._identity = hands, identity(claims, size)
+        self.hands, self._identity = hands, identity(claims, size)
         self._table = Table(extents(size), (at, ctypes.addressof(hands.beside)))
         together = SharedStart(hands).together
         near = Near("this one", hands.lend, hands.borrower.open, together) if beside else None
@@ -83,10 +83,10 @@ class Streams:
     def fetch(self) -> None:
         streamed = self._streaming.fetch(self._identity, self._table, FETCH_S)
         log.info("fetched %d of %d blocks", sum(streamed.blocks.values()), streamed.manifest.grid.blocks)
-        assert bytes(self._hands.beside) == BESIDE
+        assert bytes(self.hands.beside) == BESIDE
 
     def serve(self) -> None:
         from engine_patch.peers import Peers
 
         self._streaming.serve(self._identity, self._table)
-        self._hands.elsewhere = Peers(self._streaming, self._identity, self._table)
+        self.hands.elsewhere = Peers(self._streaming, self._identity, self._table)
