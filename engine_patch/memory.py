@@ -170,15 +170,15 @@ class Hands:
     def _seal(self, owners: Owners) -> str:
         self._weight_chunks, self._kv_chunks = self.weights.indices, self.kv.indices
         self.bus.quiesce()
-        if not self.common.joined:  # those are read-only, and are so already
-            self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
-        self.digest = f"{self.content()}:{layout(self._weight_chunks)}"
-        if self.common.joined not in ("", self.digest):
-            raise MemoryFault("another engine's pages are not what it said", remedy="see its log; VNPU_SHARE_WEIGHTS=0")
+        self.digest = self.common.joined or self._digest()
         self._master.make(self.digest, self.weights.ranges(self._weight_chunks))
         self._pieces.seal(self._weight_chunks, self.live(self.weights), owners)
         self._saved.reserve(self.kv.bytes, self.kv.chunk)
         return self.digest
+
+    def _digest(self) -> str:
+        self.bus.zero(self.weights.holes(self.live(self.weights)))  # so that equal models have equal images
+        return f"{self.content()}:{layout(self._weight_chunks)}"
 
     def at(self, address: int) -> int:
         """Where what belongs at `address` can be read now: there, or in the host master. Good within `readers`.

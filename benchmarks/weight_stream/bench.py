@@ -119,6 +119,7 @@ async def checked_over_raw(pairs: int, size: int, samples: Samples, progress: Pr
     async with AsyncExitStack() as stack:
         source, lender, bare = [stack.enter_context(process(role, size)) for role in ("source", "lender", "bare")]
         starter = await stack.enter_async_context(beside(size))
+        samples.values["shared_first_s"] = await starter.fetch()  # its pages are looked at once
         near = Peer(name="lender", host=LOCAL, port=lender.port)
         peer = Peer(name="source", host=LOCAL, port=source.port)
         me = Peer(name="me", host=LOCAL, port=0, ticket=(1.0, "me"), whole=False)

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.calm import BUSY, OWN, Calm, Moment, seconds
 from benchmarks.weight_stream.__main__ import by_caches, dropped
-from benchmarks.weight_stream.bench import Samples
+from benchmarks.weight_stream.bench import Samples, Took
 
 BEFORE = Moment(memcpy=1e-10, at=100.0, busy=50.0, own=20.0, one_cache=True)
 CALM = Moment(memcpy=1.1e-10, at=101.0, busy=51.5, own=21.4, one_cache=True)
@@ -35,24 +35,24 @@ def test_why_a_pair_is_dropped(after: Moment, why: str) -> None:
 def test_ratios_of_both_places_are_kept_apart_and_together() -> None:
     samples = Samples()
     two = BEFORE._replace(one_cache=False), CALM._replace(one_cache=False)
-    samples.add(BEFORE, CALM, loop=1.0, stream=2.0, local=0.5, judged=True)
-    samples.add(*two, loop=3.0, stream=2.0, local=0.25, judged=True)
-    samples.add(BEFORE, two[1], loop=9.0, stream=9.0, local=1.0, judged=True)
-    assert (samples.tcp, samples.local) == ([0.5, 1.5], [4.0, 8.0])
+    samples.add(BEFORE, CALM, Took(1.0, 2.0, 0.5, 0.2), judged=True)
+    samples.add(*two, Took(3.0, 2.0, 0.25, 0.1), judged=True)
+    samples.add(BEFORE, two[1], Took(9.0, 9.0, 1.0, 1.0), judged=True)
+    assert (samples.tcp, samples.local, samples.shared) == ([0.5, 1.5], [4.0, 8.0], [10.0, 20.0])
     assert (samples.one_cache, samples.two_caches) == ([4.0], [8.0])
     assert {name: each.median for name, each in by_caches(samples).items()} == {
-        "local_over_tcp_one_cache": 4.0,
-        "local_over_tcp_two_caches": 8.0,
+        "local_copy_over_tcp_one_cache": 4.0,
+        "local_copy_over_tcp_two_caches": 8.0,
     }
     assert dropped(samples) == "one to one: pairs dropped: 1 because a processor was moved"
 
 
 def test_what_is_not_judged_is_not_dropped() -> None:
     samples = Samples()
-    samples.add(BEFORE, CALM._replace(busy=60.0), loop=1.0, stream=1.0, local=1.0, judged=False)
+    samples.add(BEFORE, CALM._replace(busy=60.0), Took(1.0, 1.0, 1.0, 1.0), judged=False)
     assert len(samples.tcp) == 1
     assert dropped(samples) == "one to one: pairs dropped: none"
-    assert list(by_caches(samples)) == ["local_over_tcp_one_cache"]
+    assert list(by_caches(samples)) == ["local_copy_over_tcp_one_cache"]
 
 
 def test_processor_seconds_are_read_from_the_right_columns() -> None:
