@@ -279,6 +279,7 @@ async def test_what_lies_in_pages_of_another_engine_is_not_fetched(town: Town, n
     assert starter.content == (bytes(LENGTHS[0]), source.content[1])
     assert (seed := town.board.seed("b")) is not None
     assert not seed.whole
+    assert fetching._shelf.take(0.0) is None
     starter.held[0][:] = source.held[0]  # it has moved in
     fetching.serve(starter.identity, table(starter))
     await eventually(lambda: (seed := town.board.seed("b")) is not None and seed.whole)
