@@ -31,7 +31,7 @@ from vllm.distributed.parallel_state import get_tensor_model_parallel_rank, get_
 from vllm.v1.request import RequestStatus
 
 from coordinator.errors import ConfigError
-from engine_patch import kv_caches, settings, versions
+from engine_patch import kv_caches, settings, spin, versions
 from engine_patch.exchange import own_address
 from engine_patch.kv_bookings import Asked, Bookings, losses
 from engine_patch.kv_layout import written_blocks
@@ -47,7 +47,7 @@ log = logging.getLogger("vllm.vnpu.transfer")
 
 IDLE_STEP_S = 0.01
 """While a transfer is all there is to wait for, vLLM steps a thousand times a second, in each of its processes; a step
-without a forward pass waits so long at most, so that processors are left to the transfer."""
+without a forward pass waits so long at most, and nobody spins for it, so that processors are left to the transfer."""
 LOOPBACK = "127.0.0.1"
 
 
@@ -70,9 +70,11 @@ class Handshake(KVConnectorHandshakeMetadata):  # type: ignore[misc]
 
 @dataclass
 class Step(KVConnectorMetadata):  # type: ignore[misc]
-    """What the scheduler tells the workers with a step."""
+    """What the scheduler tells the workers with a step. `idle`: it has no forward pass; vLLM's model runners do not say
+    so, each calls a connector in its own way."""
 
     orders: Orders
+    idle: bool
 
 
 class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # vLLM is not followed
@@ -119,7 +121,9 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
     def build_connector_meta(self, scheduler_output: Any) -> Step:
         if self._bookings.pending:
             self._bookings.given(written_blocks(scheduler_output, self._shape.block_tokens))
-        return Step(self._bookings.orders())
+        idle = not scheduler_output.total_num_scheduled_tokens
+        spin.lull(idle)
+        return Step(self._bookings.orders(), idle)
 
     def update_connector_output(self, connector_output: Any) -> None:
         self._bookings.received(connector_output.finished_recving or ())
@@ -162,11 +166,11 @@ class VnpuConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]  # v
         return Handshake(self._station.door) if self._station is not None else None
 
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
-        """Hands this step's orders to the side thread. A step without a forward pass comes without `kwargs` (vLLM 0.32,
-        `ActiveKVConnector`)."""
-        self._idle = not kwargs
+        """Hands this step's orders to the side thread."""
         step = self._get_connector_metadata()
         if self._station is not None and isinstance(step, Step):
+            self._idle = step.idle
+            spin.lull(step.idle)
             self._station.perform(step.orders)
 
     def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:

@@ -5,7 +5,8 @@ second after each message. A worker whose model has just left the device would t
 comes, which on a shared host is the difference between a wake of 0.2 s and one of 1.1 s.
 
 While an engine's memory comes or goes its readers do not spin at all (`rest`): they wait for messages that take
-milliseconds to come, and those who must work for that, the node daemon first of all, want the core.
+milliseconds to come, and those who must work for that, the node daemon first of all, want the core. Nor do they while
+its steps compute nothing (`lull`): each of these waits for transfers, of which others do the work.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ SETTLE_S = 0.2
 """After a restore, until the first forward pass is through: it shares the cores with the copy."""
 
 _rests_until = 0.0
+_lull = False
 
 
 def rest() -> None:
@@ -38,6 +40,12 @@ def work(after_s: float = 0.0) -> None:
         _rests_until = time.monotonic() + after_s
 
 
+def lull(idle: bool) -> None:
+    """Readers of this process do not spin either while the engine's last step was `idle`."""
+    global _lull
+    _lull = idle
+
+
 def spin_briefly() -> None:
     """From now on readers in this process sleep after `SPIN_S` seconds without a message. Idempotent."""
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
@@ -51,9 +59,10 @@ def spin_briefly() -> None:
         make(*args, **{"busy_loop_s": SPIN_S, **kwargs})
 
     @functools.wraps(wait)
-    def resting(self: Any, timeout_ms: int | None = None) -> None:
+    def wait_or_rest(self: Any, timeout_ms: int | None = None) -> None:
         now = time.monotonic()
-        if now >= _rests_until or now > self.last_read + self.busy_loop_s:
+        rests = _lull or now < _rests_until
+        if not rests or now > self.last_read + self.busy_loop_s:
             wait(self, timeout_ms)
             return
         spin_s, self.busy_loop_s = self.busy_loop_s, -1.0
@@ -62,4 +71,4 @@ def spin_briefly() -> None:
         finally:
             self.busy_loop_s = spin_s
 
-    SpinCondition.__init__, SpinCondition.wait = briefly, resting
+    SpinCondition.__init__, SpinCondition.wait = briefly, wait_or_rest

@@ -40,6 +40,12 @@ print(slept())
 spin.rest()
 spin.work()
 print(slept())
+spin.lull(True)
+print(slept(), slept(7200.0))
+spin.work()
+print(slept())
+spin.lull(False)
+print(slept())
 """
 
 
@@ -47,10 +53,11 @@ print(slept())
 def test_a_reader_of_vllms_queue_spins_briefly_and_looks_now_and_then_while_it_rests() -> None:
     """Of the installed vLLM, as its queue makes its readers: for how many milliseconds it would sleep at most."""
     shown = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=300, check=True)
-    own, spinning, unrested, resting, still, working = shown.stdout.splitlines()[-6:]
+    own, spinning, unrested, resting, still, working, *lull = shown.stdout.splitlines()[-9:]
     assert own == str(SPIN_S)
     assert spinning == "spun None 5"
     assert unrested == "spun"
     assert resting == f"{LOOK_MS} None 0 3600.0"
     assert still == str(LOOK_MS)
     assert working == "spun"
+    assert lull == [f"{LOOK_MS} None", str(LOOK_MS), "spun"]
