@@ -314,6 +314,16 @@ def crc32c_rows(rows: Sequence[tuple[int, int]], init: int = 0) -> int:
 def send_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> int:
     """Write ranges end to end into a stream socket (its descriptor). 0, or an errno; ETIMEDOUT: not all was taken."""
 
+def send_gathered(
+    socket: int, header: bytes, boxes: Boxes, stage: tuple[int, int], source: tuple[int, int], timeout_s: float
+) -> int:
+    """`gather` into all of `stage`, and write a frame of it: `header` ends with that of a frame, whose two sums are put
+    in here. As `send_rows`.
+
+    Raises:
+        ValueError: as `gather`, or the rows do not fill the stage, or there is no whole header; nothing was sent.
+    """
+
 class Halt:
     """Stops `send_frames` between two frames. From any thread."""
 
@@ -335,11 +345,18 @@ def send_frames(
     out whole, fewer where `halt` was set.
     """
 
-def receive_rows(
-    socket: int, rows: Sequence[tuple[int, int]], timeout_s: float, summed: bool = True
+def receive_rows(socket: int, rows: Sequence[tuple[int, int]], timeout_s: float) -> tuple[int, int]:
+    """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came."""
+
+def receive_scattered(
+    socket: int, boxes: Boxes, destination: tuple[int, int], stage: tuple[int, int], timeout_s: float
 ) -> tuple[int, int]:
-    """Fill ranges from a stream socket. 0, an errno, or -1 where the peer closed before; the CRC-32C of what came, or 0
-    where it is not `summed`."""
+    """As many bytes as `stage` has, read and placed by `scatter`, piece by piece where the CPU sums wide. An error, and
+    the CRC-32C of what came, as of `receive_rows`.
+
+    Raises:
+        ValueError: as `scatter`, or the rows do not fill the stage; nothing was read.
+    """
 
 def receive_frame(socket: int, due: bytes, address: int, length: int, timeout_s: float) -> tuple[int, bytes, int]:
     """A header as long as `due`, from a stream socket; where it is that very one, `length` bytes behind it, written to

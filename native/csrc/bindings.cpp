@@ -24,6 +24,7 @@
 #include "hook.h"
 #include "kernels.h"
 #include "place.h"
+#include "staged.h"
 #include "wire.h"
 
 namespace nb = nanobind;
@@ -131,7 +132,7 @@ std::size_t place(const BoundBoxes& bound, const Pairs::value_type& destination,
 }
 
 std::uint32_t gather(const BoundBoxes& bound, const Pairs::value_type& destination, const Pairs::value_type& source) {
-    return vnpu::gather(bound.boxes, region(destination), region(source));
+    return vnpu::gather(bound.boxes, region(destination), region(source)).sum;
 }
 
 std::uint32_t scatter(const BoundBoxes& bound, const Pairs::value_type& destination, const Pairs::value_type& source) {
@@ -164,8 +165,21 @@ int send_rows(int socket, const Pairs& rows, double timeout_s) {
     return vnpu::send_rows(socket, rows_of(rows), timeout_s);
 }
 
-std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double timeout_s, bool summed) {
-    return vnpu::receive_rows(socket, rows_of(rows), timeout_s, summed);
+std::pair<int, std::uint32_t> receive_rows(int socket, const Pairs& rows, double timeout_s) {
+    return vnpu::receive_rows(socket, rows_of(rows), timeout_s);
+}
+
+int send_gathered(int socket, const nb::bytes& header, const BoundBoxes& bound, const Pairs::value_type& stage,
+                  const Pairs::value_type& source, double timeout_s) {
+    std::string sent(header.c_str(), header.size());
+    const nb::gil_scoped_release released;
+    return vnpu::send_gathered(socket, std::move(sent), bound.boxes, region(stage), region(source), timeout_s);
+}
+
+std::pair<int, std::uint32_t> receive_scattered(int socket, const BoundBoxes& bound,
+                                                const Pairs::value_type& destination, const Pairs::value_type& stage,
+                                                double timeout_s) {
+    return vnpu::receive_scattered(socket, bound.boxes, region(destination), region(stage), timeout_s);
 }
 
 using Frames = std::vector<std::tuple<nb::bytes, int, std::uint64_t, std::size_t>>;
@@ -196,8 +210,12 @@ void bind_wire(nb::module_& module) {
     module.def("crc32c_rows", &crc32c_rows, "rows"_a, "init"_a = 0, NoGil(), "CRC-32C of ranges end to end.");
     module.def("send_rows", &send_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
                "Ranges end to end into a stream socket; 0 or an errno.");
-    module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, "summed"_a = true, NoGil(),
-               "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came, or 0.");
+    module.def("receive_rows", &receive_rows, "socket"_a, "rows"_a, "timeout_s"_a, NoGil(),
+               "The other way round; 0, an errno or -1 (end of stream), and the CRC-32C of what came.");
+    module.def("send_gathered", &send_gathered, "socket"_a, "header"_a, "boxes"_a, "stage"_a, "source"_a, "timeout_s"_a,
+               "`gather`, then a header with the sum put in, and the rows; 0 or an errno.");
+    module.def("receive_scattered", &receive_scattered, "socket"_a, "boxes"_a, "destination"_a, "stage"_a,
+               "timeout_s"_a, NoGil(), "The other way round, by `scatter`; as `receive_rows`.");
     nb::class_<vnpu::Halt>(module, "Halt", "Stops who sends, between two frames.")
         .def(nb::init<>())
         .def("set", [](vnpu::Halt& halt) { halt.store(true, std::memory_order_release); })

@@ -74,26 +74,32 @@ bool wide(const std::vector<Place>& rows) {
 
 }  // namespace
 
-std::uint32_t gather(std::vector<PlaceBox> boxes, Region destination, Region source) {
-    lay(boxes, &PlaceBox::destination, &PlaceDim::destination_stride);
+Gathered gather(std::vector<PlaceBox> boxes, Region destination, Region source) {
+    const std::size_t bytes = lay(boxes, &PlaceBox::destination, &PlaceDim::destination_stride);
     check_boxes(boxes, destination, source);
     auto* const to = reinterpret_cast<char*>(destination.base);
     const auto* const from = reinterpret_cast<const char*>(source.base);
     const auto rows = rows_of<Row>(boxes, [from](std::size_t, std::size_t at) { return from + at; });
-    return wide(rows) ? ~update_wide_gathering(~std::uint32_t{0}, to, rows) : gather_by_pieces(to, rows);
+    return {wide(rows) ? ~update_wide_gathering(~std::uint32_t{0}, to, rows) : gather_by_pieces(to, rows), bytes};
+}
+
+Places places_of(std::vector<PlaceBox>& boxes, Region destination, Region source) {
+    Places places{{}, lay(boxes, &PlaceBox::source, &PlaceDim::source_stride), false};
+    check_boxes(boxes, destination, source);
+    auto* const to = reinterpret_cast<char*>(destination.base);
+    places.rows = rows_of<Place>(boxes, [to](std::size_t at, std::size_t) { return to + at; });
+    places.wide = wide(places.rows);
+    return places;
 }
 
 std::uint32_t scatter(std::vector<PlaceBox> boxes, Region destination, Region source) {
-    const std::size_t bytes = lay(boxes, &PlaceBox::source, &PlaceDim::source_stride);
-    check_boxes(boxes, destination, source);
-    auto* const to = reinterpret_cast<char*>(destination.base);
+    const Places places = places_of(boxes, destination, source);
     const auto* const from = reinterpret_cast<const char*>(source.base);
-    const auto rows = rows_of<Place>(boxes, [to](std::size_t at, std::size_t) { return to + at; });
-    if (!wide(rows)) {
+    if (!places.wide) {
         place(boxes, destination, source, "");
-        return crc32c(from, bytes, 0, "");
+        return crc32c(from, places.bytes, 0, "");
     }
-    const std::uint32_t sum = ~update_wide_scattering(~std::uint32_t{0}, rows, from);
+    const std::uint32_t sum = ~update_wide_scattering(~std::uint32_t{0}, places.rows, from);
     find_copy_kernel("").publish();
     return sum;
 }

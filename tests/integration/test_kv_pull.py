@@ -14,13 +14,16 @@ from native._native import Boxes
 from tests.helpers.kv_engines import LAYERS, Engines, engines
 from tests.helpers.wires import PATIENCE_S, meanwhile
 from transfer.errors import PeerLost
-from transfer.kv import tcp
 from transfer.kv.desk import Desk
 from transfer.kv.messages import Answer, Confirm, Done, Open, Opened, Say, Shape, Terms
-from transfer.kv.reader import Span, Stopped, scatter
+from transfer.kv.reader import Stopped
 from transfer.kv.sink import Finished
 from transfer.kv.source import Outcome, Released, Source
+from transfer.transports import staged
+from transfer.transports.channel import Channel
 from transfer.transports.deadline import Deadline
+from transfer.transports.frame import Header
+from transfer.transports.staged import Range, receive
 
 SRC, DST = [3, 1, 2, 9], [7, 0, 5, 11]
 TOKENS = 30
@@ -136,20 +139,20 @@ def test_aborted_pulls_give_their_blocks_back(how: str) -> None:
 
 
 def test_a_layer_is_placed_while_the_next_is_pulled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One prefill rank: who places a layer waits until another layer has been received, which one lane never would."""
+    """One prefill rank: who places a layer waits until another layer comes, which one lane never would."""
     layers: set[int] = set()
     both = threading.Event()
 
-    def placed(boxes: Boxes, into: Span, stage: Span) -> int:
-        layers.add(into.address)
+    def placed(channel: Channel, header: Header, boxes: Boxes, into: Range, stage: Range, deadline: Deadline) -> None:
+        layers.add(into[0])
         if len(layers) > 1:
             both.set()
         if not both.wait(PATIENCE_S):
             raise ValueError("nobody pulls the next layer")
-        return scatter(boxes, into, stage)
+        receive(channel, header, boxes, into, stage, deadline)
 
     with engines((1, 1, 2), ("nhd-separate", "hnd-separate")) as each:
-        monkeypatch.setattr(tcp, "scatter", placed)
+        monkeypatch.setattr(staged, "receive", placed)
         request, content = each.fill(TOKENS, SRC)
         each.pull(request, TOKENS, SRC, DST)
         assert [verdict.failed for verdict in ended(each)] == [()]

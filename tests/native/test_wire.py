@@ -66,18 +66,6 @@ def test_the_sum_of_rows_with_gaps_is_that_of_their_bytes(lengths: list[int]) ->
         assert _native.crc32c_rows(source, 9) == _native.crc32c(*whole, 9, "portable")
 
 
-def test_rows_may_come_without_their_sum() -> None:
-    with ExitStack() as stack:
-        one, other = socket.socketpair()
-        stack.enter_context(one), stack.enter_context(other)
-        source = rows(stack, [1 << 20, 5], random.Random(4))
-        target = rows(stack, [5, 1 << 20])
-        sent = meanwhile(lambda: _native.send_rows(one.fileno(), source, LONG_S))
-        assert _native.receive_rows(other.fileno(), target, LONG_S, False) == (0, 0)
-        assert sent() == 0
-        assert content(target) == content(source)
-
-
 def test_who_takes_or_gives_nothing_is_waited_for_until_the_deadline() -> None:
     with ExitStack() as stack:
         one, other = socket.socketpair()

@@ -95,8 +95,3 @@ def check_target(copies: Copies, into: Span) -> None:
 def place(boxes: Boxes, into: Span, source: Span, kernel: str = "") -> int:
     """`native._native.place`."""
     return _native.place(boxes, into, source, kernel)
-
-
-def scatter(boxes: Boxes, into: Span, stage: Span) -> int:
-    """`native._native.scatter`."""
-    return _native.scatter(boxes, into, stage)

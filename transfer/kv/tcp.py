@@ -1,9 +1,9 @@
 """Reading over framed TCP: the request is a few boxes, the answer is a stream of checked chunks.
 
 The source gathers rows into a chunk that stays in its cache, sums it and sends it; the reader receives it into one that
-stays in its own, and sums the rows while it places them past the cache. So heads that are split or joined cost no extra
-pass over memory on either side, and only the wanted bytes travel. A side on which rows are long needs no staging. Both
-sides cut alike (`split`), so a request names no chunks.
+stays in its own, piece by piece, and sums the rows while it places them past the cache. So heads that are split or
+joined cost no extra pass over memory on either side, and only the wanted bytes travel. A side on which rows are long
+needs no staging. Both sides cut alike (`split`), so a request names no chunks.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from transfer.kv.copies import Chunk, Copies
 from transfer.kv.fabric import AskFabric, Reached
 from transfer.kv.messages import Answer, Say, decode_answer, encode
 from transfer.kv.near import Borrow, Near, Shown, lend
-from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target, scatter
+from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target
 from transfer.netloader.guard import Guard, Switching
+from transfer.transports import staged
 from transfer.transports.channel import MAX_MESSAGE, Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Kind
@@ -159,11 +160,11 @@ class KvServer:
             channel.pace(chunk.bytes)
             rows = _at(region, chunk.src_rows)
             if rows is None:
-                total = _native.gather(chunk.whole, stage.span(chunk.bytes), region)
-                rows = [(stage.address, chunk.bytes)]
+                due = Deadline.after(STALL_S)
+                staged.send(channel, chunk.whole, stage.span(chunk.bytes), region, due, position=position)
             else:
                 total = _native.crc32c_rows(rows)
-            channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
+                channel.send_rows(rows, total, Deadline.after(STALL_S), position=position)
             position += chunk.bytes
 
 
@@ -280,11 +281,10 @@ class TcpReader:
         if (header.length, header.position) != (size, position):
             raise PeerViolation(f"{header.length} bytes at {header.position} came, {size} at {position} were due")
         rows = _at(into, chunk.dst_rows)
-        if rows is not None:
+        if rows is None:
+            staged.receive(channel, header, chunk.whole, into, self._stage.span(size), deadline)
+        else:
             channel.into_rows(header, rows, deadline)
-            return size
-        stage = self._stage.span(size)
-        channel.into_rows(header, [stage], deadline, lambda: scatter(chunk.whole, into, stage))
         return size
 
 

@@ -12,16 +12,16 @@ import ctypes
 import socket
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 
 from native import _native
 from transfer.errors import Corrupt, PeerLost, PeerViolation
-from transfer.transports import frame, outgoing
+from transfer.transports import frame, loss, outgoing
 from transfer.transports.carrier import Giver, Piece, Taker
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Header, Kind
-from transfer.transports.outgoing import Block, reason
+from transfer.transports.outgoing import Block
 from transfer.transports.pace import Pace, Slot
 
 PIECE = 256 << 10
@@ -145,8 +145,8 @@ class Channel:
 
     @property
     def plain(self) -> bool:
-        """DATA goes through the connection as it is."""
-        return self._giver is None and not isinstance(self._sock, ssl.SSLSocket)
+        """DATA goes through the connection as it is, both ways."""
+        return self._giver is None and self._taker is None and not isinstance(self._sock, ssl.SSLSocket)
 
     def book(self, sizes: Sequence[int]) -> Slot:
         """When the first of DATA of these sizes may go, as many as the rate limit lets; waits as `pace` does."""
@@ -224,11 +224,11 @@ class Channel:
         error, came, total = _native.receive_frame(
             self._sock.fileno(), wanted, address, due.length, deadline.left()
         )  # fmt: skip
-        self._raise_lost(error)
+        if error:
+            raise loss.lost(self.peer, error)
         if came != wanted:
             return frame.decode(came)
-        self.received += due.length
-        self._check(due, total)
+        self.came(due, total)
         return due
 
     def body(self, header: Header, deadline: Deadline) -> bytes:
@@ -256,20 +256,21 @@ class Channel:
             return
         self.into_rows(header, [(address, header.length)], deadline)
 
-    def into_rows(
-        self,
-        header: Header,
-        rows: Sequence[tuple[int, int]],
-        deadline: Deadline,
-        onward: Callable[[], int] | None = None,
-    ) -> None:
+    def into_rows(self, header: Header, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
         """The body of a DATA frame, scattered to several places, `(address, bytes)` each, which make up its length;
-        else as `into`. `onward`, where there is one, takes it from there, and returns its sum."""
+        else as `into`."""
+        self.must_be_data(header)
+        self.came(header, self.receive_rows(rows, deadline))
+
+    def must_be_data(self, header: Header) -> None:
+        """Raises PeerViolation."""
         if header.kind is not Kind.DATA:
             raise PeerViolation(f"{header.kind.name} where data was due")
-        total = self._receive_rows(rows, deadline, onward is None)
+
+    def came(self, header: Header, total: int) -> None:
+        """The body was received, and this is its sum. Raises Corrupt."""
         self.received += header.length
-        self._check(header, onward() if onward else total)
+        self._check(header, total)
 
     def place(self, header: Header, deadline: Deadline) -> int:
         """Where the bytes lie that an ASIDE frame announces, for `take_all`. Raises as `into`."""
@@ -325,13 +326,14 @@ class Channel:
     def _send_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> None:
         """All of them in as few packets as there can be: header and body leave together."""
         if error := _native.send_rows(self._sock.fileno(), rows, deadline.left()):
-            raise PeerLost(f"{self.peer} took no more bytes: {reason(error)}")
+            raise loss.untaken(self.peer, error)
 
-    def _receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline, summed: bool) -> int:
-        """Their sum, where it is wanted."""
+    def receive_rows(self, rows: Sequence[tuple[int, int]], deadline: Deadline) -> int:
+        """Bytes of a body; their sum. Raises PeerLost."""
         if not self._ahead and not isinstance(self._sock, ssl.SSLSocket):
-            error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left(), summed)
-            self._raise_lost(error)
+            error, total = _native.receive_rows(self._sock.fileno(), rows, deadline.left())
+            if error:
+                raise loss.lost(self.peer, error)
             return total
         total = 0
         for address, size in rows:
@@ -341,13 +343,6 @@ class Channel:
                 total = _native.crc32c(address + done, got, total)
                 done += got
         return total
-
-    def _raise_lost(self, error: int) -> None:
-        """`error`: as native calls tell it; 0: none."""
-        if error > 0:
-            raise PeerLost(f"no more bytes from {self.peer}: {reason(error)}")
-        if error:
-            raise PeerLost(f"{self.peer} closed the connection")
 
     def _read_ahead(self, least: int, deadline: Deadline) -> None:
         buffer = memoryview(bytearray(max(AHEAD, least)))

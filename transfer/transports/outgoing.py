@@ -6,15 +6,13 @@ side thread does in Python, the model waits for.
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from native import _native
 from transfer.errors import PeerLost
-from transfer.transports import frame
+from transfer.transports import frame, loss
 from transfer.transports.frame import Header, Kind
 from transfer.transports.pace import Slot
 
@@ -46,10 +44,5 @@ def send(
     if error < 0:
         raise PeerLost("a file is shorter than it was", remedy="start the source anew")
     if error:
-        raise PeerLost(f"the peer took no more bytes: {reason(error)}")
+        raise loss.untaken("the peer", error)
     return gone
-
-
-def reason(error: int) -> str:
-    """Of an errno."""
-    return "the deadline passed" if error == errno.ETIMEDOUT else os.strerror(error)
