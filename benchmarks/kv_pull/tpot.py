@@ -1,19 +1,22 @@
 """Does pulling slow down the requests that the decode engine answers meanwhile? Real engines on one node.
 
-A long answer is streamed while prompts come in, each good for one token: with tickets, so that their blocks are pulled,
-and, beside it, prompts that the engine has cached. Of either it computes one token, the last: a prompt is one longer
-than whole blocks are. Before either the prefill engine computes as many prompts; which comes first changes each time.
+A long answer is streamed. In every other segment of it prompts come whose blocks are pulled, and in the segments
+between them prompts that the engine has cached. Of either it computes one token, the last: a prompt is one longer than
+whole blocks are. Neighbours are a pair; which kind comes first changes with each answer. The tickets are made before
+it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +40,25 @@ Prompt = list[int]
 
 
 class Sizes(msgspec.Struct, frozen=True):
-    """`pairs` of answers of `tokens` tokens each; `prompts` of so many `length` tokens are pulled during one."""
+    """`answers` of so many `segments` of `tokens` tokens; beside each segment `prompts` of `length` tokens come."""
 
-    pairs: int
+    answers: int
+    segments: int
     prompts: int
     length: int
     tokens: int
 
 
-FULL = Sizes(24, 4, 897, 96)
-QUICK = Sizes(2, 2, 257, 32)
+FULL = Sizes(16, 8, 2, 897, 48)
+QUICK = Sizes(2, 2, 2, 257, 24)
+SETTLED = 8
+"""Tokens of an answer before its first segment."""
+LONGEST = 900
+"""Tokens of an answer at most: a segment ends with its last prompt's answer, so answers are longer than `tokens`."""
 
 
 class Found(msgspec.Struct):
-    """Time per token with pulls ÷ without, and pairs that were dropped because memcpy drifted."""
+    """Time per token with pulls ÷ without, and answers that were dropped because memcpy drifted."""
 
     ratios: list[float]
     dropped: int = 0
@@ -69,10 +77,6 @@ class Engines:
         ticket: str = answer["kv_transfer_params"]["vnpu"]
         return ticket
 
-    async def compute(self, prompt: Prompt) -> None:
-        """One token of the prefill engine."""
-        await self._ask(f"{MODEL}@prefill", prompt, None)
-
     async def once(self, prompt: Prompt, ticket: str = "") -> None:
         """One token of the decode engine."""
         await self._ask(MODEL, prompt, {"vnpu": ticket} if ticket else None)
@@ -86,19 +90,14 @@ class Engines:
                 raise RuntimeError(f"{name} answered {reply.status}: {await reply.text()}")
             return await reply.json()
 
-    async def tpot(self, tokens: int, beside: Callable[[], Awaitable[None]]) -> float:
-        """Seconds a token of a streamed answer; `beside` begins with its first token."""
-        body = {"model": MODEL, "prompt": fresh(64), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
-        times: list[float] = []
-        async with asyncio.TaskGroup() as tasks:
-            url = f"{self._urls[MODEL]}/v1/completions"
-            async with self._http.post(url, json={**body, "stream": True}) as reply:
-                async for line in reply.content:
-                    if line.startswith(b"data: {") and json.loads(line[6:])["choices"]:
-                        times.append(time.perf_counter())
-                        if len(times) == 1:
-                            tasks.create_task(_await(beside()))
-        return (times[-1] - times[0]) / (len(times) - 1)
+    async def arrivals(self) -> AsyncGenerator[float, None]:
+        """When each token of a long answer came."""
+        body = {"model": MODEL, "prompt": fresh(64), "max_tokens": LONGEST, "temperature": 0, "ignore_eos": True}
+        url = f"{self._urls[MODEL]}/v1/completions"
+        async with self._http.post(url, json={**body, "stream": True}) as reply:
+            async for line in reply.content:
+                if line.startswith(b"data: {") and json.loads(line[6:])["choices"]:
+                    yield time.perf_counter()
 
 
 async def measure(sizes: Sizes, progress: Progress) -> Found:
@@ -107,63 +106,63 @@ async def measure(sizes: Sizes, progress: Progress) -> Found:
         starting = progress.add_task("starting a prefill and a decode engine", total=None)
         async with _node(Path(name)) as run, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(LIMIT_S)) as http:
             progress.remove_task(starting)
-            task = progress.add_task("pairs of answers", total=sizes.pairs)
+            task = progress.add_task("answers", total=sizes.answers)
             engines = Engines(run, http)
             known = [fresh(sizes.length) for _ in range(sizes.prompts)]
-            for pair in range(sizes.pairs + 1):
-                await _pair(engines, sizes, known, found, number=pair)
-                progress.advance(task, pair > 0)
+            for number in range(sizes.answers + 1):
+                await _compare(engines, sizes, known, found, number)
+                progress.advance(task, number > 0)
     return found
 
 
-async def _pair(engines: Engines, sizes: Sizes, known: list[Prompt], found: Found, *, number: int) -> None:
-    """The first, of number 0, only warms up."""
+async def _compare(engines: Engines, sizes: Sizes, known: list[Prompt], found: Found, number: int) -> None:
+    """The first answer, of number 0, only warms up."""
     before = await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)
-    for prompt in known:
-        await engines.once(prompt)  # in the decode engine's prefix cache from now on
-    sides = [_without, _during]
-    order = sides if number % 2 else sides[::-1]
-    times = {side: await side(engines, sizes, known) for side in order}
+    seconds = await _answer(engines, sizes, known, pulls_first=bool(number % 2))
     if not figures.steady(before, await asyncio.to_thread(memcpy.seconds_per_byte, SAMPLE)):
         found.dropped += 1
     elif number:
-        found.ratios.append(times[_during] / times[_without])
+        found.ratios += [pulled / cached for pulled, cached in zip(seconds[True], seconds[False], strict=True)]
 
 
-async def _without(engines: Engines, sizes: Sizes, known: list[Prompt]) -> float:
-    for _ in known:
-        await engines.compute(fresh(sizes.length))
+async def _answer(engines: Engines, sizes: Sizes, known: list[Prompt], *, pulls_first: bool) -> dict[bool, list[float]]:
+    """Seconds of its segments, by whether prompts were pulled."""
+    for prompt in known:
+        await engines.once(prompt)  # in the decode engine's prefix cache from now on
+    new = [fresh(sizes.length) for _ in range(sizes.segments // 2 * sizes.prompts)]
+    tickets = iter([(prompt, await engines.offer(prompt)) for prompt in new])
+    await asyncio.sleep(PAUSE_S)  # the prefill engine's workers spin a little after their last step
 
-    async def cached() -> None:
-        for prompt in known:
-            await engines.once(prompt)
-
-    return await _tpot(engines, sizes, cached)
-
-
-async def _during(engines: Engines, sizes: Sizes, known: list[Prompt]) -> float:
-    new = [fresh(sizes.length) for _ in known]
-    tickets = [await engines.offer(prompt) for prompt in new]
-
-    async def pulled() -> None:
-        for prompt, ticket in zip(new, tickets, strict=True):
+    async def ask(prompts: list[tuple[Prompt, str]]) -> None:
+        for prompt, ticket in prompts:
             await engines.once(prompt, ticket)
 
-    return await _tpot(engines, sizes, pulled)
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    async with aclosing(engines.arrivals()) as arrivals, asyncio.TaskGroup() as tasks:
+        begun = await _after(arrivals, SETTLED)
+        for number in range(sizes.segments):
+            pulls = pulls_first == (number % 2 == 0)
+            beside = list(itertools.islice(tickets, sizes.prompts)) if pulls else [(prompt, "") for prompt in known]
+            asking = tasks.create_task(ask(beside))
+            ended = await _after(arrivals, sizes.tokens)
+            seconds[pulls].append(ended - begun)
+            begun = ended
+            while not asking.done():
+                begun = await _after(arrivals, 1)
+    return seconds
 
 
-async def _tpot(engines: Engines, sizes: Sizes, beside: Callable[[], Awaitable[None]]) -> float:
-    await asyncio.sleep(PAUSE_S)  # the prefill engine's workers spin a little after their last step
-    return await engines.tpot(sizes.tokens, beside)
+async def _after(arrivals: AsyncGenerator[float, None], tokens: int) -> float:
+    """When the last of so many tokens came."""
+    at = 0.0
+    for _ in range(tokens):
+        at = await anext(arrivals)
+    return at
 
 
 def fresh(tokens: int) -> Prompt:
     """Never seen before."""
     return random.choices(VOCABULARY, k=tokens)
-
-
-async def _await(work: Awaitable[None]) -> None:
-    await work
 
 
 def configuration(model: Path) -> dict[str, object]:
