@@ -176,6 +176,7 @@ class Bench:
         calm = Calm([os.getpid(), *(side.process.pid for side in sides)])
         for _ in range(self._rounds):
             before = calm.look(self._calibrate())
+            b()  # so that each comes behind the other, and neither behind the calibrator
             costs = self._cost(sides[0], a), self._cost(sides[0], b)
             after = calm.look(self._calibrate())
             if self._judged and (fault := before.fault(after)):
