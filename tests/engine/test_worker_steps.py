@@ -45,7 +45,8 @@ class Hands:
     """The memory hands of a resident engine without KV."""
 
     def __init__(self, happened: list[str]) -> None:
-        self.resident, self.settled, self.held, self.copied_out = True, True, Bytes(), 0
+        self.resident, self.settled, self.copied_out = True, True, 0
+        self.held, self.need = Bytes(), Bytes()
         self.kv = SimpleNamespace(base=0)
         self.back = threading.Event()
         """All bytes that a restore copies are back."""

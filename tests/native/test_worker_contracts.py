@@ -247,7 +247,7 @@ def hold_spinning(vllm: Path) -> None:
 def test_a_reader_spins_as_long_as_ours_says() -> None:
     hold_spinning(installed("vllm"))
     ours = source(OURS / "spin.py")
-    assert "SpinCondition.__init__, SpinCondition.wait = briefly, resting" in ours
+    assert "SpinCondition.__init__, SpinCondition.wait = briefly, wait_or_rest" in ours
     assert set(re.findall(r"self\.(\w+)", ours)) == {"last_read", "busy_loop_s"}
 
 
