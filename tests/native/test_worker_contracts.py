@@ -251,6 +251,12 @@ def test_a_reader_spins_as_long_as_ours_says() -> None:
     assert set(re.findall(r"self\.(\w+)", ours)) == {"last_read", "busy_loop_s"}
 
 
+def test_a_worker_knows_whether_its_outputs_are_fetched() -> None:
+    """Ranks whose outputs vLLM never fetches must not wait for that before a switch (`engine_patch.flight`)."""
+    made = ast.unparse(method(OURS / "worker.py", "VnpuWorker", "init_device"))
+    assert "Flight(fetched=fetches(self.rank, self.vllm_config))" in made
+
+
 # ---- platforms
 
 
