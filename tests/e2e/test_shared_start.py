@@ -3,21 +3,17 @@ them. Two engine starts."""
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 from pathlib import Path
 
 import pytest
-import yaml
 
 from coordinator.core.model import Residency, Spec
-from coordinator.demo.node import start
-from coordinator.picture import Mirror, Picture
-from coordinator.store import connect
+from coordinator.picture import Picture
 from coordinator.weights import weight_bytes
-from tests.e2e.test_netloader import PATIENCE_S, complete
-from tests.e2e.test_shared_weights import FIRST, KV, SECOND, both_are_in, configuration, owners_of_weights
+from tests.e2e.test_netloader import complete
+from tests.e2e.test_shared_weights import FIRST, KV, SECOND, both_are_in, configuration, owners_of_weights, watched
 from tests.helpers.engine_file import made
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(1800)]
@@ -32,30 +28,17 @@ async def test_an_engine_starts_in_the_pages_of_another(tmp_path: Path) -> None:
     capacity = (weight_bytes(tmp_path / "model") + KV) * 5 // 2  # who starts needs a whole place until it has moved in
     written = configuration(tmp_path, capacity)
     written["models"][SECOND] = {**written["models"][SECOND], "start": "lazy", "load_from": "peers"}
-    config = tmp_path / "vnpu.yaml"
-    config.write_text(yaml.safe_dump(written))
-    node = start(config, tmp_path / "run")
-    try:
-        found = await node.wait_ready()
-        store = connect(found.etcd, environ={})
-        mirror = Mirror(store)
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(mirror.run())
-            async with asyncio.timeout(PATIENCE_S):
-                tokens = await complete(found, FIRST)
-                assert len(set(tokens)) > 2
-                assert await complete(found, SECOND) == tokens
-                await mirror.until(both_are_in)
-                assert joined(mirror.picture) == {SECOND}
-                assert owners_of_weights(mirror.picture) == {FIRST}
-                specs = {spec.holder.engine: spec for spec in mirror.picture.of(Spec).values()}
-                assert specs[FIRST].digest == specs[SECOND].digest
-                assert specs[FIRST].footprint.weights == specs[SECOND].footprint.weights
-                assert await complete(found, FIRST) == tokens
-                os.kill(specs[FIRST].pid, signal.SIGKILL)
-                await mirror.until(lambda picture: owners_of_weights(picture) == {SECOND})
-                assert await complete(found, SECOND) == tokens
-            watching.cancel()
-        await store.close()
-    finally:
-        await node.stop()
+    async with watched(tmp_path, written) as (found, mirror):
+        tokens = await complete(found, FIRST)
+        assert len(set(tokens)) > 2
+        assert await complete(found, SECOND) == tokens
+        await mirror.until(both_are_in)
+        assert joined(mirror.picture) == {SECOND}
+        assert owners_of_weights(mirror.picture) == {FIRST}
+        specs = {spec.holder.engine: spec for spec in mirror.picture.of(Spec).values()}
+        assert specs[FIRST].digest == specs[SECOND].digest
+        assert specs[FIRST].footprint.weights == specs[SECOND].footprint.weights
+        assert await complete(found, FIRST) == tokens
+        os.kill(specs[FIRST].pid, signal.SIGKILL)
+        await mirror.until(lambda picture: owners_of_weights(picture) == {SECOND})
+        assert await complete(found, SECOND) == tokens

@@ -67,6 +67,15 @@ async def charged(lab: LightLab) -> dict[str, tuple[int, int]]:
     return {engine: (held.weights // MIB, held.kv // MIB) for engine, held in owners.items() if held.total}
 
 
+async def killed(lab: LightLab, engine: LightEngine) -> None:
+    """By kill -9; until nothing on the device is its own."""
+    engine.kill()
+    await engine.ended()
+    await lab.leader.until(
+        lab.device, lambda state: all(owner.holder.engine != engine.engine for owner in state.owners)
+    )
+
+
 async def test_two_engines_of_one_content_where_one_and_a_half_fit(lab: LightLab) -> None:
     async with two(lab) as (first, second):
         assert (await lab.spec(first)).digest == (await lab.spec(second)).digest
@@ -101,11 +110,7 @@ async def test_kill_9_of_the_owner_and_then_others_need_the_room(lab: LightLab) 
         await lab.order(first, Order.RESTORE)
         before = await first.ask("prompt")
         await join(lab, second)
-        first.kill()
-        await first.ended()
-        await lab.leader.until(
-            lab.device, lambda state: all(owner.holder.engine != first.engine for owner in state.owners)
-        )
+        await killed(lab, first)
         assert await charged(lab) == {second.engine: (WEIGHTS // MIB, 2)}
         assert await second.ask("prompt") == before
         await lab.order(second, Order.OFFLOAD)
@@ -231,11 +236,7 @@ async def test_an_engine_that_starts_lies_in_the_pages_of_one_that_runs(wide: Li
             assert await second.ask("prompt") == before
             async with await start(wide, "next") as third:  # of one that has inherited them
                 assert fetched(third)[0] == 1
-                second.kill()
-                await second.ended()
-                await wide.leader.until(
-                    wide.device, lambda state: all(owner.holder.engine != second.engine for owner in state.owners)
-                )
+                await killed(wide, second)
                 assert await charged(wide) == {third.engine: (WEIGHTS // MIB, 2)}
                 assert await third.ask("prompt") == before
                 await wide.order(third, Order.OFFLOAD)
