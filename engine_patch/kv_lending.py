@@ -17,13 +17,13 @@ log = logging.getLogger("vllm.vnpu.transfer")
 
 
 class KvLending:
-    """Thread-safe. The daemon revokes a view before its pages are anybody else's; after that `lend` makes another."""
+    """Thread-safe. The daemon revokes a view when pages of it are given back; after that `lend` makes another."""
 
     def __init__(self, hands: Hands) -> None:
         self._hands = hands
         self._turn = threading.Lock()
         self._view = 0
-        self._chunks: tuple[int, ...] = ()
+        self._moves = 0
 
     def lend(self, lost: int) -> Loan | None:
         """A view of all of it, but not the view `lost`, which the daemon does not know any more. None: nothing now."""
@@ -31,13 +31,13 @@ class KvLending:
         with self._turn, self._hands.staying() as here:
             if not here or not region.chunks:
                 return None
-            if self._view in (0, lost) or self._chunks != region.chunks:
+            if self._view in (0, lost) or self._moves != region.moves:
                 try:
                     self._view = self._hands.client.offer_view(region.device, region.chunks)
                 except DaemonError as error:
                     log.warning("the KV cache is not lent: %s", error)
                     return None
-                self._chunks = region.chunks
+                self._moves = region.moves
             return Loan(Lent(self._view), region.place)
 
 

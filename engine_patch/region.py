@@ -40,6 +40,8 @@ class Region:
         self._mapped: dict[int, tuple[int, int]] = {}
         self._owed: list[int] = []
         self._joined = False
+        self.moves = 0
+        """How often chunks came or went. Ids do not tell: the daemon gives the same ones again."""
 
     @property
     def indices(self) -> tuple[int, ...]:
@@ -133,7 +135,7 @@ class Region:
         for chunk in chunks:
             if chunk.fd >= 0:
                 self._client.kept.put_chunk(self.device, chunk.id, chunk.fd)
-        self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
+        self._now_mapped(indices, chunks, handles)
 
     def join(self, indices: Sequence[int], chunks: Sequence[Chunk]) -> None:
         """Map chunks that another process holds read-only, one for each index, where nothing is mapped: all or none.
@@ -151,8 +153,12 @@ class Region:
             for handle in handles:
                 self._driver.destroy(handle)
             raise
-        self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
+        self._now_mapped(indices, chunks, handles)
         self._joined = True
+
+    def _now_mapped(self, indices: Sequence[int], chunks: Sequence[Chunk], handles: Sequence[int]) -> None:
+        self._mapped.update((i, (chunk.id, handle)) for i, chunk, handle in zip(indices, chunks, handles, strict=True))
+        self.moves += 1
 
     def part(self) -> None:
         """Unmap what `join` mapped. Idempotent."""
@@ -177,6 +183,7 @@ class Region:
     def _unmap(self, indices: Sequence[int]) -> list[int]:
         """Their ids."""
         self._driver.unmap_many([self._address(i) for i in indices])
+        self.moves += 1
         going = [self._mapped.pop(i) for i in indices]
         for _, handle in going:
             self._driver.destroy(handle)

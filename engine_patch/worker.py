@@ -188,7 +188,10 @@ class VnpuWorker:
         self._hands.used = True
         spin.work()
         if self._gates is not None:
-            self._gates.pass_first(self._hands.settled)
+            settled = self._hands.settled
+            self._gates.pass_first(settled)
+            if settled:
+                self._wake_pulls()  # what this step offers would wait for the thread that settles
         self._books.use(scheduled_blocks(scheduler_output) | self.vnpu_pulled(scheduler_output))
         with self._exchange.stepping() if self._exchange is not None else nullcontext():
             return self._flight.executed(super().execute_model(scheduler_output))  # type: ignore[misc]
@@ -268,7 +271,7 @@ class VnpuWorker:
             log.error("the agent cannot be told about restore %d: %s", turn, error)
 
     def _wake_pulls(self) -> None:
-        """Not before all of the cache is back: what is copied back must not land on what was pulled."""
+        """Not before all of the cache is back: what is copied back must not land on what was pulled. Idempotent."""
         if self._pulls is not None:
             self._pulls.wake()
 

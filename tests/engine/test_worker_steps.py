@@ -214,6 +214,14 @@ def test_beside_steps_readers_of_kv_come_in_when_everything_is_back(ours: Ours):
     assert ours.happened == ["sleep 0", "unmapped", "mapped", "settled", "wake", "told"]
 
 
+@pytest.mark.parametrize(("settled", "woken"), [(True, ["wake"]), (False, [])])
+def test_what_a_step_offers_does_not_wait_for_the_thread_that_settles(ours: Ours, settled: bool, woken: list[str]):
+    ours._gates = SimpleNamespace(pass_first=lambda settled: None)  # type: ignore[assignment]
+    ours.hands.settled = settled
+    ours.execute_model(STEP)
+    assert ours.happened == woken
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_after_a_restore_that_failed_nobody_reads_kv(ours: Ours, gated: bool):
     if gated:

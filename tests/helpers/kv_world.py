@@ -137,6 +137,8 @@ class World:
             for rank in self.prefill
         ]
         self.draining = False
+        self.coming: set[int] = set()
+        """Prefill ranks not all of whose memory is back."""
 
     def _start_decode(self) -> None:
         self.life = getattr(self, "life", 0) + 1
@@ -199,6 +201,8 @@ class World:
     def _offer(self, made: Request, at: int) -> None:
         if made.epoch == self.epoch:
             made.unoffered.discard(at)
+            if at in self.coming:
+                self._tell(f"offer {made.name[:4]} waits for memory")
             self._released(at, self.sources[at].offer(made.name, made.prefill_blocks, self.now))
             self._source_wake(at)
 
@@ -222,21 +226,26 @@ class World:
             if not made.unreleased:
                 self._scribble(self.prefill, made.prefill_blocks)
                 self.prefill_pool.free += made.prefill_blocks
-        if self.draining and all(source.idle for source in self.sources) and not self.prefill_missing:
-            self._prefill_sleeps()
+        self._maybe_sleep()
 
-    @property
-    def prefill_missing(self) -> bool:
-        """Some rank has not heard of an offer yet, or has not released it."""
-        return any(made.unreleased and made.epoch == self.epoch for made in self.requests.values())
-
-    def _prefill_sleeps(self) -> None:
-        self.draining = False
+    def _maybe_sleep(self) -> None:
+        """What requests hold is saved. It computes again before all of its memory is back."""
+        if not self.draining or not all(source.idle for source in self.sources):
+            return
+        self.draining, self.coming = False, set(range(len(self.sources)))
         self._tell("prefill sleeps and wakes")
+        live = [made for made in self.requests.values() if made.unreleased and made.epoch == self.epoch]
+        saved = {block for made in live for block in made.prefill_blocks}
         for rank in self.prefill:
-            self._scribble([rank], list(range(POOL)))
-        for source in self.sources:
-            source.resume()
+            self._scribble([rank], [block for block in range(POOL) if block not in saved])
+        for at in self.coming:
+            self.at(self.rng.choice([0.0, 0.05, 2.0]), lambda at=at, epoch=self.epoch: self._prefill_is_back(at, epoch))  # type: ignore[misc]
+
+    def _prefill_is_back(self, at: int, epoch: str) -> None:
+        if epoch == self.epoch:
+            self.coming.discard(at)
+            self.sources[at].resume(self.now)
+            self._source_wake(at)
 
     def _scribble(self, ranks: list[Rank], blocks: list[int]) -> None:
         for rank in ranks:
@@ -477,13 +486,14 @@ class World:
         self.at(self.rng.choice([0.2, 2.0, 5.0]), lambda: self.cut.discard(pair))
 
     def _drain(self) -> None:
+        if self.coming:
+            return
         self.draining = True
         ended = [source.drain(self.now, self.now + 1.0) for source in self.sources]
         for at, released in enumerate(ended):
             self._released(at, released)
             self._source_wake(at)
-        if self.draining and not self.prefill_missing:
-            self._prefill_sleeps()
+        self._maybe_sleep()
 
     def _sleep_decode(self) -> None:
         """All pulls are aborted; memory goes as soon as no sink is busy, and no earlier."""

@@ -193,6 +193,21 @@ async def test_after_waking_up_all_is_as_before() -> None:
         assert decode.holds([DST], content)
 
 
+async def test_what_is_offered_before_all_memory_is_back_is_pulled_then() -> None:
+    with engine(2) as prefill, engine(1) as decode:
+        content = noise(1, 4)
+        await quiet(prefill)
+        ticket = prefill.prefill(PROMPT, [SRC], content)
+        decode.decode("d", PROMPT, ticket, [DST], 0)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await decode.results()
+        for rank in prefill.ranks:
+            rank.station.wake()
+        assert (await decode.results())[0].blocks == set()
+        assert decode.holds([DST], content)
+
+
 async def test_a_pull_that_is_ordered_during_sleep_waits_for_the_cache() -> None:
     with engine(1) as prefill, engine(1) as decode:
         content = noise(1, 4)

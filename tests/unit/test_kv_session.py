@@ -148,12 +148,32 @@ def test_draining_ends_what_nobody_reads_and_bounds_the_rest(source: Source) -> 
     source.offer(OTHER, [1], 0.0)
     source.receive(OPEN, 1.0)
     assert source.drain(2.0, 5.0) == [Released(OTHER, Outcome.WITHDRAWN)]
-    assert source.offer("c" * 32, [2], 2.0) == [Released("c" * 32, Outcome.WITHDRAWN)]
     source.receive(OPEN, 4.0)
     assert source.due == 5.0
     assert source.tick(5.0) == [Released(REQUEST, Outcome.WITHDRAWN)]
-    source.resume()
-    assert source.offer("d" * 32, [2], 6.0) == []
+    assert source.idle
+
+
+def test_offers_of_an_engine_that_computes_before_all_of_its_memory_is_back_begin_then(source: Source) -> None:
+    source.drain(2.0, 5.0)
+    assert source.offer(OTHER, [1], 6.0) == []
+    assert source.receive(Open(OTHER, EPOCH, 0, SHAPE), 7.0) == (NotYet(OTHER, 0), [])
+    assert source.idle  # so the engine may sleep again
+    with pytest.raises(ValueError, match="draw an id"):
+        source.offer(OTHER, [1], 7.0)
+    source.drain(8.0, 9.0)
+    source.resume(100.0)
+    assert source.due == 100.0 + TERMS.first_s
+    assert source.receive(Open(OTHER, EPOCH, 0, SHAPE), 101.0) == (Opened(OTHER, 0), [])
+    assert source.offer("d" * 32, [2], 102.0) == []
+
+
+def test_the_engine_has_blocks_back_that_nobody_has_heard_of(source: Source) -> None:
+    source.drain(2.0, 5.0)
+    source.offer(OTHER, [1], 6.0)
+    assert source.withdraw(OTHER) == [Released(OTHER, Outcome.WITHDRAWN)]
+    source.resume(7.0)
+    assert source.offers == 0
 
 
 def test_an_id_is_offered_once(source: Source) -> None:

@@ -73,7 +73,8 @@ class Desk:
     def resume(self) -> None:
         """After waking up."""
         with self._moved:
-            self._source.resume()
+            self._source.resume(self._clock())
+            self._moved.notify_all()
 
     def close(self) -> None:
         """Idempotent. What is still offered is not released: the process ends, or the engine knows."""

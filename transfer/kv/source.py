@@ -73,6 +73,8 @@ class Source:
         self._tp, self._rank, self._heads, self._mla = tp, rank, num_kv_heads, mla
         self._terms = terms or Terms()
         self._offers: dict[str, _Offer] = {}
+        self._later: dict[str, _Offer] = {}
+        """Made while the memory comes or goes."""
         self._ended: dict[str, None] = {}
         self._generations: Counter[int] = Counter()
         self._until: float | None = None
@@ -94,18 +96,18 @@ class Source:
     # ---- from the engine
 
     def offer(self, request: str, blocks: Iterable[int], now: float) -> list[Released]:
-        """These blocks are whole; hold them. While draining they are withdrawn at once.
+        """These blocks are whole; hold them. From `drain` to `resume` nobody hears of it: an engine computes before all
+        of its memory is back.
 
         Raises:
             ValueError: the request is offered already: ids are drawn anew for each.
         """
-        if request in self._offers or request in self._ended:
+        if request in self._offers or request in self._later or request in self._ended:
             raise ValueError(f"request {request} was offered before: draw an id for each")
-        if self._until is not None:
-            return self._end(request, Outcome.WITHDRAWN)
         held = tuple(blocks)
         generations = tuple(self._generations[block] for block in held)
-        self._offers[request] = _Offer(held, generations, now + self._terms.first_s)
+        where = self._offers if self._until is None else self._later
+        where[request] = _Offer(held, generations, now + self._terms.first_s)
         return []
 
     def freed(self, blocks: Iterable[int]) -> None:
@@ -115,18 +117,23 @@ class Source:
 
     def withdraw(self, request: str) -> list[Released]:
         """The engine wants the blocks back now."""
-        return self._end(request, Outcome.WITHDRAWN) if request in self._offers else []
+        known = request in self._offers or request in self._later
+        return self._end(request, Outcome.WITHDRAWN) if known else []
 
     def drain(self, now: float, until: float) -> list[Released]:
-        """Before sleep: offers that nobody reads yet end now, the others by `until`; nothing new is offered."""
+        """Before sleep: offers that nobody reads yet end now, the others by `until`."""
         self._until = until
         for offer in self._offers.values():
             offer.expires = min(offer.expires, until) if offer.shape else now
         return self.tick(now)
 
-    def resume(self) -> None:
-        """After waking up."""
+    def resume(self, now: float) -> None:
+        """After waking up: offers that were made meanwhile begin. Idempotent."""
         self._until = None
+        for offer in self._later.values():
+            offer.expires = now + self._terms.first_s
+        self._offers |= self._later
+        self._later = {}
 
     def tick(self, now: float) -> list[Released]:
         """End what nobody has asked for in time."""
@@ -196,6 +203,7 @@ class Source:
 
     def _end(self, request: str, outcome: Outcome) -> list[Released]:
         self._offers.pop(request, None)
+        self._later.pop(request, None)
         self._ended[request] = None
         if len(self._ended) > REMEMBERED:
             del self._ended[next(iter(self._ended))]

@@ -99,6 +99,7 @@ class Station:
         self._me, self._trust, self._terms, self._cpus = me, trust, terms or Terms(), tuple(cpus)
         self._lock = threading.Condition()
         self._results = Results()
+        self._away = False
         self._owners: dict[str, str] = {}
         self._left: dict[str, set[str]] = {}
         self.guard = Guard()
@@ -162,6 +163,8 @@ class Station:
     def sleep(self, timeout_s: float) -> bool:
         """Blocks until nothing reads or writes the cache any more. What nobody reads yet is taken back; sends in
         flight are waited for, pulls are broken off. False: something does not let go."""
+        with self._lock:
+            self._away = True
         ended = asyncio.run_coroutine_threadsafe(self._quieten(timeout_s), self._loop)
         try:
             quiet = ended.result(timeout_s + CALL_S)
@@ -171,7 +174,11 @@ class Station:
         return self.guard.close() and quiet
 
     def wake(self) -> None:
-        """The cache is there again."""
+        """The cache is there again. Idempotent, from any thread, and nothing to speak of where it never went."""
+        with self._lock:
+            if not self._away:
+                return
+            self._away = False
         self.guard.open()
         self._desk.resume()
         self._loop.call_soon_threadsafe(self._awake.set)

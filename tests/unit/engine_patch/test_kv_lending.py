@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from engine_patch.kv_lending import KvLending
 from engine_patch.region import Region
+from native.client import Chunk
 from native.link import DaemonUnavailable
+from native.protocol import Kind
 
 CHUNK, BASE = 1 << 12, 1 << 30
+
+
+class Daemon:
+    """Gives chunks 70, 71, … and views 1, 2, …"""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.offered: list[tuple[int, ...]] = []
+        self.kept = SimpleNamespace(drop_chunks=lambda *_: None)
+
+    def map(self, device: str, kind: Kind, count: int, *_: object, **__: object) -> tuple[Chunk, ...]:
+        return tuple(Chunk(70 + at, -1, CHUNK) for at in range(count))
+
+    def unmap(self, *_: object, **__: object) -> None:
+        """Takes back everything."""
+
+    def offer_view(self, device: str, chunks: tuple[int, ...]) -> int:
+        if self.away:
+            raise DaemonUnavailable("away")
+        self.offered.append(chunks)
+        return len(self.offered)
+
+
+class Driver:
+    sharing = "descriptor"
+
+    def reserve(self, size: int, hint: int) -> int:
+        return BASE
+
+    def import_handle(self, shareable: int, size: int) -> int:
+        return 1
+
+    def map_many(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Nothing is touched there."""
+
+    def unmap_many(self, addresses: Sequence[int]) -> None:
+        """Nothing was there."""
+
+    def destroy(self, handle: int) -> None:
+        """It was none."""
 
 
 class Hands:
@@ -19,22 +63,21 @@ class Hands:
 
     def __init__(self) -> None:
         self.here = True
-        self.away = False
-        self.offered: list[tuple[int, ...]] = []
-        self.client = self
-        self.kv = object.__new__(Region)
-        self.kv.base, self.kv.chunk, self.kv.device = BASE, CHUNK, "0"
-        self.kv._mapped = {0: (70, 1), 1: (71, 2), 3: (73, 3)}
+        self.client = Daemon()
+        driver: Any = Driver()
+        client: Any = self.client
+        self.kv = Region(driver, client, "0", Kind.KV, CHUNK, BASE, 4 * CHUNK)
+        self.map()
+
+    def map(self) -> None:
+        self.kv.map((0, 1, 3), 1.0)
+
+    def unmap(self) -> None:
+        self.kv.drop(self.kv.indices, 1.0)
 
     @contextmanager
     def staying(self) -> Iterator[bool]:
         yield self.here
-
-    def offer_view(self, device: str, chunks: tuple[int, ...]) -> int:
-        if self.away:
-            raise DaemonUnavailable("away")
-        self.offered.append(chunks)
-        return len(self.offered)
 
 
 @pytest.fixture
@@ -52,11 +95,17 @@ def test_one_view_for_as_long_as_its_pages_are_here(hands: Hands) -> None:
         loan = one.lend(0)
         assert loan is not None
         assert loan.lent.view == 1
-    assert hands.offered == [(70, 71, 73)]
-    hands.kv._mapped = {0: (80, 1), 1: (81, 2), 3: (83, 3)}
+    assert hands.client.offered == [(70, 71, 72)]
+
+
+def test_another_view_where_the_same_chunks_went_and_came_again(hands: Hands) -> None:
+    one = lending(hands)
+    one.lend(0)
+    hands.unmap()
+    hands.map()
     loan = one.lend(0)
     assert loan is not None
-    assert (loan.lent.view, hands.offered[1]) == (2, (80, 81, 83))
+    assert (loan.lent.view, hands.client.offered) == (2, [(70, 71, 72)] * 2)
 
 
 def test_a_view_that_is_lost_is_offered_anew_once(hands: Hands) -> None:
@@ -72,11 +121,11 @@ def test_nothing_while_pages_come_or_go_or_the_daemon_is_away(hands: Hands) -> N
     one = lending(hands)
     hands.here = False
     assert one.lend(0) is None
-    hands.here, hands.away = True, True
+    hands.here, hands.client.away = True, True
     assert one.lend(0) is None
-    hands.away = False
+    hands.client.away = False
     assert one.lend(0) is not None
-    hands.kv._mapped = {}
+    hands.unmap()
     assert one.lend(0) is None
 
 
