@@ -143,6 +143,13 @@ def test_a_deadline_that_has_passed(peer: Peer) -> None:
         assert peer.reader.read(HANDLE, [Box(0, 0, 5, ())], into, soon(), never) == 5
 
 
+def test_an_abort_that_came_too_late_does_not_meet_the_next_read(peer: Peer) -> None:
+    with target() as into:
+        for _ in range(2):
+            assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+            peer.reader.abort()
+
+
 def test_closing_twice(peer: Peer) -> None:
     peer.reader.close()
     peer.reader.close()
@@ -162,16 +169,38 @@ def test_stopped_midway_and_used_again() -> None:
         assert read(into.address, SIZE) == NOISE
 
 
-def test_a_peer_that_dies_and_comes_back() -> None:
+def test_a_source_that_hung_up_between_two_reads_is_connected_to_anew() -> None:
+    """It takes who says nothing for two minutes to be gone; a pull may come later than that."""
     with tcp_peer(SIZE) as peer, target() as into:
         peer.memory[:] = NOISE
-        assert peer.reader.read(HANDLE, [Box(0, 0, 5, ())], into, soon(), never) == 5
+        assert isinstance(peer.reader, TcpReader)
         assert peer.restart is not None
-        peer.restart()
-        with pytest.raises(PeerLost):
-            peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never)
-        assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
-        assert read(into.address, SIZE) == NOISE
+        for _ in range(2):
+            assert peer.reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+            assert read(into.address, SIZE) == NOISE
+            peer.restart()
+            assert isinstance(peer.reader.ask(Confirm("0" * 32, "a" * 32, 3), soon()), Refused)
+            peer.restart()
+
+
+def test_a_peer_that_dies_in_a_read_and_comes_back() -> None:
+    lives: list[Channel] = []
+    with target() as source, target() as into:
+        server = KvServer({HANDLE: source}, refuse)
+
+        def serve(channel: Channel) -> None:
+            lives.append(channel)
+            if len(lives) == 1:
+                channel.receive(soon())
+            else:
+                server.serve(channel)
+
+        with Listener("127.0.0.1", 0, TRUST, SERVICE, serve) as listener:
+            reader = TcpReader(lambda deadline: dial("127.0.0.1", listener.port, TRUST, SERVICE, deadline))
+            with pytest.raises(PeerLost):
+                reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never)
+            assert reader.read(HANDLE, [Box(0, 0, SIZE, ())], into, soon(), never) == SIZE
+            reader.close()
 
 
 def test_many_readers_of_one_server() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 import pytest
 
 from engine_patch.kv_bookings import Asked
+from tests.helpers.eventually import eventually
 from tests.helpers.kv_stations import Engine, engine, noise
-from transfer.kv.station import Missing
+from transfer.kv.station import Missing, Station
 
 PROMPT = list(range(30))
 """Four blocks, the last not full."""
@@ -160,6 +162,30 @@ async def test_who_has_nothing_else_to_do_hears_at_once() -> None:
         station = decode.ranks[0].station
         assert (await asyncio.to_thread(station.collect, 60.0)).received == {"d"}
         assert station.collect(0.001).received == set()
+
+
+async def test_connections_that_the_source_gave_up_meanwhile_cost_nothing() -> None:
+    """A prefill engine takes readers that are silent for long to be gone. They only had nothing to pull."""
+    with engine(2) as prefill, engine(1) as decode:
+        for name in ("first", "second"):
+            content = noise(1, 4) ^ len(name)
+            ticket = prefill.prefill(PROMPT, [SRC], content)
+            decode.decode(name, PROMPT, ticket, [DST], 0)
+            assert (await decode.results())[0].blocks == set()
+            assert decode.holds([DST], content)
+            for result in await prefill.results():
+                prefill.bookings.sent(result.sent)
+            for rank in prefill.ranks:
+                await hang_up(rank.station)
+
+
+async def hang_up(station: Station) -> None:
+    """On everybody, as after `IDLE_S`."""
+    listener = station._listener
+    assert listener.clients
+    for sock in list(listener._clients.values()):
+        sock.shutdown(socket.SHUT_RDWR)
+    await eventually(lambda: not listener.clients)
 
 
 # ---- sleep

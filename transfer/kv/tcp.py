@@ -24,14 +24,14 @@ from transfer.kv.messages import Answer, Say, decode_answer, encode
 from transfer.kv.near import Borrow, Near, Shown, lend
 from transfer.kv.reader import CHUNK, ReadRefused, Span, Stopped, check_source, check_target
 from transfer.netloader.guard import Guard, Switching
-from transfer.transports import staged
+from transfer.transports import loss, staged
 from transfer.transports.channel import MAX_MESSAGE, Channel
 from transfer.transports.deadline import Deadline
 from transfer.transports.frame import Kind
 
 SERVICE = b"kv"
 IDLE_S = 120.0
-"""A reader that asks for nothing for so long is taken to be gone: it beats far more often."""
+"""A reader that asks for nothing for so long is taken to be gone: with a pull it says something far more often."""
 STALL_S = 10.0
 """A chunk that is not taken within this ends the connection."""
 RECENT = 8
@@ -188,7 +188,7 @@ class Rowsets:
 
 
 class TcpReader:
-    """Connects when it is first asked, and anew after an error."""
+    """Connects when it is first asked, and anew after an error, or where the source has hung up meanwhile."""
 
     def __init__(self, connect: Callable[[Deadline], Channel]) -> None:
         """`connect`: a channel to the source's `SERVICE` (`transfer.transports.dial`)."""
@@ -265,6 +265,8 @@ class TcpReader:
             raise
 
     def _open(self, deadline: Deadline) -> Channel:
+        if self._channel is not None and loss.hung_up(self._channel.socket):
+            self.close()
         if self._channel is None:
             self._channel = self._connect(deadline)
         return self._channel
