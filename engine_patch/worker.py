@@ -226,8 +226,7 @@ class VnpuWorker:
             self._flight.drain(DRAIN_S)
             self._books.forget_all_but(live)
             self._sharing.part()
-            if self._pulls is not None and not self._pulls.sleep(DRAIN_S):
-                raise MemoryFault("another engine does not let go of KV blocks", remedy="see the log of its worker")
+            self._still_pulls()
             try:
                 saved, steps = self._hands.offload(self._keep())
             finally:
@@ -258,7 +257,9 @@ class VnpuWorker:
 
         def work() -> dict[str, Any]:
             moved, steps = self._hands.settle()
-            self._wake_pulls()
+            with self._hands.staying() as here:  # or it was taken back since
+                if here:
+                    self._wake_pulls()
             return {"restored": moved, "steps": steps, "turn": turn}
 
         prompt.be_prompt()
@@ -275,8 +276,14 @@ class VnpuWorker:
         if self._pulls is not None:
             self._pulls.wake()
 
+    def _still_pulls(self) -> None:
+        """Before KV leaves. Raises MemoryFault."""
+        if self._pulls is not None and not self._pulls.sleep(DRAIN_S):
+            raise MemoryFault("another engine does not let go of KV blocks", remedy="see the log of its worker")
+
     def vnpu_undo(self) -> str:
         def work() -> dict[str, Any]:
+            self._still_pulls()  # this rank's own restore may have gone through
             self._hands.drop()
             return {}
 

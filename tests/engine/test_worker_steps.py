@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +53,7 @@ class Hands:
         self.back = threading.Event()
         """All bytes that a restore copies are back."""
         self.refusal: Exception | None = None
+        self.after_settled: Callable[[], object] = lambda: None
         self._happened = happened
 
     def live(self, region: Any) -> list[tuple[int, int]]:
@@ -73,7 +76,16 @@ class Hands:
         if self.refusal is not None:
             raise self.refusal
         self._happened.append("settled")
+        self.after_settled()
         return 0, ()
+
+    def drop(self) -> None:
+        self._happened.append("unmapped")
+        self.resident = False
+
+    @contextmanager
+    def staying(self) -> Iterator[bool]:
+        yield self.resident
 
 
 class Pulls:
@@ -126,6 +138,9 @@ class Ours(worker.VnpuWorker, Theirs):
 
     def restore(self) -> Report:
         return msgspec.json.decode(self.vnpu_restore(), type=Report)
+
+    def undo(self) -> Report:
+        return msgspec.json.decode(self.vnpu_undo(), type=Report)
 
 
 PATIENCE_S = 30.0
@@ -237,8 +252,39 @@ def test_after_a_restore_that_failed_nobody_reads_kv(ours: Ours, gated: bool):
     assert "wake" not in ours.happened
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_readers_of_kv_let_go_before_a_restore_is_taken_back(ours: Ours, gated: bool):
+    """Another rank was denied its pages, after all of this one's were here."""
+    if gated:
+        ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.offload()
+    ours.hands.back.set()
+    ours.restore()
+    assert not gated or ours.told.over.wait(PATIENCE_S)
+    ours.happened.clear()
+    assert ours.undo().error == ""
+    assert ours.happened == ["sleep 0", "unmapped"]
+
+
+def test_who_does_not_let_go_keeps_a_restore_from_being_taken_back(ours: Ours):
+    ours.pulls.quiet = False
+    assert "does not let go" in ours.undo().error
+    assert ours.happened == ["sleep 0"]
+
+
+def test_a_restore_that_is_taken_back_as_it_settles_lets_nobody_in(ours: Ours):
+    """The thread that settles comes last: what it would let in finds nothing there."""
+    ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.offload()
+    ours.hands.after_settled = ours.undo
+    ours.restore()
+    ours.hands.back.set()
+    assert ours.told.over.wait(PATIENCE_S)
+    assert ours.happened[3:] == ["settled", "sleep 0", "unmapped", "told"]
+
+
 def test_an_engine_without_our_connector_has_nobody_to_wait_for(ours: Ours):
     ours._pulls = None
     ours.hands.back.set()
-    assert (ours.offload().error, ours.restore().error) == ("", "")
-    assert ours.happened == ["unmapped", "mapped", "settled"]
+    assert (ours.offload().error, ours.restore().error, ours.undo().error) == ("", "", "")
+    assert ours.happened == ["unmapped", "mapped", "settled", "unmapped"]
