@@ -50,6 +50,8 @@ START_CALL_S = 300.0
 DRAIN_S = 10.0
 """How long a switch waits for KV blocks that another engine is pulling, and for steps in flight."""
 PAUSE_S = 0.2
+TELL_S = 60.0
+"""How long the agent is told that a restore has settled: as long as it waits for that (`errands.MEMORY_S`)."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -264,12 +266,22 @@ class VnpuWorker:
 
         prompt.be_prompt()
         try:
-            answer = self._report(work, turn=turn)
-            self._desk.settled(answer)
+            self._tell(self._report(work, turn=turn))
         except Cancelled:
             log.info("restore %d was taken back", turn)
-        except TransferError as error:
-            log.error("the agent cannot be told about restore %d: %s", turn, error)
+
+    def _tell(self, settled: Report) -> None:
+        """Until the agent has heard it, which ends the engine otherwise: its process may be busy for a moment."""
+        until = time.monotonic() + TELL_S
+        while True:
+            try:
+                self._desk.settled(settled)
+                return
+            except TransferError as error:
+                log.warning("the agent was not told about restore %d: %s", settled.turn, error)
+                if time.monotonic() > until:
+                    return
+            time.sleep(PAUSE_S)
 
     def _wake_pulls(self) -> None:
         """Not before all of the cache is back: what is copied back must not land on what was pulled. Idempotent."""

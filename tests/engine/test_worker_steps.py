@@ -18,6 +18,7 @@ from engine_patch.report import Report
 from engine_patch.restoring import MemoryFault
 from native.link import DaemonRefused
 from native.protocol import Code
+from transfer.errors import TransferError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch deprecates what it imports itself
@@ -109,9 +110,14 @@ class Told:
     def __init__(self, happened: list[str]) -> None:
         self.over = threading.Event()
         self.report: Report | None = None
+        self.deaf = 0
+        """To so many calls."""
         self._happened = happened
 
     def settled(self, report: Report) -> None:
+        if self.deaf:
+            self.deaf -= 1
+            raise TransferError("the agent does not answer")
         self._happened.append("told")
         self.report = report
         self.over.set()
@@ -152,6 +158,7 @@ STEP = SimpleNamespace(
 @pytest.fixture
 def ours(monkeypatch: pytest.MonkeyPatch) -> Ours:
     monkeypatch.setattr(worker, "DRAIN_S", 0.0)
+    monkeypatch.setattr(worker, "PAUSE_S", 0.0)
     monkeypatch.setattr(worker, "scheduled_blocks", lambda scheduler_output: set())
     return Ours()
 
@@ -227,6 +234,16 @@ def test_beside_steps_readers_of_kv_come_in_when_everything_is_back(ours: Ours):
     ours.hands.back.set()
     assert ours.told.over.wait(PATIENCE_S)
     assert ours.happened == ["sleep 0", "unmapped", "mapped", "settled", "wake", "told"]
+
+
+def test_an_agent_that_is_busy_for_a_moment_is_told_again(ours: Ours):
+    ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.told.deaf = 2
+    ours.offload()
+    ours.restore()
+    ours.hands.back.set()
+    assert ours.told.over.wait(PATIENCE_S)
+    assert (ours.told.report.turn, ours.happened[-2:]) == (1, ["wake", "told"])
 
 
 @pytest.mark.parametrize(("settled", "woken"), [(True, ["wake"]), (False, [])])
