@@ -52,6 +52,11 @@ class Clearing:
             while True:
                 group.create_task(self._clear_after(await self._left.get()))
 
+    async def clear_pages(self, device: str, chunks: Collection[int]) -> None:
+        """As `clear`, of all views that show one of these pages, also of those that are offered meanwhile."""
+        while views := self._node.views.touching(device, chunks):
+            await self.clear(views)
+
     async def clear(self, views: Collection[View], grace_s: float | None = None) -> None:
         """Revoke these views; returns when nobody has one open.
 
@@ -59,8 +64,6 @@ class Clearing:
             Stuck: somebody was killed for it and has not ended within `KILL_S`.
         """
         node = self._node
-        if not views:
-            return
         grace_s = self._grace_s if grace_s is None else grace_s
         for view in views:
             for process in node.views.revoke(view):
@@ -85,10 +88,9 @@ class Clearing:
         return True
 
     async def _clear_after(self, left: _Left) -> None:
-        while True:
+        while views := left.views():
             try:
-                await self.clear(left.views())
-                break
+                await self.clear(views)
             except Stuck as error:
                 log.error("%s do not come back: %s", left.what, error)
         left.then()

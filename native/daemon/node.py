@@ -184,7 +184,10 @@ class Node:
 
     def take_pages(self, member: Member) -> None:
         """The process is dead: its pages are back, but for those that others may still have mapped."""
-        keep = frozenset(chunk for view in self.viewed(member) if view.holders for chunk in view.chunks)
+        views = self.viewed(member)
+        keep = frozenset(chunk for view in views if view.holders for chunk in view.chunks)
+        for view in views:
+            self.views.revoke(view)
         for name, device in self.devices.items():
             if back := device.release(member.owner, keep):
                 log.info("device %s: %d MiB of %s are back", name, back >> 20, member)
@@ -193,8 +196,6 @@ class Node:
             self.clearing.bury(member)
         else:
             self._remains.pop(member.number, None)
-            for view in self.views.of(member.number):
-                self.views.revoke(view)
         self.settle()
 
     def _revoke_leases_of_the_dead(self) -> None:

@@ -232,7 +232,7 @@ class EngineSession(Calls):
         try:
             self.node.shares.whole(device.option.id, owner, request.chunks)
             mine = [chunk for chunk in request.chunks if device.pool.owner_of(chunk) == owner]
-            await self.node.clearing.clear(self.node.views.touching(device.option.id, mine))
+            await self.node.clearing.clear_pages(device.option.id, mine)
             self._open(device)
             rest = self.node.shares.unmapped(device.option.id, device.pool, owner, request.chunks)
             holding = request.holding if rest[: request.holding] == request.chunks[: request.holding] else 0

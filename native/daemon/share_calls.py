@@ -77,7 +77,7 @@ class ShareCalls(Calls):
         share = self.node.shares.get(device.option.id, request.digest)
         if share is not None and share.owner == member.owner:
             try:
-                await self.node.clearing.clear(self.node.views.touching(device.option.id, share.chunks))
+                await self.node.clearing.clear_pages(device.option.id, share.chunks)
             except Stuck as error:
                 raise Denied(Code.TIMEOUT, str(error)) from error
         self._let_go(device, request.digest, member)
