@@ -7,6 +7,7 @@ import threading
 
 from engine_patch import settings
 from engine_patch.family import boot_id
+from engine_patch.lent_view import LentView
 from engine_patch.memory import Hands
 from native.link import DaemonError
 from transfer.kv.near import Near
@@ -22,8 +23,7 @@ class KvLending:
     def __init__(self, hands: Hands) -> None:
         self._hands = hands
         self._turn = threading.Lock()
-        self._view = 0
-        self._moves = 0
+        self._view = LentView(hands.client, hands.kv)
 
     def lend(self, lost: int) -> Loan | None:
         """A view of all of it, but not the view `lost`, which the daemon does not know any more. None: nothing now."""
@@ -31,14 +31,11 @@ class KvLending:
         with self._turn, self._hands.staying() as here:
             if not here or not region.chunks:
                 return None
-            if self._view in (0, lost) or self._moves != region.moves:
-                try:
-                    self._view = self._hands.client.offer_view(region.device, region.chunks)
-                except DaemonError as error:
-                    log.warning("the KV cache is not lent: %s", error)
-                    return None
-                self._moves = region.moves
-            return Loan(Lent(self._view), region.place)
+            try:
+                return Loan(Lent(self._view.now(lost)), region.place)
+            except DaemonError as error:
+                log.warning("the KV cache is not lent: %s", error)
+                return None
 
 
 def near(hands: Hands) -> Near:

@@ -19,6 +19,7 @@ from engine_patch.bus import Bus, Range
 from engine_patch.common_pages import CommonPages
 from engine_patch.elsewhere import Elsewhere, Nowhere, bring_back
 from engine_patch.left_behind import LeftBehind
+from engine_patch.lent_view import LentView
 from engine_patch.master import CALL_S, Master
 from engine_patch.partners import Apart, Partners
 from engine_patch.pieces import Pieces
@@ -83,7 +84,7 @@ class Hands:
         """Set by whoever runs requests on the sealed weights."""
         self.borrower = Borrower(client)
         """What is mapped here of others' weights, while this engine's come from them."""
-        self._view = 0
+        self._view = LentView(client, self.weights)
         self.digest = ""
         self.resident = True
 
@@ -206,8 +207,7 @@ class Hands:
                 return Loan(Lent(master=self.digest), self.place)
             if not self.digest or not self.resident or not self.settled or self.common.joined:
                 return None
-            self._view = self._view or self.client.offer_view(self.weights.device, self.weights.chunks)
-            return Loan(Lent(self._view), self.place)
+            return Loan(Lent(self._view.now()), self.place)
 
     @contextmanager
     def staying(self) -> Iterator[bool]:
@@ -302,7 +302,7 @@ class Hands:
             self._drop()
 
     def _drop(self, left: str = "") -> None:
-        self.resident, self._view = False, 0
+        self.resident = False
         if self._restoring is not None:
             self._restoring.cancel()
             self._restoring = None

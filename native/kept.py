@@ -33,6 +33,11 @@ class Kept:
         self._answered: tuple[int, set[protocol.Request]] = (0, set())
         """Offered to the daemon of that generation and taken or refused: not offered to it again."""
 
+    @property
+    def generation(self) -> int:
+        """Of the daemon that was welcomed last; 0: none yet."""
+        return self._generation
+
     def put_chunk(self, device: str, chunk: int, descriptor: int) -> None:
         """Until `drop_chunks`: this process holds that chunk."""
         with self._turn:

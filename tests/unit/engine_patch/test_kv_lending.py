@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from engine_patch import memory
 from engine_patch.kv_lending import KvLending
+from engine_patch.lent_view import LentView
 from engine_patch.region import Region
 from native.client import Chunk
 from native.link import DaemonUnavailable
@@ -24,7 +27,7 @@ class Daemon:
     def __init__(self) -> None:
         self.away = False
         self.offered: list[tuple[int, ...]] = []
-        self.kept = SimpleNamespace(drop_chunks=lambda *_: None)
+        self.kept = SimpleNamespace(drop_chunks=lambda *_: None, generation=1)
 
     def map(self, device: str, kind: Kind, count: int, *_: object, **__: object) -> tuple[Chunk, ...]:
         return tuple(Chunk(70 + at, -1, CHUNK) for at in range(count))
@@ -108,6 +111,17 @@ def test_another_view_where_the_same_chunks_went_and_came_again(hands: Hands) ->
     assert (loan.lent.view, hands.client.offered) == (2, [(70, 71, 72)] * 2)
 
 
+def test_another_view_from_another_daemon(hands: Hands) -> None:
+    """It was told of none. Its readers need not find out first."""
+    one = lending(hands)
+    one.lend(0)
+    hands.client.kept.generation += 1
+    for _ in range(2):
+        loan = one.lend(0)
+        assert loan is not None
+        assert loan.lent.view == 2
+
+
 def test_a_view_that_is_lost_is_offered_anew_once(hands: Hands) -> None:
     one = lending(hands)
     one.lend(0)
@@ -115,6 +129,24 @@ def test_a_view_that_is_lost_is_offered_anew_once(hands: Hands) -> None:
         loan = one.lend(1)
         assert loan is not None
         assert loan.lent.view == 2
+
+
+def test_weights_without_a_master_are_lent_in_the_same_way(hands: Hands) -> None:
+    """Another view after each switch, and from each daemon; none while a restore is under way."""
+    one: Any = object.__new__(memory.Hands)
+    one._turn, one.digest, one.resident, one._restoring = threading.Lock(), "digest", True, None
+    one._master, one.common = SimpleNamespace(memory=None), SimpleNamespace(joined="")
+    one.weights, one._view = hands.kv, LentView(hands.client, hands.kv)  # type: ignore[arg-type]
+    views = [one.lend().lent.view, one.lend().lent.view]
+    hands.unmap()
+    hands.map()
+    one._restoring = SimpleNamespace(done=False)
+    assert one.lend() is None
+    one._restoring.done = True
+    views.append(one.lend().lent.view)
+    hands.client.kept.generation += 1
+    views.append(one.lend().lent.view)
+    assert views == [1, 1, 2, 3]
 
 
 def test_nothing_while_pages_come_or_go_or_the_daemon_is_away(hands: Hands) -> None:
