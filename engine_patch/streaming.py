@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -30,7 +30,7 @@ from native.link import DaemonError
 from transfer.errors import PeerViolation, TransferError
 from transfer.netloader import ways, wire
 from transfer.netloader.client import Client, Streamed
-from transfer.netloader.guard import Guard
+from transfer.netloader.guard import Guard, Switching
 from transfer.netloader.identity import Identity
 from transfer.netloader.manifest import Grid, Manifest, manifest
 from transfer.netloader.plan import Peer
@@ -105,6 +105,7 @@ class Streaming:
         """Of what will lie in the pages of another engine."""
         self._fingerprint = ""
         self._seed: Seed | None = None
+        self._telling = threading.Lock()
         self._news = SeedNews(desk, rank, lambda: (self._fingerprint, self._now()))
         self._listener = self._listen()
         self._news.start()
@@ -378,9 +379,10 @@ class Streaming:
 
     def _sum(self, grid: Grid, table: Table, number: int) -> int:
         block = grid.block(number)
-        with self._guard.waiting():
-            address = table.addresses[block.extent] + block.offset
-            return _native.crc32c(self._locate(address) if self._locate else address, block.length)
+        while True:
+            with suppress(Switching), self._guard.waiting():  # who sleeps without its weights may sleep for long
+                address = table.addresses[block.extent] + block.offset
+                return _native.crc32c(self._locate(address) if self._locate else address, block.length)
 
     def close(self) -> None:
         """Serve nobody any more; for tests: an engine serves until its process ends."""
@@ -399,9 +401,10 @@ class Streaming:
         return self._listener.port if self._listener else 0
 
     def _publish(self, **changes: object) -> None:
-        if self._seed is not None:
-            self._seed = msgspec.structs.replace(self._seed, **changes)
-            self._news.changed()
+        with self._telling:  # sums are ready on one thread while another one withdraws
+            if self._seed is not None:
+                self._seed = msgspec.structs.replace(self._seed, **changes)
+                self._news.changed()
 
     def _now(self) -> Seed | None:
         """The seed as of now."""

@@ -8,6 +8,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -717,6 +718,19 @@ def test_a_guard_waits_for_who_is_inside():
     guard = Guard()
     with guard.reading(lambda: None):
         assert not guard.close(grace_s=0.01, limit_s=0.01)
+
+
+def test_who_waits_is_not_turned_away_because_it_is_closed_again():
+    class Restless(Guard):
+        """Closed whenever somebody is about to go in, and opened a moment later."""
+
+        def reading(self, abort: Callable[[], None], within_s: float = 0.0) -> AbstractContextManager[int]:
+            assert self.close()
+            threading.Timer(0.01, self.open).start()
+            return super().reading(abort, within_s)
+
+    with Restless().waiting() as generation:
+        assert generation == 1
 
 
 def test_a_directory_is_a_callable():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from native import _native
 from transfer.errors import TransferError
@@ -34,15 +34,15 @@ class Guard:
         """Set while it is closed: who sends many blocks inside comes out between two of them."""
 
     @contextmanager
-    def reading(self, abort: Callable[[], None]) -> Iterator[int]:
+    def reading(self, abort: Callable[[], None], within_s: float = 0.0) -> Iterator[int]:
         """Within it the memory stays. `abort` is called, from another thread, where it takes too long. The generation
         changes with every `open`.
 
         Raises:
-            Switching: it is closed.
+            Switching: it is closed, and does not open `within_s`.
         """
         with self._changed:
-            if not self._open:
+            if not self._changed.wait_for(lambda: self._open, within_s):
                 raise Switching("the engine is being switched", remedy="ask again, or another source")
             self._inside.append(abort)
             generation = self.generation
@@ -53,17 +53,10 @@ class Guard:
                 self._inside.remove(abort)
                 self._changed.notify_all()
 
-    @contextmanager
-    def waiting(self, timeout_s: float = 60.0) -> Iterator[None]:
-        """`reading` for who can wait until it is open, and does not take long.
-
-        Raises:
-            Switching: it did not open in time.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._open, timeout_s)
-        with self.reading(lambda: None):
-            yield
+    def waiting(self, timeout_s: float = 60.0) -> AbstractContextManager[int]:
+        """`reading` for who can wait until it is open, and does not take long. Raises Switching: it did not open in
+        time."""
+        return self.reading(lambda: None, timeout_s)
 
     def close(self, grace_s: float = GRACE_S, limit_s: float = 30.0) -> bool:
         """Let nobody in and wait until all are out; after `grace_s` break those inside. True: the memory may go.

@@ -6,10 +6,11 @@ import mmap
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator.core.model import Seed
@@ -23,7 +24,7 @@ from tests.helpers.weights import BLOCK, LOCAL, Rank, identity
 from tests.helpers.wires import TRUST
 from transfer.errors import PeerLost, TransferError
 from transfer.netloader import client
-from transfer.netloader.guard import Guard
+from transfer.netloader.guard import Guard, Switching
 from transfer.netloader.manifest import Extent, layout_digest
 from transfer.netloader.ways import Loan
 from transfer.netloader.wire import Lent
@@ -109,6 +110,39 @@ async def test_a_failure_leaves_nothing_to_serve(town: Town):
     third = Rank(LENGTHS)
     town.engine("c").fetch(third.identity, table(third), LIMIT_S)
     assert third.content == loaded.content
+
+
+async def test_who_withdraws_as_its_sums_are_ready_stays_withdrawn(town: Town, monkeypatch: pytest.MonkeyPatch):
+    """Or others would count on weights that are dropped."""
+    withdrawing: list[threading.Thread] = []
+    replace = msgspec.structs.replace
+
+    def slowly(seed: Seed, **changes: Any) -> Seed:
+        if changes.get("have") and not withdrawing:
+            withdrawing.append(threading.Thread(target=lambda: source.offer(served=False)))
+            withdrawing[0].start()
+            withdrawing[0].join(0.1)
+        return replace(seed, **changes)
+
+    monkeypatch.setattr(streaming_module.msgspec.structs, "replace", slowly)
+    source, rank = town.engine("a"), Rank(LENGTHS, seed=1)
+    source.serve(rank.identity, table(rank))
+    await eventually(lambda: (seed := town.board.seed("a")) is not None and seed.have > 0 and seed.port == 0)
+
+
+async def test_weights_that_are_away_for_long_are_summed_when_they_are_back(town: Town):
+    """An engine that leaves right after its start, and whose weights nobody keeps."""
+    tries: list[float] = []
+
+    class Away(Guard):
+        def waiting(self, timeout_s: float = 60.0) -> AbstractContextManager[int]:
+            tries.append(timeout_s)
+            if len(tries) < 3:
+                raise Switching("the engine is being switched")
+            return super().waiting(timeout_s)
+
+    await town.whole("a", Rank(LENGTHS, seed=1), guard=Away())
+    assert len(tries) > 3
 
 
 async def test_while_the_engine_sleeps_its_master_is_read(town: Town):
