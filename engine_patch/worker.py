@@ -117,6 +117,8 @@ class VnpuWorker:
         share = found.share_weights
         self._hands = Hands(driver, client, device, chunk, self._bus, kv_keep=kv_keep, share=share)
         self._desk, self._turn = Desk(birth.desk), 0
+        self._settling, self._waking = 0, threading.Lock()
+        """Whose end lets readers of KV in (a restore by number, 0: none), and held while it does."""
         self._flight = Flight(fetched=fetches(self.rank, self.vllm_config))
         self._start = Stopwatch()
         with self._start.step("map"):
@@ -248,6 +250,7 @@ class VnpuWorker:
                 self._wake_pulls()
                 return {"restored": moved, "steps": (*steps, *settled)}
             self._gates.install()
+            self._settling = self._turn
             threading.Thread(target=self._settle, args=(self._turn,), name="vnpu-settle", daemon=True).start()
             return {"steps": steps, "turn": self._turn, "pending": True}
 
@@ -259,8 +262,8 @@ class VnpuWorker:
 
         def work() -> dict[str, Any]:
             moved, steps = self._hands.settle()
-            with self._hands.staying() as here:  # or it was taken back since
-                if here:
+            with self._waking:
+                if turn == self._settling:
                     self._wake_pulls()
             return {"restored": moved, "steps": steps, "turn": turn}
 
@@ -295,6 +298,8 @@ class VnpuWorker:
 
     def vnpu_undo(self) -> str:
         def work() -> dict[str, Any]:
+            with self._waking:
+                self._settling = 0
             self._still_pulls()  # this rank's own restore may have gone through
             self._hands.drop()
             return {}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -84,16 +83,13 @@ class Hands:
         self._happened.append("unmapped")
         self.resident = False
 
-    @contextmanager
-    def staying(self) -> Iterator[bool]:
-        yield self.resident
-
 
 class Pulls:
     """Our connector's side of a switch. `quiet`: every reader lets go in time."""
 
     def __init__(self, happened: list[str]) -> None:
         self.quiet = True
+        self.meanwhile: Callable[[], object] = lambda: None
         self._happened = happened
 
     def sleep(self, timeout_s: float) -> bool:
@@ -101,6 +97,7 @@ class Pulls:
         return self.quiet
 
     def wake(self) -> None:
+        self.meanwhile()
         self._happened.append("wake")
 
 
@@ -127,7 +124,7 @@ class Ours(worker.VnpuWorker, Theirs):
     """A loaded worker."""
 
     def __init__(self) -> None:
-        self.rank, self._turn = 0, 0
+        self.rank, self._turn, self._settling, self._waking = 0, 0, 0, threading.Lock()
         self.happened: list[str] = []
         self.hands = self._hands = Hands(self.happened)  # type: ignore[assignment]
         self.pulls = self._pulls = Pulls(self.happened)
@@ -298,6 +295,23 @@ def test_a_restore_that_is_taken_back_as_it_settles_lets_nobody_in(ours: Ours):
     ours.hands.back.set()
     assert ours.told.over.wait(PATIENCE_S)
     assert ours.happened[3:] == ["settled", "sleep 0", "unmapped", "told"]
+
+
+def test_a_restore_that_is_taken_back_as_readers_of_kv_come_in_gets_them_out_again(ours: Ours):
+    undoing = threading.Thread(target=ours.undo)
+
+    def undo() -> None:
+        undoing.start()
+        undoing.join(0.1)
+
+    ours._gates = SimpleNamespace(install=lambda: None)  # type: ignore[assignment]
+    ours.offload()
+    ours.pulls.meanwhile = undo
+    ours.restore()
+    ours.hands.back.set()
+    assert ours.told.over.wait(PATIENCE_S)
+    undoing.join(PATIENCE_S)
+    assert [one for one in ours.happened[3:] if one != "told"] == ["settled", "wake", "sleep 0", "unmapped"]
 
 
 def test_an_engine_without_our_connector_has_nobody_to_wait_for(ours: Ours):
