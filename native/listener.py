@@ -20,8 +20,9 @@ def _nothing(asked: object) -> None:
 
 
 class Listener:
-    """`let_go(view)` must unmap the view and close it at the daemon; `spare(digest)` may release that master. Both are
-    called on this thread, one at a time; what they raise is logged and the daemon goes on waiting.
+    """`let_go(view)` must unmap the view and close it at the daemon; `spare(digest)` may release that master. Each is
+    called on a thread of its own, one at a time: a wish may wait for a switch, and who does not let go of a view within
+    seconds is killed. What they raise is logged and the daemon goes on waiting.
 
     Its connection breaks with the daemon: making it anew hands back what the process keeps (`native.kept`), so that a
     restarted daemon need not wait for this process's next call.
@@ -35,17 +36,26 @@ class Listener:
         self._let_go = let_go
         self._spare = spare
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vnpu-listener", daemon=True)
+        self._wished = threading.Condition()
+        self._wishes: dict[str, None] = {}
+        self._threads = (
+            threading.Thread(target=self._run, name="vnpu-listener", daemon=True),
+            threading.Thread(target=self._grant, name="vnpu-spare", daemon=True),
+        )
 
     def start(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def close(self) -> None:
         """Returns when nothing is called any more. Idempotent."""
         self._closed.set()
         self._client.close()
-        if self._thread.is_alive():
-            self._thread.join()
+        with self._wished:
+            self._wished.notify()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join()
 
     def _run(self) -> None:
         last = 0
@@ -59,8 +69,19 @@ class Listener:
             last = news.last
             for view in news.let_go:
                 self._do(self._let_go, view)
-            for digest in news.spare:
-                self._do(self._spare, digest)
+            with self._wished:
+                self._wishes.update(dict.fromkeys(news.spare))
+                self._wished.notify()
+
+    def _grant(self) -> None:
+        while True:
+            with self._wished:
+                self._wished.wait_for(lambda: self._wishes or self._closed.is_set())
+                if self._closed.is_set():
+                    return
+                digest = next(iter(self._wishes))
+                del self._wishes[digest]
+            self._do(self._spare, digest)
 
     def _do(self, call: Callable[..., None], asked: object) -> None:
         try:

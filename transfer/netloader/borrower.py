@@ -23,8 +23,9 @@ class Borrower:
     """Thread-safe. `let_go` is what the daemon's `Listener` calls."""
 
     def __init__(self, client: Client) -> None:
-        """`client`: of this process."""
-        self._client = client
+        """`client`: of this process. A connection of its own is made beside it: a call that waits must not keep a view
+        from being closed."""
+        self._client = client.sibling()
         self._turn = threading.RLock()
         self._views: dict[int, Window] = {}
         self._masters: Counter[str] = Counter()

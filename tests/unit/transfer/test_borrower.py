@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from native.client import Chunk, View
 from native.link import DaemonRefused, DaemonUnavailable
 from native.protocol import Code
+from tests.helpers.played_daemon import VIEW, played_daemon
 from transfer.errors import PeerLost, TransferError
 from transfer.netloader.borrower import Borrower
 from transfer.netloader.wire import Lent
@@ -27,6 +29,9 @@ class Daemon:
         self.handle = 0
         self.away = False
         self.closed: list[object] = []
+
+    def sibling(self) -> Daemon:
+        return self
 
     def _chunk(self, number: int) -> Chunk:
         descriptor = os.memfd_create("vnpu-test-chunk")
@@ -126,3 +131,20 @@ def test_a_daemon_that_is_away_does_not_hold_up_the_end(daemon: Daemon, borrower
     window = borrower.open(Lent(view=7))
     daemon.away = True
     window.close()
+
+
+async def test_a_view_is_closed_while_the_process_waits_for_the_daemon(tmp_path: Path):
+    """For pages, say, that only come when that very view is closed: who does not close it in time is killed."""
+    async with played_daemon(tmp_path) as played:
+        client = played.client()
+        borrower = Borrower(client)
+        window = await asyncio.to_thread(borrower.open, Lent(view=VIEW))
+        waiting = asyncio.create_task(asyncio.to_thread(client.await_open, "0", 60.0))
+        await played.waiting.wait()
+        await asyncio.to_thread(borrower.let_go, VIEW)
+        assert played.closed == [VIEW]
+        assert not window.is_open
+        for one in (client, borrower._client):
+            await asyncio.to_thread(one.close)
+        with pytest.raises(DaemonUnavailable):
+            await waiting
