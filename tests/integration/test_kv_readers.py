@@ -354,6 +354,16 @@ def test_slices_are_the_boxes(case: Case) -> None:
         assert runs(Box(run.dst, run.src, run.length, ()) for run in landed) == runs(copies)
 
 
+def test_four_loops_that_fit_are_staged_at_once(peer: Peer) -> None:
+    """As many as a box may have."""
+    dims = (Dim(2, 8, 4), Dim(2, 4, 8), Dim(2, 2, 1), Dim(2, 1, 2))
+    with target(16) as into:
+        assert peer.reader.read(HANDLE, [Box(0, 0, 1, dims)], into, soon(), never) == 16
+        expected = np.zeros(16, dtype=np.uint8)
+        _play([Box(0, 0, 1, dims)], expected, NOISE)
+        assert read(into.address, 16) == expected.tobytes()
+
+
 def test_short_rows_are_staged_and_long_ones_are_not() -> None:
     """4 → 2 of 32,000 tokens, tokens first: 65,537 rows of 512 bytes a plane are reads of a stage's size."""
     rows = [Box(0, 0, 512, (Dim(65537, 1024, 512),))]

@@ -67,7 +67,7 @@ def pieces(boxes: Sequence[Box]) -> Iterator[Piece]:
             src = box.src + sum(step * dim.src_stride for step, dim in at)
             dst = box.dst + sum(step * dim.dst_stride for step, dim in at)
             part = middle._replace(steps=min(width, middle.steps - first))
-            rows = Box(dst, src, box.length, (part, *inner))
+            rows = Box(dst, src, box.length, (part, *inner) if part.steps > 1 else inner)
             yield Piece(src, dst, _span(rows), (rows._replace(src=0),))
 
 
