@@ -48,9 +48,10 @@ def kept() -> Iterator[Kept]:
 def test_a_new_daemon_gets_everything_once(kept: Kept) -> None:
     same, new = Daemon(), Daemon()
     kept.hand_back(5, same.send)
-    assert same.got == []
+    assert (same.got, kept.generation) == ([], 5)
     for _ in range(2):
         kept.hand_back(6, new.send)
+        assert kept.generation == 6
     assert new.got == [HandBackMaster("digest"), HandBackChunks("0", (7, 8))]
 
 
