@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 
 from coordinator.core.model import Load, Order, Residency, Spec, Value
 from coordinator.store import keys
-from coordinator.store.base import KeyValue
+from coordinator.store.base import Changes, KeyValue, Listing
 from coordinator.store.codec import decode
 from coordinator.store.etcd import EtcdStore
 from coordinator.store.follow import follow
@@ -59,14 +59,14 @@ class Lab:
         return decode(kind, (await self._key(key, lambda kv: holds(decode(kind, kv.value)), engine)).value)
 
     async def _key(self, key: str, holds: Callable[[KeyValue], bool], engine: Engine) -> KeyValue:
-        """Until the key stands and `holds`."""
+        """Until the key stands and `holds`; each value that it had meanwhile is looked at, also one that is gone."""
         kv = None
         try:
             async with asyncio.timeout(self.patience), aclosing(follow(self.store, key)) as news:
-                async for _ in news:
-                    kv = await self.store.get(key)
-                    if kv is not None and holds(kv):
-                        return kv
+                async for one in news:
+                    for kv in _values(one, key):
+                        if holds(kv):
+                            return kv
         except TimeoutError:
             raise AssertionError(f"in vain; {key} is {kv}\n{engine.log.read_text()[-4000:]}") from None
         raise AssertionError("the watch ended")
@@ -98,6 +98,12 @@ class Lab:
         """Granted and obeyed."""
         granted = await self.grant(engine, order)
         return await self.residency(engine, at(granted))
+
+
+def _values(update: Listing | Changes, key: str) -> list[KeyValue]:
+    """What an update says of the key."""
+    kvs = update.kvs if isinstance(update, Listing) else [change.kv for change in update.changes]
+    return [kv for kv in kvs if kv is not None and kv.key == key]
 
 
 def at(granted: Granted) -> Callable[[Residency], bool]:

@@ -3,7 +3,7 @@ daemon client, around a few megabytes of "weights" and a server that answers wit
 
 In the test: `LightEngine.start(…)`. In the process (`python tests/helpers/light_engine.py`): settings come from the
 environment, as for vLLM. Steps named in `hold` say on standard output that they have begun, then wait for a line; with
-`settle` among them requests run while the restore goes on.
+`settle` among them requests run while the restore goes on; `answer`: before the last step of a request.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Collection, Set
 from contextlib import AbstractContextManager, nullcontext
@@ -26,6 +27,10 @@ import aiohttp
 from tests.helpers.child import PATIENCE_S, Child
 
 ROOT = Path(__file__).resolve().parents[2]
+LONG_TTL = 30
+"""Seconds: longer than a machine is away from an engine that is well."""
+SHORT_TTL = 2
+"""Etcd's shortest."""
 
 
 class LightEngine(Child):
@@ -50,7 +55,7 @@ class LightEngine(Child):
         size: int = 6 << 20,
         hold: Collection[str] = (),
         fault: str = "",
-        ttl: int = 2,
+        ttl: int = LONG_TTL,
         content: str = "",
         claims: str = "",
         beside: str = "",
@@ -59,7 +64,8 @@ class LightEngine(Child):
     ) -> LightEngine:
         """`size`: bytes of weights; `content`: what they are made of, by default the engine's name. `claims`: as which
         content it streams them (`tests.helpers.light_peers`). `beside`: where it starts beside another of its content,
-        `first` or `next`. `fault`: `skip` leaves a chunk out of a restore, `write`
+        `first` or `next`. `ttl`: of its lease, `SHORT_TTL` for who waits until that ends. `fault`: `skip` leaves a
+        chunk out of a restore, `write`
         writes to the weights with each request, `forget` does not find again what it left in its pages. `join`: seconds
         of patience. `module`: what runs instead of this one."""
         from coordinator.supervise.ports import free_port  # beside this file lies another `coordinator`
@@ -211,11 +217,13 @@ class Memory:
         self._door = door
         self._loop = server_loop
         self.running = asyncio.Event()
+        self.inside = 0
+        """Requests that have come and have no answer yet."""
         self._drained = asyncio.Event()
         if "enter" in self._hold:
             from tests.helpers.held_entries import hold_entries
 
-            hold_entries(lambda: self._held("enter"))
+            hold_entries(lambda: self.held("enter"))
 
     def read(self, prompt: str) -> str:
         """A function of every byte of the weights, for which it waits; faults where they are away."""
@@ -245,7 +253,7 @@ class Memory:
         self._bus.save([(self._scratch.address, address, size)])
         return ctypes.string_at(self._scratch.address, size)
 
-    async def _held(self, step: str) -> None:
+    async def held(self, step: str) -> None:
         if step in self._hold:
             sys.stdout.write(f"{step}\n")
             sys.stdout.flush()
@@ -265,14 +273,14 @@ class Memory:
     async def drain(self) -> None:
         self._drained.clear()
         await self._in_server(lambda: (self._door.shut(), self.running.clear()))
-        await self._held("drain")
+        await self.held("drain")
         self._drained.set()
 
     async def resume(self) -> None:
         await self._in_server(lambda: (self.running.set(), self._door.open()))
 
     async def seal(self) -> tuple[Any, ...]:
-        await self._held("seal")
+        await self.held("seal")
         return self._report(digest=await asyncio.to_thread(self.hands.seal))
 
     async def offload(self) -> tuple[Any, ...]:
@@ -280,7 +288,7 @@ class Memory:
         from native.link import DaemonRefused
 
         await self._drained.wait()
-        await self._held("offload")
+        await self.held("offload")
         keep = [(self.kv_at, 4096)]
         try:
             saved, steps = await asyncio.to_thread(self.hands.offload, keep)
@@ -293,7 +301,7 @@ class Memory:
         from engine_patch.restoring import MemoryFault
         from native.link import DaemonRefused
 
-        await self._held("restore")
+        await self.held("restore")
         try:
             if self.gated:
                 return self._report(steps=await asyncio.to_thread(self.hands.begin), pending=True)
@@ -305,7 +313,7 @@ class Memory:
         return self._report(restored=moved, steps=steps)
 
     async def settle(self) -> tuple[Any, ...]:
-        await self._held("settle")
+        await self.held("settle")
         moved, steps = await asyncio.to_thread(self.hands.settle)
         return self._report(restored=moved, steps=steps)
 
@@ -314,7 +322,7 @@ class Memory:
         return self._report()
 
     async def ping(self) -> None:
-        await self._held("ping")
+        await self.held("ping")
         self._hold.discard("ping")
         await self._in_server(lambda: None)
 
@@ -326,7 +334,15 @@ class Memory:
 
     def end(self, reason: str) -> None:
         self._loop.call_soon_threadsafe(self._door.fail, reason)
-        threading.Timer(1.0, os._exit, (1,)).start()
+        threading.Thread(target=self._exit, daemon=True).start()
+
+    def _exit(self) -> None:
+        """As vLLM's server ends: who was here has an answer, however busy the machine is."""
+        time.sleep(1.0)
+        until = time.monotonic() + PATIENCE_S
+        while self.inside and time.monotonic() < until:
+            time.sleep(0.01)
+        os._exit(1)
 
 
 class Server:
@@ -361,7 +377,11 @@ class Server:
         from engine_patch.gate import Gate
 
         scope["app"] = type("App", (), {"state": None})
-        await Gate(self._app, self)(scope, receive, send)
+        self._memory.inside += scope["type"] == "http"
+        try:
+            await Gate(self._app, self)(scope, receive, send)
+        finally:
+            self._memory.inside -= scope["type"] == "http"
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -371,7 +391,9 @@ class Server:
                 if kind == "lifespan.shutdown":
                     return
         body = json.loads((await receive())["body"])
-        for _ in range(body["steps"]):
+        for left in reversed(range(body["steps"])):
+            if left == 0:
+                await self._memory.held("answer")
             await self._memory.running.wait()
             answer = self._memory.read(body["prompt"])
             self._memory.write_kv(body["prompt"])

@@ -24,7 +24,7 @@ def main() -> None:
         light = {"port": int(option("--port")), "model": option("--served-model-name"), "size": size}
         light |= {"content": os.environ.get("VNPU_ENGINE_ID", ""), "hold": [], "fault": "", "join": 60.0}
         os.environ["LIGHT_ENGINE"] = json.dumps(light)
-        os.environ["VNPU_LEASE_TTL"] = "2"
+        os.environ["VNPU_LEASE_TTL"] = "30"  # longer than a machine is away from an engine that is well
         words = [str(HERE / "light_engine.py")]
     os.execv(sys.executable, [sys.executable, *words])
 

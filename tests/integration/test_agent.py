@@ -17,6 +17,7 @@ from coordinator.store.epoch import ensure_epoch
 from tests.helpers.daemon import DaemonProcess
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.lab import at
+from tests.helpers.light_engine import SHORT_TTL
 from tests.helpers.light_lab import LightLab, light_lab
 
 CAPACITY = 64 << 20
@@ -66,11 +67,15 @@ async def test_two_engines_take_turns_on_a_device_for_one(lab: LightLab):
 
 
 async def test_a_request_in_flight_survives_a_switch(lab: LightLab):
-    async with await lab.bring_up() as engine:
-        whole = await engine.ask("flight", steps=3)
-        asking = asyncio.create_task(engine.ask("flight", steps=100))
-        await lab.load(engine, lambda load: load.running == 1)
+    async with await lab.bring_up(hold=["answer"]) as engine:
+        before = asyncio.create_task(engine.ask("flight", steps=3))
+        await engine.at("answer")
+        engine.go_on()
+        whole = await before
+        asking = asyncio.create_task(engine.ask("flight", steps=3))
+        await engine.at("answer")
         await lab.order(engine, Order.OFFLOAD)
+        engine.go_on()
         await lab.load(engine, lambda load: (load.running, load.waiting) == (0, 1))
         assert not asking.done()
         await lab.order(engine, Order.RESTORE)
@@ -152,7 +157,7 @@ async def test_kill_9_frees_the_device_whatever_was_going_on(lab: LightLab, when
 
 
 async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_refused(lab: LightLab):
-    async with await lab.bring_up(hold=["enter"]) as engine:
+    async with await lab.bring_up(hold=["enter"], ttl=SHORT_TTL) as engine:
         before = await lab.registered(engine)
         answer = await engine.ask()
         granted = await lab.grant(engine, Order.OFFLOAD)
@@ -176,7 +181,7 @@ async def test_stopped_past_its_lease_with_free_memory_its_first_operation_is_re
 
 async def test_stopped_past_its_lease_while_it_drains_what_it_has_entered_runs_on(lab: LightLab):
     """PROTOCOL rule 7: the daemon lets nobody else in, and the engine ends what it has begun."""
-    async with await lab.bring_up(hold=["drain"]) as engine:
+    async with await lab.bring_up(hold=["drain"], ttl=SHORT_TTL) as engine:
         before = await lab.registered(engine)
         granted = await lab.grant(engine, Order.OFFLOAD)
         await engine.at("drain")
@@ -195,7 +200,7 @@ async def test_stopped_past_its_lease_while_it_drains_what_it_has_entered_runs_o
 
 
 async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: LightLab):
-    async with await lab.bring_up() as engine:
+    async with await lab.bring_up(ttl=SHORT_TTL) as engine:
         registered = await lab.registered(engine)
         engine.stop()
         await lab.gone(engine)
@@ -211,7 +216,7 @@ async def test_stopped_past_its_lease_under_pressure_it_is_reclaimed(lab: LightL
 
 
 async def test_an_engine_that_hangs_loses_its_lease_until_it_answers(lab: LightLab):
-    async with await lab.bring_up(hold=["ping"]) as engine:
+    async with await lab.bring_up(hold=["ping"], ttl=SHORT_TTL) as engine:
         await engine.at("ping")
         await lab.gone(engine)
         engine.go_on()
