@@ -152,7 +152,7 @@ async def test_tls_with_our_authority_and_a_client_certificate(
 
 async def test_a_server_of_another_authority_is_not_trusted(real: RealEtcd, authority: Authority) -> None:
     async with Proxy(real.port, tls=authority.server_context(client_needed=False)) as proxy:
-        store = connect([proxy.url], call_timeout=0.5, environ={})
+        store = connect([proxy.url], call_timeout=2.0, environ={})
         with pytest.raises(StoreUnavailable, match="certificate"):
             await store.txn([], [Put("/never", b"")])
         await store.close()

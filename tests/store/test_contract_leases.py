@@ -82,7 +82,7 @@ async def test_a_session_keeps_its_keys_and_revokes_them_at_exit(
         return ttl
 
     monkeypatch.setattr(store, "keep_alive", count)
-    async with open_session(store, 1) as session:
+    async with open_session(store, 3) as session:
         await put(store, f"{prefix}a", lease=session.lease)
         async with asyncio.timeout(PATIENCE_S):
             for _ in range(8):  # well past the life it was granted

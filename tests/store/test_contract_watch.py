@@ -126,32 +126,32 @@ async def test_kill_9_and_restart_lose_and_repeat_nothing(server: Server, store:
     assert keys_of(seen) == names
 
 
-async def test_a_server_that_stops_answering_is_survived(server: Server, prefix: str) -> None:
-    store = server.client(call_timeout=0.5, stall=0.5)
+async def test_a_server_that_stops_answering_is_survived(server: Server, store: Store, prefix: str) -> None:
+    hasty = server.client(call_timeout=0.5, stall=0.5)
     start = await put(store, f"{prefix}a")
-    async with aclosing(store.watch(prefix, start)) as watch:
+    async with aclosing(hasty.watch(prefix, start)) as watch:
         await take(watch, 1)
         following = asyncio.create_task(take(watch, 1))
         server.pause()
         try:
             with pytest.raises(StoreUnavailable):
-                await store.get(f"{prefix}a")
+                await hasty.get(f"{prefix}a")
             with pytest.raises(StoreError):  # nobody can know whether it was applied
-                await store.txn([], [Put(f"{prefix}lost", b"")])
+                await hasty.txn([], [Put(f"{prefix}lost", b"")])
             await asyncio.sleep(0.6)  # past the stall: the watch is on its next connection now
         finally:
             server.resume()
-        await put_once(store, f"{prefix}lost")
+        await put_once(hasty, f"{prefix}lost")
         assert keys_of(await following) == [f"{prefix}lost"]
-    await store.close()
+    await hasty.close()
 
 
 async def test_watches_that_are_closed_leave_nothing_behind(server: Server, store: Store, prefix: str) -> None:
     start = await put(store, f"{prefix}a")
-    before = await server.watchers()
+    await watched(server, 0)  # those of earlier tests are about to end
     watches = [store.watch(prefix, start) for _ in range(50)]
     await asyncio.gather(*(take(watch, 1) for watch in watches))
-    assert await server.watchers() == before + 50
+    assert await server.watchers() == 50
     cancelled = [asyncio.create_task(take(watch, 1)) for watch in watches[:10]]
     await asyncio.sleep(0)
     for task in cancelled:
@@ -159,8 +159,13 @@ async def test_watches_that_are_closed_leave_nothing_behind(server: Server, stor
     await asyncio.gather(*cancelled, return_exceptions=True)
     for watch in watches:
         await watch.aclose()
+    await watched(server, 0)
+
+
+async def watched(server: Server, most: int) -> None:
+    """Until there are so few watches."""
     async with asyncio.timeout(PATIENCE_S):
-        while await server.watchers() > before:  # noqa: ASYNC110 - etcd tells by its metrics only
+        while await server.watchers() > most:  # noqa: ASYNC110 - etcd tells by its metrics only
             await asyncio.sleep(0.05)
 
 

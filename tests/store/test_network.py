@@ -16,7 +16,7 @@ from coordinator.store.follow import follow
 from coordinator.supervise.ports import free_port
 from tests.helpers.etcd import RealEtcd
 from tests.helpers.proxy import Proxy
-from tests.helpers.store import appears, keys_of, put, take
+from tests.helpers.store import appears, keys_of, put, put_once, take
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def nowhere() -> str:
 
 async def test_a_write_whose_reply_is_lost_is_ambiguous_and_sent_once(proxy: Proxy, direct: Store, prefix: str) -> None:
     store = connect([proxy.url], call_timeout=2.0, environ={})
-    await put(store, f"{prefix}warm")
+    await put_once(store, f"{prefix}warm")
     proxy.swallow = b""
     with pytest.raises(Ambiguous, match="read back"):
         await store.txn([], [Put(f"{prefix}a", b"")])
@@ -59,7 +59,7 @@ async def test_a_write_that_never_left_is_unavailable_not_ambiguous(prefix: str)
 
 async def test_a_write_to_a_stopped_server_is_ambiguous(real: RealEtcd, prefix: str) -> None:
     store = real.client(call_timeout=0.5)
-    await put(store, f"{prefix}warm")
+    await put_once(store, f"{prefix}warm")
     real.pause()
     try:
         with pytest.raises(Ambiguous):
