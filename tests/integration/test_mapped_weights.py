@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.weights import BLOCK, Rank
 from tests.helpers.wires import meanwhile, soon, two_ends
 from transfer.errors import Corrupt, PeerLost, PeerViolation, TransferError
-from transfer.netloader import ways, wire
+from transfer.netloader import server, ways, wire
 from transfer.netloader.guard import Guard
 from transfer.netloader.intake import RUN, Denied, Intake
 from transfer.netloader.plan import Peer
@@ -237,27 +237,29 @@ def test_a_damaged_block_is_never_taken_for_right(flipped: int):
         assert claimed == set(range(BLOCKS)) - set(landed)
 
 
-def test_what_is_there_does_not_wait_for_what_is_not():
+def test_what_is_there_does_not_wait_for_what_is_not(monkeypatch: pytest.MonkeyPatch):
     """The source itself has only the first three as yet."""
+    monkeypatch.setattr(server, "LATER_S", 60.0)
     have = Work(BLOCKS, 1)
     for n in range(3):
         have.land(n)
     with lending(presence=have) as found:
         for n in range(3):
-            assert found.work.await_block(n, 4.0)  # sooner than the source gives up waiting
+            assert found.work.await_block(n, 30.0)  # sooner than the source gives up waiting
         for n in range(3, BLOCKS):
             have.land(n)
         assert found.work.await_done(30)
         assert found.starter.content == found.source.content
 
 
-def test_memory_that_is_wanted_back_in_mid_stream():
+def test_memory_that_is_wanted_back_in_mid_stream(monkeypatch: pytest.MonkeyPatch):
     """The daemon closes the window: nothing is read any more when that returns, and the rest must come otherwise."""
+    monkeypatch.setattr(server, "LATER_S", 60.0)
     have = Work(BLOCKS, 1)
     for n in range(3):
         have.land(n)
     with lending(presence=have) as found:
-        assert found.work.await_block(2, 4.0)
+        assert found.work.await_block(2, 30.0)
         found.windows[0].close()
         for n in range(3, BLOCKS):
             have.land(n)

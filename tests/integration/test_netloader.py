@@ -45,6 +45,12 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for by design, shorter; no test depends on how long it is."""
     monkeypatch.setattr(client_module, "REST_S", 0.01)
     monkeypatch.setattr(client_module, "REFRESH_S", 0.01)
+    monkeypatch.setattr(client_module, "EMPTY_S", 30.0)
+
+
+@pytest.fixture
+def soon_given_up(hurried: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that wait until no source is left; to others a busy machine would look the same."""
     monkeypatch.setattr(client_module, "EMPTY_S", 0.3)
 
 
@@ -156,6 +162,7 @@ def test_a_source_killed_in_mid_stream_is_replaced_by_another():
         assert sum(streamed.blocks.values()) == streamed.manifest.grid.blocks
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_no_source_is_left():
     """The engine knows that it has nothing."""
     with Town(MANY) as town:
@@ -171,6 +178,7 @@ def test_no_source_is_left():
         assert set(failed.value.reasons) == {"A"}
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_nobody_is_there():
     with Town() as town, pytest.raises(StreamFailed, match="no source is left"):
         town.starter().fetch()
@@ -340,6 +348,7 @@ def test_another_identity_is_named_field_by_field(field: str, value: object):
     assert str(error).startswith(f"mismatch: {field}: ")
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_another_revision_at_the_same_path_is_refused_and_said():
     with Town() as town:
         town.source()
@@ -544,6 +553,7 @@ def test_a_request_for_what_does_not_exist_ends_that_client_only():
         town.starter().fetch()
 
 
+@pytest.mark.usefixtures("soon_given_up")
 def test_a_wrong_key():
     def stranger(peer: Peer, deadline: Deadline) -> Channel:
         return dial(peer.host, peer.port, Trust(bytes(32)), wire.SERVICE, deadline)
