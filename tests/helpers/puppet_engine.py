@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from coordinator.core.model import Order
 from tests.helpers.daemon import DaemonProcess
-from tests.helpers.leader import LONG_TTL, Granted, Leader, Registered
+from tests.helpers.leader import Granted, Leader, Registered
 from tests.helpers.puppet import Puppet
 
 CHUNK = 2 << 20
@@ -75,10 +75,9 @@ async def puppet_engine(
     *,
     devices: tuple[str, ...] = (),
     workers: int = 1,
-    ttl: int = LONG_TTL,
 ) -> AsyncIterator[PuppetEngine]:
     """On the daemon's first device unless said otherwise; all its processes have said hello. Killed at the end."""
-    spec = await leader.register(f"{daemon.node}-{name}-{next(_ids)}", devices or tuple(daemon.ids[:1]), ttl=ttl)
+    spec = await leader.register(f"{daemon.node}-{name}-{next(_ids)}", devices or tuple(daemon.ids[:1]))
     async with AsyncExitStack() as stack:
         roles = [("agent", 0), *(("worker", rank) for rank in range(workers))]
         puppets = [

@@ -17,7 +17,8 @@ from tests.helpers.puppet_engine import CHUNK, PuppetEngine, puppet_engine
 
 SIGKILLED = -9
 SHORT_TTL = 6
-"""Seconds, without keep-alives: long enough that a crowded machine comes to the grant, short enough to wait for."""
+"""Seconds, without keep-alives, from when all processes are there: long enough that a crowded machine comes to the
+grant, short enough to wait for."""
 
 
 async def gone(leader: Leader, key: str) -> None:
@@ -106,7 +107,8 @@ async def test_stopped_past_its_lease_with_free_memory_it_is_refused_when_it_res
     daemon: DaemonProcess, leader: Leader
 ) -> None:
     """Nobody needs its pages: it is not killed, but what it believes in is over."""
-    async with puppet_engine(daemon, leader, "a", ttl=SHORT_TTL) as a, puppet_engine(daemon, leader, "b") as b:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        a.spec = await leader.register_again(a.spec, ttl=SHORT_TTL)
         fence = await leader.grant(a.spec, Order.RESTORE, CHUNK)
         a.agent.stop()
         await gone(leader, keys.token(a.device))
@@ -121,7 +123,8 @@ async def test_stopped_past_its_lease_with_free_memory_it_is_refused_when_it_res
 
 async def test_stopped_past_its_lease_as_a_resident_it_keeps_its_pages(daemon: DaemonProcess, leader: Leader) -> None:
     """Expiry never frees pages."""
-    async with puppet_engine(daemon, leader, "a", ttl=SHORT_TTL) as a, puppet_engine(daemon, leader, "b") as b:
+    async with puppet_engine(daemon, leader, "a") as a, puppet_engine(daemon, leader, "b") as b:
+        a.spec = await leader.register_again(a.spec, ttl=SHORT_TTL)
         await a.restore(20, 1)
         a.agent.stop()
         a.worker.stop()

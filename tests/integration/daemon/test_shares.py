@@ -13,6 +13,7 @@ from tests.integration.daemon.test_tokens import ALL, refused
 WEIGHTS, KV = 20, 4
 """Chunks; two engines fit beside each other only because they share."""
 DIGEST = "content:layout"
+SIGKILLED = -9
 
 
 async def first(engine: PuppetEngine) -> list[int]:
@@ -201,7 +202,7 @@ async def test_pages_that_were_inherited_are_free_when_nobody_views_them(
         a.worker.kill()
         await settles(leader, b.device, {name(b): (WEIGHTS, KV)})
         await gone(b, weights)  # waits
-        assert not c.worker.alive
+        assert await c.worker.ended() == SIGKILLED
         await settles(leader, b.device, {})
 
 
