@@ -139,7 +139,8 @@ async def _operated(etcd: RealEtcd, words: list[list[str]]) -> list[tuple[int, s
             )
             out, err = await process.communicate()
             said.append((process.returncode or 0, out.decode(), err.decode()))
-        await n["b"].until_phase(model.Phase.RESIDENT)
+            if each == ["wake", "b"]:
+                await n["b"].until_phase(model.Phase.RESIDENT)
     await store.close()
     return said
 
