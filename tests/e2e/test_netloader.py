@@ -158,7 +158,8 @@ async def test_two_ranks_stream_to_two_ranks(running: Running):
         # On one node the weights are mapped, by each rank its own.
         assert len(re.findall("memory of first at .* is mapped", log.read_text())) == 2
         assert await complete(found, FIRST) == running.tokens
-        # Both ranks of both engines serve; rank n of one is rank n of the other.
+        # Both ranks of both engines serve; rank n of one is rank n of the other. Each tells it in its own time.
+        await mirror.until(lambda picture: len(picture.of(Seed)) >= 4)
         seeds = mirror.picture.of(Seed)
         ranks = {name.rpartition("/")[2]: seed.rank for name, seed in seeds.items() if seed.whole}
         assert sorted(ranks.values()) == [0, 1]

@@ -112,6 +112,12 @@ def _phase(found: RunFile, model: str) -> str:
     return str(models[model]["phase"]) if model in models else ""
 
 
+def _owners(found: RunFile) -> set[str]:
+    """Engines that have pages of the device."""
+    [device] = _watch(found)["devices"]
+    return {owner["engine"] for owner in device["owners"]}
+
+
 async def _complete(running: Running, model: str, prompt: str, tokens: int = 12, **fields: Any) -> list[int]:
     body = {"model": model, "prompt": prompt, "max_tokens": tokens, "temperature": 0.0, "ignore_eos": True}
     body |= {"return_token_ids": True, **fields}
@@ -211,7 +217,7 @@ def _pid(running: Running, model: str) -> int:
 
 
 def _restarted(running: Running, model: str, old: int) -> bool:
-    return _pid(running, model) != old and _phase(running.found, model) in ("resident", "offloaded")
+    return _pid(running, model) not in (0, old) and _phase(running.found, model) in ("resident", "offloaded")
 
 
 async def test_an_engine_started_by_hand_leaves_cleanly(running: Running) -> None:
@@ -221,8 +227,7 @@ async def test_an_engine_started_by_hand_leaves_cleanly(running: Running) -> Non
     assert await asyncio.to_thread(running.by_hand.wait, PATIENCE_S) == 0  # nobody kills its server meanwhile
     await asyncio.to_thread(_wait, lambda: not _phase(running.found, BY_HAND), PATIENCE_S)
     await eventually(lambda: not any(alive(process.pid) for process in family))
-    [device] = _watch(running.found)["devices"]
-    assert BY_HAND not in {owner["engine"] for owner in device["owners"]}
+    await asyncio.to_thread(_wait, lambda: BY_HAND not in _owners(running.found), PATIENCE_S)
 
 
 def test_ctrl_c_leaves_nothing(running: Running) -> None:

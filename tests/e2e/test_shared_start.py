@@ -32,9 +32,11 @@ async def test_an_engine_starts_in_the_pages_of_another(tmp_path: Path) -> None:
         tokens = await complete(found, FIRST)
         assert len(set(tokens)) > 2
         assert await complete(found, SECOND) == tokens
-        await mirror.until(both_are_in)
-        assert joined(mirror.picture) == {SECOND}
-        assert owners_of_weights(mirror.picture) == {FIRST}
+        await mirror.until(
+            lambda picture: (
+                both_are_in(picture) and joined(picture) == {SECOND} and owners_of_weights(picture) == {FIRST}
+            )
+        )
         specs = {spec.holder.engine: spec for spec in mirror.picture.of(Spec).values()}
         assert specs[FIRST].digest == specs[SECOND].digest
         assert specs[FIRST].footprint.weights == specs[SECOND].footprint.weights

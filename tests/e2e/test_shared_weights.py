@@ -81,7 +81,7 @@ async def test_two_engines_of_one_path_lie_in_the_same_pages(tmp_path: Path) -> 
         assert len(set(tokens)) > 2
         for name in (SECOND, FIRST) * TURNS:
             assert await complete(found, name) == tokens
-        await mirror.until(both_are_in)
+        await mirror.until(lambda picture: both_are_in(picture) and len(owners_of_weights(picture)) == 1)
         specs = {spec.holder.engine: spec for spec in mirror.picture.of(Spec).values()}
         assert len({spec.digest for spec in specs.values()}) == 1
         assert sum(spec.footprint.total for spec in specs.values()) > capacity

@@ -182,6 +182,7 @@ async def test_the_two_take_turns_and_answer_as_before(running: Running) -> None
     for model in MODELS:
         running.before[model] = await running.complete(model, "before")
         assert len(set(running.before[model])) > 2
+    await chronicle.until(lambda picture: [engines(picture, device) for device in BOTH] == [{SOLO}, set()])
     already = len(chronicle.granted())
     for turn in range(3):
         assert await running.complete(PAIR, f"turn {turn}") == running.before[PAIR]
