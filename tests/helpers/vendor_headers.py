@@ -23,6 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / "build" / "vendor"
+TRIES = 3
+"""Pip itself tries again where there is no connection, not where one breaks off in mid-file."""
 PLATFORMS = ("manylinux_2_34_x86_64", "manylinux_2_28_x86_64", "manylinux2014_x86_64")
 
 
@@ -111,9 +113,11 @@ def _download(wheel: Wheel, folder: Path) -> Path:
     command += ["--require-hashes", "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
     for platform in PLATFORMS:
         command += ["--platform", platform]
-    done = subprocess.run(
-        [*command, "-d", str(folder), "-r", str(wanted)], capture_output=True, text=True, timeout=600, check=False
-    )
+    command += ["--timeout", "60", "-d", str(folder), "-r", str(wanted)]
+    for _ in range(TRIES):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+        if done.returncode == 0:
+            break
     found = list(folder.glob("*.whl"))
     assert len(found) == 1, (
         f"cannot fetch {wheel.name}=={wheel.version}, whose headers the tests compile against: pip needs its package "

@@ -17,6 +17,8 @@ from coordinator.supervise.engine_command import ASCEND_PLUGINS, VISIBLE
 from engine_patch import core_calls, device_pools
 from tests.helpers.vendor_headers import ROOT, torch_npu, vllm_023, vllm_033, vllm_ascend, vllm_ascend_entry_points
 
+pytestmark = pytest.mark.timeout(1800)  # of which nearly all is for what is fetched
+
 OURS = ROOT / "engine_patch"
 Fetch = Callable[[], Path]
 
