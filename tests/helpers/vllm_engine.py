@@ -50,6 +50,7 @@ class VllmEngine:
             "VNPU_ETCD_ENDPOINTS": etcd,
             "VNPU_NODE": node,
             "VNPU_ENGINE_ID": engine,
+            "VNPU_LEASE_TTL": "30",  # longer than a crowded machine is away from an engine that is well
             "HF_HUB_OFFLINE": "1",
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "0",
