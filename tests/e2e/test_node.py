@@ -141,7 +141,7 @@ async def _admin(running: Running, method: str, path: str) -> Any:
 
 
 async def _restores(running: Running, model: str) -> int:
-    decisions = (await _admin(running, "GET", "/v1/decisions"))["decisions"]
+    decisions = (await _admin(running, "GET", "/v1/decisions?limit=1000"))["decisions"]
     return sum(1 for decision in decisions if (decision["engine"], decision["order"]) == (model, "restore"))
 
 
