@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LONG_TTL = 30
 """Seconds: longer than a machine is away from an engine that is well."""
 SHORT_TTL = 2
-"""Etcd's shortest."""
+"""Seconds, short enough to wait for."""
 
 
 class LightEngine(Child):
