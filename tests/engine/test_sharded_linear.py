@@ -21,7 +21,7 @@ from tests.helpers.lab import Lab
 from tests.helpers.puppet import Puppet
 from tests.helpers.vllm_engine import VllmEngine
 
-pytestmark = marks(timeout_s=1200)
+pytestmark = marks(timeout_s=2400)
 
 CAPACITY = 128 << 20
 CHUNK = 2 << 20
@@ -123,7 +123,7 @@ async def lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ranks]:
     try:
         with DaemonProcess(folder, etcd.url, devices=[f"{i}:host:{CAPACITY}" for i in (0, 1)]) as daemon:
             await daemon.ready(store)
-            one = Ranks(folder, etcd, daemon, store, patience=150)
+            one = Ranks(folder, etcd, daemon, store, patience=600)
             one.model = model
             await one.leader.elect()
             async with one.engine("plain") as engine:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 pytestmark = [pytest.mark.engine, pytest.mark.system, pytest.mark.timeout(2 * PATIENCE_S)]
 

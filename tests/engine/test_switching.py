@@ -43,7 +43,7 @@ from transfer.netloader.source import Source, block_sums
 from transfer.transports.listener import Listener
 from transfer.transports.trust import KEY_FILE, Trust
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(1200), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(2400), pytest.mark.asyncio(loop_scope="module")]
 
 CAPACITY = 320 << 20
 KV = 64 << 20

@@ -18,7 +18,7 @@ import psutil
 from coordinator.supervise.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 class VllmEngine:
