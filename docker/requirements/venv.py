@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -138,6 +139,19 @@ class Setup:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Two at once would install over each other. The system lets go of it for whoever is killed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "setup.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another set-up of this checkout …", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _wait(child: subprocess.Popen[bytes]) -> int:
     """With a clock on a terminal: minutes without a word look like a hang."""
     began = time.monotonic()
@@ -176,7 +190,8 @@ def main() -> int:
     parser.add_argument("--python", default=sys.executable, help="the Python 3.11 to make it with")
     args = parser.parse_args()
     try:
-        Setup(Path(args.venv).absolute(), args.python).run()
+        with _alone(ROOT / ".vnpu"):
+            Setup(Path(args.venv).absolute(), args.python).run()
     except Failed as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import threading
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,22 @@ def test_torch_is_asked_for_where_its_cpu_build_is(tmp_path, capsys):
     setup._packages([FOLDER / "engine.txt"])
     assert "--extra-index-url" not in asked[0]
     assert asked[1][asked[1].index("--extra-index-url") + 1] == "https://download.pytorch.org/whl/cpu"
+
+
+def test_a_second_setup_of_the_same_checkout_waits(tmp_path, capfd):
+    module = script("venv")
+    order: list[str] = []
+
+    def second() -> None:
+        with module._alone(tmp_path):
+            order.append("second")
+
+    with module._alone(tmp_path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        while "waiting for another set-up" not in capfd.readouterr().out:
+            thread.join(0.01)
+            assert thread.is_alive()
+        order.append("first")
+    thread.join(60.0)
+    assert order == ["first", "second"]
