@@ -203,7 +203,7 @@ class World:
             made.unoffered.discard(at)
             if at in self.coming:
                 self._tell(f"offer {made.name[:4]} waits for memory")
-            self._released(at, self.sources[at].offer(made.name, made.prefill_blocks, self.now))
+            self.sources[at].offer(made.name, made.prefill_blocks, self.now)
             self._source_wake(at)
 
     def _source_wake(self, at: int) -> None:

@@ -234,6 +234,17 @@ async def test_what_is_offered_before_all_memory_is_back_is_pulled_then() -> Non
         assert decode.holds([DST], content)
 
 
+async def test_waking_what_is_awake_changes_nothing() -> None:
+    """Each step of an engine says so: connections that are known stay good."""
+    with engine(1) as each:
+        station = each.ranks[0].station
+        await quiet(each)
+        station.wake()
+        before = station.guard.generation
+        station.wake()
+        assert station.guard.generation == before
+
+
 async def test_a_pull_that_is_ordered_during_sleep_waits_for_the_cache() -> None:
     with engine(1) as prefill, engine(1) as decode:
         content = noise(1, 4)

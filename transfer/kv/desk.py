@@ -53,7 +53,9 @@ class Desk:
 
     def offer(self, request: str, blocks: Iterable[int]) -> None:
         """As `Source.offer`."""
-        self._do(lambda now: self._source.offer(request, blocks, now))
+        with self._moved:
+            self._source.offer(request, blocks, self._clock())
+            self._moved.notify_all()
 
     def freed(self, blocks: Iterable[int]) -> None:
         """As `Source.freed`; to be called before the blocks are written."""

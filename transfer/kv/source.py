@@ -95,7 +95,7 @@ class Source:
 
     # ---- from the engine
 
-    def offer(self, request: str, blocks: Iterable[int], now: float) -> list[Released]:
+    def offer(self, request: str, blocks: Iterable[int], now: float) -> None:
         """These blocks are whole; hold them. From `drain` to `resume` nobody hears of it: an engine computes before all
         of its memory is back.
 
@@ -108,7 +108,6 @@ class Source:
         generations = tuple(self._generations[block] for block in held)
         where = self._offers if self._until is None else self._later
         where[request] = _Offer(held, generations, now + self._terms.first_s)
-        return []
 
     def freed(self, blocks: Iterable[int]) -> None:
         """The engine gave these blocks to others although they were held, or discarded what is in them."""
